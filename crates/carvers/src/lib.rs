@@ -1,0 +1,3 @@
+//! Carvers.
+
+pub mod api;

@@ -1,0 +1,24 @@
+//! Layers: where the bytes of a capture come from, what container they lie in, and how addresses
+//! of one space become addresses of another.
+//!
+//! ```text
+//! source   bytes of a file or object, pinned to one version
+//! format   container headers -> runs (physical address, file extent)
+//! run      physical address <-> image offset <-> file offset
+//! chunk    aligned pieces of the file, and the windows of the image that lie in them
+//! hash     BLAKE3 of the whole file from the pieces
+//! ```
+
+pub mod address;
+pub mod chunk;
+pub mod format;
+pub mod hash;
+pub mod run;
+pub mod severity;
+pub mod source;
+
+pub use address::{Dtb, FileOffset, ImageOffset, PhysAddr, VirtAddr};
+pub use chunk::{Chunk, ChunkParams, ChunkWindow};
+pub use run::{Run, RunMap};
+pub use severity::Severity;
+pub use source::{ByteSource, SourceError, SourcePin};

@@ -1,0 +1,268 @@
+//! Runs: which physical addresses a capture holds, and where in the file their bytes lie.
+//!
+//! ```text
+//! physical   0x1000......0x9fc00     0x100000.........................0x10000000
+//! image      0...........0x9ec00     0x9ec00........................................
+//! file       [hdr][ run 0 ]          [hdr][ run 1 ]              (LiME; raw has no headers)
+//! ```
+//!
+//! The image is the runs laid end to end in physical order. A run of which the file lacks the end
+//! keeps its claimed length; the missing part has image offsets but no bytes.
+
+use crate::{FileOffset, ImageOffset, PhysAddr};
+use serde::{Deserialize, Serialize};
+use std::ops::Range;
+
+/// A range of physical addresses that the capture claims to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Run {
+    /// First physical address.
+    pub pa: u64,
+    /// Claimed bytes.
+    pub len: u64,
+    /// Where the first byte lies in the file.
+    pub file: u64,
+    /// Bytes that the file really has, at most `len`.
+    pub stored: u64,
+}
+
+/// Why a set of runs can't be laid out.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// The end of a run, or the sum of all, leaves the 64-bit space.
+    #[error("run at physical {pa:#x} with {len:#x} bytes leaves the 64-bit address space")]
+    Overflow {
+        /// Its physical address.
+        pa: u64,
+        /// Its claimed length.
+        len: u64,
+    },
+    /// Two runs claim the same physical address.
+    #[error("runs at physical {first:#x} and {second:#x} overlap")]
+    Overlap {
+        /// Start of the lower run.
+        first: u64,
+        /// Start of the upper run.
+        second: u64,
+    },
+}
+
+/// The runs of one capture, in physical order, with the image offset of each.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunMap {
+    runs: Vec<Run>,
+    /// Image offset of each run's first byte.
+    starts: Vec<u64>,
+    len: u64,
+}
+
+/// A contiguous piece of the image with the place of its bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// First image offset.
+    pub image: u64,
+    /// Where it lies in the file.
+    pub file: u64,
+    /// Bytes.
+    pub len: u64,
+}
+
+impl RunMap {
+    /// Sorts the runs by physical address and lays them end to end. Empty runs are dropped.
+    pub fn new(mut runs: Vec<Run>) -> Result<Self, RunError> {
+        runs.retain(|r| r.len > 0);
+        runs.sort_by_key(|r| r.pa);
+        let mut starts = Vec::with_capacity(runs.len());
+        let mut len = 0u64;
+        for (i, r) in runs.iter_mut().enumerate() {
+            let overflow = RunError::Overflow { pa: r.pa, len: r.len };
+            r.stored = r.stored.min(r.len);
+            if r.pa.checked_add(r.len).is_none() || r.file.checked_add(r.len).is_none() {
+                return Err(overflow);
+            }
+            starts.push(len);
+            len = len.checked_add(r.len).ok_or(overflow)?;
+            debug_assert_eq!(starts.len(), i + 1);
+        }
+        for pair in runs.windows(2) {
+            if pair[0].pa + pair[0].len > pair[1].pa {
+                return Err(RunError::Overlap { first: pair[0].pa, second: pair[1].pa });
+            }
+        }
+        Ok(Self { runs, starts, len })
+    }
+
+    /// One run from physical 0: a raw image of `len` bytes.
+    pub fn raw(len: u64) -> Self {
+        Self { runs: vec![Run { pa: 0, len, file: 0, stored: len }], starts: vec![0], len }
+    }
+
+    /// The runs in physical order.
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
+    /// Claimed bytes of the image, missing ones included.
+    pub fn image_len(&self) -> u64 {
+        self.len
+    }
+
+    /// Image ranges that the header claims and the file lacks.
+    pub fn missing(&self) -> Vec<Range<u64>> {
+        self.runs
+            .iter()
+            .zip(&self.starts)
+            .filter(|(r, _)| r.stored < r.len)
+            .map(|(r, s)| s + r.stored..s + r.len)
+            .collect()
+    }
+
+    fn run_at(&self, image: u64) -> Option<(usize, u64)> {
+        if image >= self.len {
+            return None;
+        }
+        let i = self.starts.partition_point(|s| *s <= image).checked_sub(1)?;
+        Some((i, image - self.starts[i]))
+    }
+
+    /// Physical address of an image offset.
+    pub fn to_phys(&self, image: ImageOffset) -> Option<PhysAddr> {
+        let (i, off) = self.run_at(image.0)?;
+        Some(PhysAddr(self.runs[i].pa + off))
+    }
+
+    /// Place in the file of an image offset; `None` where nothing is stored.
+    pub fn to_file(&self, image: ImageOffset) -> Option<FileOffset> {
+        let (i, off) = self.run_at(image.0)?;
+        (off < self.runs[i].stored).then(|| FileOffset(self.runs[i].file + off))
+    }
+
+    /// Image offset of a physical address; `None` in holes.
+    pub fn from_phys(&self, pa: PhysAddr) -> Option<ImageOffset> {
+        let i = self.runs.partition_point(|r| r.pa <= pa.0).checked_sub(1)?;
+        let off = pa.0 - self.runs[i].pa;
+        (off < self.runs[i].len).then(|| ImageOffset(self.starts[i] + off))
+    }
+
+    /// Where each byte of an image range is stored, in image order; missing bytes are left out.
+    pub fn pieces(&self, image: Range<u64>) -> Vec<Piece> {
+        let mut out: Vec<Piece> = Vec::new();
+        let mut at = image.start;
+        let end = image.end.min(self.len);
+        while at < end {
+            let Some((i, off)) = self.run_at(at) else { break };
+            let r = &self.runs[i];
+            let run_end = self.starts[i] + r.len;
+            if off < r.stored {
+                let len = (end - at).min(r.stored - off);
+                let (file, image) = (r.file + off, at);
+                match out.last_mut() {
+                    Some(p) if p.image + p.len == image && p.file + p.len == file => p.len += len,
+                    _ => out.push(Piece { image, file, len }),
+                }
+            }
+            at = run_end;
+        }
+        out
+    }
+
+    /// The image range of stored, physically contiguous bytes around `image`: runs that touch in
+    /// physical addresses count as one. `None` where nothing is stored.
+    pub fn stretch(&self, image: ImageOffset) -> Option<Range<u64>> {
+        let (i, off) = self.run_at(image.0)?;
+        if off >= self.runs[i].stored {
+            return None;
+        }
+        let touches = |a: &Run, b: &Run| a.stored == a.len && a.pa + a.len == b.pa;
+        let mut first = i;
+        while first > 0 && touches(&self.runs[first - 1], &self.runs[first]) {
+            first -= 1;
+        }
+        let mut last = i;
+        while last + 1 < self.runs.len() && touches(&self.runs[last], &self.runs[last + 1]) {
+            last += 1;
+        }
+        Some(self.starts[first]..self.starts[last] + self.runs[last].stored)
+    }
+
+    /// Image ranges whose bytes are stored in a range of the file, in image order, each
+    /// physically contiguous.
+    pub fn stored_in(&self, file: Range<u64>) -> Vec<Range<u64>> {
+        let mut out: Vec<(Range<u64>, u64)> = Vec::new();
+        for (r, s) in self.runs.iter().zip(&self.starts) {
+            let a = r.file.max(file.start);
+            let b = (r.file + r.stored).min(file.end);
+            if a >= b {
+                continue;
+            }
+            let image = s + (a - r.file)..s + (b - r.file);
+            let pa = r.pa + (a - r.file);
+            match out.last_mut() {
+                Some((last, pa_end)) if last.end == image.start && *pa_end == pa => {
+                    *pa_end = pa + (image.end - image.start);
+                    last.end = image.end;
+                }
+                _ => {
+                    let pa_end = pa + (image.end - image.start);
+                    out.push((image, pa_end));
+                }
+            }
+        }
+        out.into_iter().map(|(r, _)| r).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn two() -> RunMap {
+        // LiME-like: headers of 32 bytes, a hole between the runs, the second cut short
+        RunMap::new(vec![
+            Run { pa: 0x10000, len: 0x3000, file: 0x1040, stored: 0x2000 },
+            Run { pa: 0, len: 0x1000, file: 0x20, stored: 0x1000 },
+        ])
+        .expect("valid")
+    }
+
+    #[test]
+    fn lays_runs_end_to_end_in_physical_order() {
+        let m = two();
+        assert_eq!(m.image_len(), 0x4000);
+        assert_eq!(m.to_phys(ImageOffset(0xfff)), Some(PhysAddr(0xfff)));
+        assert_eq!(m.to_phys(ImageOffset(0x1000)), Some(PhysAddr(0x10000)));
+        assert_eq!(m.to_file(ImageOffset(0x1001)), Some(FileOffset(0x1041)));
+        assert_eq!(m.to_file(ImageOffset(0x3000)), None, "missing");
+        assert_eq!(m.from_phys(PhysAddr(0x2000)), None, "hole");
+        assert_eq!(m.from_phys(PhysAddr(0x10010)), Some(ImageOffset(0x1010)));
+        assert_eq!(m.missing(), vec![0x3000..0x4000]);
+        assert_eq!(m.to_phys(ImageOffset(0x4000)), None);
+    }
+
+    #[test]
+    fn stretches_stop_at_holes_and_at_missing_bytes() {
+        let m = two();
+        assert_eq!(m.stretch(ImageOffset(5)), Some(0..0x1000));
+        assert_eq!(m.stretch(ImageOffset(0x1000)), Some(0x1000..0x3000));
+        assert_eq!(m.stretch(ImageOffset(0x3500)), None);
+        let touching = RunMap::new(vec![
+            Run { pa: 0, len: 0x1000, file: 0x20, stored: 0x1000 },
+            Run { pa: 0x1000, len: 0x1000, file: 0x1040, stored: 0x1000 },
+        ])
+        .expect("valid");
+        assert_eq!(touching.stretch(ImageOffset(0x1800)), Some(0..0x2000));
+        assert_eq!(touching.stored_in(0..0x2040), vec![0..0x2000]);
+        assert_eq!(touching.pieces(0xf00..0x1100).len(), 2);
+    }
+
+    #[test]
+    fn refuses_overlap_and_overflow() {
+        let r = |pa, len| Run { pa, len, file: 0, stored: 0 };
+        assert!(matches!(
+            RunMap::new(vec![r(0, 0x2000), r(0x1000, 1)]),
+            Err(RunError::Overlap { .. })
+        ));
+        assert!(matches!(RunMap::new(vec![r(u64::MAX, 2)]), Err(RunError::Overflow { .. })));
+    }
+}

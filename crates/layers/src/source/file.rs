@@ -1,0 +1,167 @@
+//! A file on this machine, read with `pread`: a failing disk is an error, never a signal.
+
+use super::{ByteSource, SourceError, SourcePin, in_bounds};
+use crate::FileOffset;
+use async_trait::async_trait;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+
+/// An open file, pinned by device, inode, size and modification time.
+#[derive(Debug)]
+pub struct FileSource {
+    file: File,
+    pin: SourcePin,
+}
+
+fn pin_of(path: &str, m: &Metadata) -> SourcePin {
+    SourcePin::File {
+        path: path.to_owned(),
+        device: m.dev(),
+        inode: m.ino(),
+        size: m.len(),
+        mtime_ns: m.mtime().saturating_mul(1_000_000_000).saturating_add(m.mtime_nsec()),
+    }
+}
+
+fn open_error(path: &Path, e: &io::Error) -> SourceError {
+    let what = path.display().to_string();
+    match e.kind() {
+        io::ErrorKind::NotFound => SourceError::NotFound { what, detail: "no such file".into() },
+        io::ErrorKind::PermissionDenied => SourceError::Denied {
+            what,
+            detail: "permission denied; read it as its owner or change its mode".into(),
+        },
+        _ => SourceError::Medium { what, offset: 0, len: 0, detail: e.to_string() },
+    }
+}
+
+impl FileSource {
+    /// Opens and pins a file. An empty file or a folder is an error.
+    pub fn open(path: &Path) -> Result<Self, SourceError> {
+        let path = &path.canonicalize().map_err(|e| open_error(path, &e))?;
+        let file = File::open(path).map_err(|e| open_error(path, &e))?;
+        let meta = file.metadata().map_err(|e| open_error(path, &e))?;
+        let what = path.display().to_string();
+        if !meta.is_file() {
+            let detail = "it is no regular file; name a file, or a folder of captures".into();
+            return Err(SourceError::Denied { what, detail });
+        }
+        if meta.len() == 0 {
+            return Err(SourceError::Empty { what });
+        }
+        let pin = pin_of(&what, &meta);
+        Ok(Self { file, pin })
+    }
+
+    /// Opens a file again that was pinned before; fails when it is no longer that version.
+    pub fn open_pinned(pin: &SourcePin) -> Result<Self, SourceError> {
+        let SourcePin::File { path, .. } = pin else {
+            let detail = "the evidence is not a file".into();
+            return Err(SourceError::NotFound { what: pin.to_string(), detail });
+        };
+        let s = Self::open(Path::new(path))?;
+        if let Some(detail) = difference(pin, &s.pin) {
+            return Err(SourceError::Changed { what: path.clone(), detail });
+        }
+        Ok(s)
+    }
+}
+
+fn difference(pinned: &SourcePin, now: &SourcePin) -> Option<String> {
+    match (pinned, now) {
+        (
+            SourcePin::File { device, inode, size, mtime_ns, .. },
+            SourcePin::File { device: d, inode: i, size: s, mtime_ns: m, .. },
+        ) => {
+            if (device, inode) != (d, i) {
+                Some("another file has taken its name".into())
+            } else if size != s {
+                Some(format!("it had {size} bytes when the job began and has {s} now"))
+            } else if mtime_ns != m {
+                Some("it was written to since the job began".into())
+            } else {
+                None
+            }
+        }
+        _ => Some("it is not a file".into()),
+    }
+}
+
+#[async_trait]
+impl ByteSource for FileSource {
+    fn pin(&self) -> &SourcePin {
+        &self.pin
+    }
+
+    async fn read_at(&self, offset: FileOffset, buf: &mut [u8]) -> Result<(), SourceError> {
+        in_bounds(&self.pin, offset.0, buf.len())?;
+        self.file.read_exact_at(buf, offset.0).map_err(|e| {
+            let what = self.pin.to_string();
+            if e.kind() == io::ErrorKind::UnexpectedEof {
+                SourceError::Changed { what, detail: "it was cut short during the scan".into() }
+            } else {
+                SourceError::Medium {
+                    what,
+                    offset: offset.0,
+                    len: buf.len() as u64,
+                    detail: e.to_string(),
+                }
+            }
+        })
+    }
+
+    async fn check_pin(&self) -> Result<(), SourceError> {
+        let SourcePin::File { path, .. } = &self.pin else { return Ok(()) };
+        let meta = std::fs::metadata(path).map_err(|e| SourceError::Changed {
+            what: path.clone(),
+            detail: format!("it can no longer be looked at: {e}"),
+        })?;
+        match difference(&self.pin, &pin_of(path, &meta)) {
+            Some(detail) => Err(SourceError::Changed { what: path.clone(), detail }),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[tokio::test]
+    async fn notices_growth_and_truncation() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("a.mem");
+        std::fs::write(&path, vec![7u8; 10_000]).expect("write");
+        let s = FileSource::open(&path).expect("open");
+        let mut b = [0; 16];
+        s.read_at(FileOffset(9_984), &mut b).await.expect("read");
+        assert_eq!(b, [7; 16]);
+        assert!(matches!(
+            s.read_at(FileOffset(9_985), &mut b).await,
+            Err(SourceError::PastEnd { .. })
+        ));
+        s.check_pin().await.expect("unchanged");
+        let mut f = std::fs::OpenOptions::new().append(true).open(&path).expect("open");
+        f.write_all(b"more").expect("append");
+        assert!(matches!(s.check_pin().await, Err(SourceError::Changed { .. })));
+        f.set_len(5_000).expect("truncate");
+        assert!(matches!(
+            s.read_at(FileOffset(9_000), &mut b).await,
+            Err(SourceError::Changed { .. })
+        ));
+    }
+
+    #[test]
+    fn says_what_is_wrong_with_a_name() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let e = FileSource::open(&dir.path().join("none")).expect_err("missing");
+        assert!(matches!(e, SourceError::NotFound { .. }), "{e}");
+        let empty = dir.path().join("empty");
+        std::fs::write(&empty, b"").expect("write");
+        assert!(matches!(FileSource::open(&empty), Err(SourceError::Empty { .. })));
+        assert!(matches!(FileSource::open(dir.path()), Err(SourceError::Denied { .. })));
+    }
+}

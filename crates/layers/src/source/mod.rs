@@ -1,0 +1,230 @@
+//! Sources: where the bytes of a capture live, pinned to one version.
+//!
+//! A source answers for exactly one version of the evidence. What changes underneath is an error
+//! ([`SourceError::Changed`]), never a mix of two versions.
+
+mod fault;
+mod file;
+mod ram;
+pub mod s3;
+
+pub use fault::{Fault, FaultSource};
+pub use file::FileSource;
+pub use ram::RamSource;
+pub use s3::{S3Client, S3Config, S3Source};
+
+use crate::FileOffset;
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// Which version of which file or object the evidence is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
+pub enum SourcePin {
+    /// A file on this machine.
+    File {
+        /// Absolute path.
+        path: String,
+        /// Device number.
+        device: u64,
+        /// Inode number.
+        inode: u64,
+        /// Bytes.
+        size: u64,
+        /// Modification time, nanoseconds since 1970.
+        mtime_ns: i64,
+    },
+    /// An object in S3.
+    S3 {
+        /// Bucket.
+        bucket: String,
+        /// Key.
+        key: String,
+        /// Version, where the bucket keeps versions.
+        version_id: Option<String>,
+        /// Entity tag, quotes included.
+        etag: String,
+        /// Bytes.
+        size: u64,
+        /// Last modification, nanoseconds since 1970.
+        mtime_ns: i64,
+        /// The provider's SHA-256 of the full object, lower-case hex, where it keeps one.
+        sha256: Option<String>,
+    },
+    /// Bytes in memory (tests).
+    Ram {
+        /// A name for messages.
+        name: String,
+        /// Bytes.
+        size: u64,
+    },
+}
+
+impl SourcePin {
+    /// Bytes of the file or object.
+    pub fn size(&self) -> u64 {
+        match self {
+            Self::File { size, .. } | Self::S3 { size, .. } | Self::Ram { size, .. } => *size,
+        }
+    }
+
+    /// Last modification, nanoseconds since 1970, where the source tells.
+    pub fn mtime_ns(&self) -> Option<i64> {
+        match self {
+            Self::File { mtime_ns, .. } | Self::S3 { mtime_ns, .. } => Some(*mtime_ns),
+            Self::Ram { .. } => None,
+        }
+    }
+
+    /// The last part of the path or key.
+    pub fn name(&self) -> &str {
+        let whole = match self {
+            Self::File { path, .. } => path,
+            Self::S3 { key, .. } => key,
+            Self::Ram { name, .. } => name,
+        };
+        whole.rsplit('/').find(|p| !p.is_empty()).unwrap_or(whole)
+    }
+}
+
+impl fmt::Display for SourcePin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { path, .. } => f.write_str(path),
+            Self::S3 { bucket, key, .. } => write!(f, "s3://{bucket}/{key}"),
+            Self::Ram { name, .. } => write!(f, "ram:{name}"),
+        }
+    }
+}
+
+/// Why bytes could not be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// No such file, bucket, object or version.
+    #[error("{what} does not exist: {detail}")]
+    NotFound {
+        /// The file or object.
+        what: String,
+        /// What exactly is not there.
+        detail: String,
+    },
+    /// Not allowed, or the credentials are wrong.
+    #[error("{what} may not be read: {detail}")]
+    Denied {
+        /// The file or object.
+        what: String,
+        /// What the system or provider said.
+        detail: String,
+    },
+    /// There are no bytes in it.
+    #[error("{what} is empty: there is nothing to scan")]
+    Empty {
+        /// The file or object.
+        what: String,
+    },
+    /// The evidence is no longer the pinned version.
+    #[error("evidence changed: {what}: {detail}; scan a copy that nobody writes to")]
+    Changed {
+        /// The file or object.
+        what: String,
+        /// What differs.
+        detail: String,
+    },
+    /// A read past the end.
+    #[error("{what}: {len} bytes at offset {offset:#x} lie past its end ({size} bytes)")]
+    PastEnd {
+        /// The file or object.
+        what: String,
+        /// Start of the read.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// Bytes there are.
+        size: u64,
+    },
+    /// The medium failed at this place: another try elsewhere would fail the same way.
+    #[error("{what}: reading {len} bytes at offset {offset:#x} failed: {detail}")]
+    Medium {
+        /// The file or object.
+        what: String,
+        /// Start of the read.
+        offset: u64,
+        /// Bytes asked for.
+        len: u64,
+        /// What the system said.
+        detail: String,
+    },
+    /// The service can't be reached or is overloaded, after retries.
+    #[error("{what} can't be reached: {detail}")]
+    Unavailable {
+        /// The file, object or service.
+        what: String,
+        /// What happened last.
+        detail: String,
+    },
+}
+
+impl SourceError {
+    /// Whether the evidence itself is at fault (and not the way to it): another try is no use.
+    pub fn is_content(&self) -> bool {
+        matches!(self, Self::Medium { .. } | Self::PastEnd { .. })
+    }
+
+    /// Whether the job can't go on: the evidence is gone, changed or forbidden.
+    pub fn is_fatal(&self) -> bool {
+        matches!(
+            self,
+            Self::NotFound { .. } | Self::Denied { .. } | Self::Empty { .. } | Self::Changed { .. }
+        )
+    }
+}
+
+/// Something with bytes at offsets, pinned to one version.
+#[async_trait]
+pub trait ByteSource: Send + Sync + fmt::Debug {
+    /// Which version this source answers for.
+    fn pin(&self) -> &SourcePin;
+
+    /// Fills `buf` with the bytes from `offset`, all of them or none.
+    ///
+    /// A file source blocks the calling thread for as long as the disk takes: call it where that
+    /// is allowed.
+    async fn read_at(&self, offset: FileOffset, buf: &mut [u8]) -> Result<(), SourceError>;
+
+    /// Fails with [`SourceError::Changed`] when the evidence is no longer the pinned version.
+    async fn check_pin(&self) -> Result<(), SourceError>;
+
+    /// Bytes of the file or object.
+    fn len(&self) -> u64 {
+        self.pin().size()
+    }
+
+    /// Whether there are no bytes at all.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The bytes from `offset`, `len` of them.
+    async fn read_vec(&self, offset: FileOffset, len: usize) -> Result<Vec<u8>, SourceError> {
+        let mut buf = vec![0; len];
+        self.read_at(offset, &mut buf).await?;
+        Ok(buf)
+    }
+
+    /// At most `len` bytes from the start: what a probe looks at.
+    async fn head(&self, len: usize) -> Result<Vec<u8>, SourceError> {
+        let n = usize::try_from(self.len()).unwrap_or(usize::MAX).min(len);
+        self.read_vec(FileOffset(0), n).await
+    }
+}
+
+/// Fails when a read would leave a source of `size` bytes.
+pub(crate) fn in_bounds(pin: &SourcePin, offset: u64, len: usize) -> Result<(), SourceError> {
+    let size = pin.size();
+    match offset.checked_add(len as u64) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(SourceError::PastEnd { what: pin.to_string(), offset, len: len as u64, size }),
+    }
+}

@@ -1,0 +1,143 @@
+//! Objects: named, immutable byte strings in a folder or a bucket, and the few that change under
+//! a condition.
+//!
+//! The store is the truth of every job. Two conditional writes carry that: create-if-absent (a
+//! commit record exists once) and replace-if-unchanged (a lease has one holder). A store without
+//! them is refused when a service starts ([`check_conditions`]).
+
+mod local;
+mod s3;
+mod shim;
+
+pub use local::LocalObjects;
+pub use s3::S3Objects;
+pub use shim::ReadShim;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// Why an object could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ObjectError {
+    /// No such object.
+    #[error("{what} does not exist")]
+    NotFound {
+        /// The object.
+        what: String,
+    },
+    /// It exists already, or is not the version that the write expected.
+    #[error("{what} was written by someone else")]
+    Conflict {
+        /// The object.
+        what: String,
+    },
+    /// Not allowed.
+    #[error("{what}: access refused: {detail}")]
+    Denied {
+        /// The object.
+        what: String,
+        /// What the store said.
+        detail: String,
+    },
+    /// The store can't be reached, or failed.
+    #[error("{what}: {detail}")]
+    Failed {
+        /// The object.
+        what: String,
+        /// What happened.
+        detail: String,
+    },
+}
+
+impl ObjectError {
+    /// Whether the object is simply not there.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::NotFound { .. })
+    }
+
+    /// Whether a conditional write lost.
+    pub fn is_conflict(&self) -> bool {
+        matches!(self, Self::Conflict { .. })
+    }
+}
+
+/// What a listing tells of an object.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObjectMeta {
+    /// Its key.
+    pub key: String,
+    /// Bytes.
+    pub size: u64,
+    /// Tag of this version.
+    pub etag: String,
+    /// Last modification, nanoseconds since 1970.
+    pub modified_ns: i64,
+}
+
+/// A folder or bucket prefix that holds objects. Keys are relative, with `/`.
+#[async_trait]
+pub trait Objects: Send + Sync + fmt::Debug {
+    /// Writes an object whole and durably, whatever was there; returns its tag.
+    async fn put(&self, key: &str, data: Bytes) -> Result<String, ObjectError>;
+
+    /// Creates an object; [`ObjectError::Conflict`] when it exists.
+    async fn put_new(&self, key: &str, data: Bytes) -> Result<String, ObjectError>;
+
+    /// Replaces the version `etag` of an object; [`ObjectError::Conflict`] when it is another.
+    async fn put_over(&self, key: &str, data: Bytes, etag: &str) -> Result<String, ObjectError>;
+
+    /// Uploads a file, which may be large.
+    async fn put_file(&self, key: &str, path: &Path) -> Result<(), ObjectError>;
+
+    /// An object's bytes and tag.
+    async fn get(&self, key: &str) -> Result<(Bytes, String), ObjectError>;
+
+    /// Part of an object.
+    async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, ObjectError>;
+
+    /// What there is to know of an object.
+    async fn head(&self, key: &str) -> Result<ObjectMeta, ObjectError>;
+
+    /// All objects whose key begins with `prefix`, by key.
+    async fn list(&self, prefix: &str) -> Result<Vec<ObjectMeta>, ObjectError>;
+
+    /// The names one level below `prefix` (which ends in `/`) that have something below them.
+    async fn list_folders(&self, prefix: &str) -> Result<Vec<String>, ObjectError>;
+
+    /// Removes an object; it is no error if there is none.
+    async fn delete(&self, key: &str) -> Result<(), ObjectError>;
+
+    /// The whole name of an object, for people.
+    fn url(&self, key: &str) -> String;
+
+    /// Where an object lies on this machine's file system, if it does.
+    fn path(&self, key: &str) -> Option<PathBuf>;
+}
+
+/// Tries both conditional writes and fails with a clear sentence where the store ignores them.
+pub async fn check_conditions(objects: &dyn Objects) -> Result<(), ObjectError> {
+    let key = format!("probe/{}", uuid::Uuid::now_v7());
+    let ignored = |which: &str| ObjectError::Failed {
+        what: objects.url(&key),
+        detail: format!(
+            "this store ignores {which}, without which results can't be kept consistent; \
+             use one with conditional writes"
+        ),
+    };
+    let etag = objects.put_new(&key, Bytes::from_static(b"1")).await?;
+    let again = objects.put_new(&key, Bytes::from_static(b"2")).await;
+    let over = objects.put_over(&key, Bytes::from_static(b"3"), "\"none\"").await;
+    let right = objects.put_over(&key, Bytes::from_static(b"4"), &etag).await;
+    objects.delete(&key).await?;
+    match (again, over) {
+        (Err(e), _) | (_, Err(e)) if !e.is_conflict() => return Err(e),
+        (Ok(_), _) => return Err(ignored("If-None-Match")),
+        (_, Ok(_)) => return Err(ignored("If-Match on writes")),
+        _ => {}
+    }
+    right.map(|_| ())
+}

@@ -1,0 +1,148 @@
+//! Names of tasks: what a task is, from its name alone.
+//!
+//! ```text
+//! chunk-12       chunk 12 of the plan
+//! chunk-12.01    its first half's second half, after it took workers down twice
+//! verdict-3      group 3 of the verdict plan
+//! view-system    one view
+//! ```
+
+use std::fmt;
+use std::ops::Range;
+use std::str::FromStr;
+
+/// A parsed task name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TaskId {
+    /// A chunk, or a part of one: each `false` takes the lower half, each `true` the upper.
+    Chunk {
+        /// Number of the chunk.
+        index: u64,
+        /// Which half of which half.
+        part: Vec<bool>,
+    },
+    /// A group of rules.
+    Verdict(u32),
+    /// A view.
+    View(String),
+}
+
+/// A name that is none of a task.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TaskIdError(pub String);
+
+impl fmt::Display for TaskIdError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} is no task name", self.0)
+    }
+}
+
+impl std::error::Error for TaskIdError {}
+
+impl TaskId {
+    /// A whole chunk.
+    pub fn chunk(index: u64) -> Self {
+        Self::Chunk { index, part: Vec::new() }
+    }
+
+    /// The two halves of a chunk task; `None` for other tasks.
+    pub fn halves(&self) -> Option<[Self; 2]> {
+        let Self::Chunk { index, part } = self else { return None };
+        let half = |upper| {
+            let mut part = part.clone();
+            part.push(upper);
+            Self::Chunk { index: *index, part }
+        };
+        Some([half(false), half(true)])
+    }
+
+    /// The task that this is a half of.
+    pub fn parent(&self) -> Option<Self> {
+        match self {
+            Self::Chunk { index, part } if !part.is_empty() => {
+                Some(Self::Chunk { index: *index, part: part[..part.len() - 1].to_vec() })
+            }
+            _ => None,
+        }
+    }
+
+    /// The range of the file that this part of a chunk covers, given the chunk's own. Cuts lie on
+    /// page boundaries of the file.
+    pub fn narrow(&self, chunk: Range<u64>) -> Range<u64> {
+        let mut r = chunk;
+        if let Self::Chunk { part, .. } = self {
+            for upper in part {
+                let mid = (r.start + (r.end - r.start) / 2).next_multiple_of(4096).min(r.end);
+                r = if *upper { mid..r.end } else { r.start..mid };
+            }
+        }
+        r
+    }
+}
+
+impl fmt::Display for TaskId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Chunk { index, part } => {
+                write!(f, "chunk-{index}")?;
+                if !part.is_empty() {
+                    f.write_str(".")?;
+                }
+                part.iter().try_for_each(|p| f.write_str(if *p { "1" } else { "0" }))
+            }
+            Self::Verdict(g) => write!(f, "verdict-{g}"),
+            Self::View(v) => write!(f, "view-{v}"),
+        }
+    }
+}
+
+impl FromStr for TaskId {
+    type Err = TaskIdError;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let bad = || TaskIdError(s.to_owned());
+        let (kind, rest) = s.split_once('-').ok_or_else(bad)?;
+        match kind {
+            "chunk" => {
+                let (index, part) = rest.split_once('.').unwrap_or((rest, ""));
+                let part = part
+                    .bytes()
+                    .map(|b| match b {
+                        b'0' => Ok(false),
+                        b'1' => Ok(true),
+                        _ => Err(bad()),
+                    })
+                    .collect::<Result<_, _>>()?;
+                Ok(Self::Chunk { index: index.parse().map_err(|_| bad())?, part })
+            }
+            "verdict" => Ok(Self::Verdict(rest.parse().map_err(|_| bad())?)),
+            "view" if !rest.is_empty() => Ok(Self::View(rest.to_owned())),
+            _ => Err(bad()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_round_trip() {
+        for n in ["chunk-12", "chunk-12.01", "verdict-3", "view-system"] {
+            assert_eq!(n.parse::<TaskId>().expect(n).to_string(), n);
+        }
+        for n in ["chunk", "chunk-x", "chunk-1.2", "view-", "", "verdict--1"] {
+            assert!(n.parse::<TaskId>().is_err(), "{n}");
+        }
+    }
+
+    #[test]
+    fn halves_partition_their_parent() {
+        let whole = TaskId::chunk(1);
+        let [a, b] = whole.halves().expect("chunk");
+        let r = 0x10_0000..0x20_0000;
+        assert_eq!(a.narrow(r.clone()).end, b.narrow(r.clone()).start);
+        assert_eq!((a.narrow(r.clone()).start, b.narrow(r.clone()).end), (r.start, r.end));
+        assert_eq!(b.parent(), Some(whole));
+    }
+}
