@@ -1,9 +1,7 @@
 //! Generates the messages and services with a Rust protobuf compiler: no protoc is needed.
 
-const ENUMS: &[&str] = &["Task.work"];
 const STORED: &[&str] = &[
     "Task",
-    "Task.work",
     "ChunkWork",
     "VerdictWork",
     "ViewWork",
@@ -30,9 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     for m in STORED {
         let path = format!(".ramsift.v1.{m}");
         config = config.type_attribute(&path, "#[derive(serde::Serialize, serde::Deserialize)]");
-        if !ENUMS.contains(m) {
-            config = config.message_attribute(&path, "#[serde(default)]");
-        }
+        config = config.message_attribute(&path, "#[serde(default)]");
     }
     config.compile_fds(set)?;
     Ok(())

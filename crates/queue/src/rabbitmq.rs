@@ -233,7 +233,7 @@ struct RabbitConsumer {
 impl Consumer for RabbitConsumer {
     async fn next(&mut self) -> Result<Delivery, QueueError> {
         let gone = |detail: String| QueueError::Unavailable { at: self.config.place(), detail };
-        let d = match self.inner.next().await {
+        let mut d = match self.inner.next().await {
             None => return Err(gone("the subscription was closed".into())),
             Some(Err(e)) => return Err(gone(format!("the subscription broke: {e}"))),
             Some(Ok(d)) => d,
@@ -252,8 +252,8 @@ impl Consumer for RabbitConsumer {
                 _ => {}
             }
         }
-        let message = Message { body: Bytes::from(d.data.clone()), headers };
-        let answer = RabbitAnswer { config: self.config.clone(), acker: Some(d.acker) };
+        let message = Message { body: Bytes::from(std::mem::take(&mut d.data)), headers };
+        let answer = RabbitAnswer { config: self.config.clone(), delivery: Some(d) };
         Ok(Delivery { message, redelivered, answer: Box::new(answer) })
     }
 }
@@ -275,13 +275,13 @@ fn count(v: &AMQPValue) -> Option<u32> {
 #[derive(Debug)]
 struct RabbitAnswer {
     config: RabbitConfig,
-    acker: Option<lapin::acker::Acker>,
+    delivery: Option<lapin::message::Delivery>,
 }
 
 #[async_trait]
 impl Answer for RabbitAnswer {
     async fn answer(&mut self, how: How) -> Result<(), QueueError> {
-        let Some(acker) = self.acker.take() else { return Ok(()) };
+        let Some(acker) = self.delivery.take() else { return Ok(()) };
         let c = &self.config;
         let done = match how {
             How::Ack => bounded(c, "ack", acker.ack(BasicAckOptions::default())).await,

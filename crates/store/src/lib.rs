@@ -1,1 +1,30 @@
-//! .
+//! The result store: objects, tables, ledger, and the records that tie them together.
+//!
+//! ```text
+//! jobs/<job>/spec.json                   what the user asked for
+//! jobs/<job>/plan.json                   evidence pin, layout, chunk parameters: immutable
+//! jobs/<job>/verdicts.json               groups of rules to decide, once all chunks are settled
+//! jobs/<job>/splits/<task>.json          a task that was cut in two
+//! jobs/<job>/state.json                  where the job stands, under the coordinator's epoch
+//! jobs/<job>/segments/<commit>/<table>.parquet
+//! jobs/<job>/packs/<attempt>-<n>.pack    small artifacts, end to end
+//! jobs/<job>/commits/<commit>.json       makes the attempts in it exist
+//! jobs/<job>/frozen.json                 the commits that count, fixed when the job is sealed
+//! jobs/<job>/tables/<table>.parquet      sorted results
+//! jobs/<job>/manifest.json               hashes of evidence and results, versions, who and when
+//! artifacts/<sha256>                     large artifacts
+//! rules/<digest>.rules                   compiled rule sets
+//! leases/coordinator.json                who is the active coordinator
+//! ```
+
+pub mod job;
+pub mod ledger;
+pub mod objects;
+pub mod query;
+pub mod report;
+pub mod tables;
+
+pub use job::{Coverage, Frozen, Keys, Manifest, Plan, StoreError, VerdictPlan};
+pub use ledger::{Ledger, MemoryLedger, RedisLedger};
+pub use report::{Ack, RemoteReporter, Report, ReportError, Reporter};
+pub use objects::{LocalObjects, ObjectError, Objects, S3Objects};

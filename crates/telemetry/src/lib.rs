@@ -1,1 +1,134 @@
-//! .
+//! Tracing, metrics and their export over OTLP.
+//!
+//! Off by default. The standard variables turn it on: `OTEL_EXPORTER_OTLP_ENDPOINT` (or the
+//! per-signal ones), `OTEL_SERVICE_NAME`, `OTEL_RESOURCE_ATTRIBUTES`, `OTEL_TRACES_SAMPLER`;
+//! `OTEL_SDK_DISABLED=true` turns it off. Logs go to standard error, filtered by `RAMSIFT_LOG`.
+
+mod context;
+mod http;
+
+pub use context::{Carrier, current, link, set_parent};
+pub use http::{Readiness, serve};
+pub use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter};
+pub use opentelemetry::{KeyValue, global};
+
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::{MetricExporter, SpanExporter};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
+
+/// Why telemetry could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("telemetry can't be set up: {0}; check the OTEL_* variables")]
+pub struct TelemetryError(String);
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Exports what is left when it is shut down.
+#[derive(Debug, Default)]
+pub struct Telemetry {
+    traces: Option<SdkTracerProvider>,
+    metrics: Option<SdkMeterProvider>,
+}
+
+fn wanted(get: &dyn Fn(&str) -> Option<String>, signal: &str) -> bool {
+    let set = |k: &str| get(k).is_some_and(|v| !v.is_empty());
+    let off = get("OTEL_SDK_DISABLED").is_some_and(|v| v.eq_ignore_ascii_case("true"))
+        || get(&format!("OTEL_{signal}_EXPORTER")).is_some_and(|v| v == "none");
+    !off && (set("OTEL_EXPORTER_OTLP_ENDPOINT")
+        || set(&format!("OTEL_EXPORTER_OTLP_{signal}_ENDPOINT")))
+}
+
+/// Sets up logs, and traces and metrics where the environment asks for them. Must run inside the
+/// async runtime. `quiet` keeps log lines below `warn` off the terminal.
+pub fn init(service: &str, format: LogFormat, quiet: bool) -> Result<Telemetry, TelemetryError> {
+    let get = |k: &str| std::env::var(k).ok();
+    let fail = |e: &dyn std::fmt::Display| TelemetryError(e.to_string());
+    let mut out = Telemetry::default();
+    let name = get("OTEL_SERVICE_NAME").unwrap_or_else(|| format!("ramsift-{service}"));
+    let resource = || {
+        Resource::builder()
+            .with_service_name(name.clone())
+            .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+            .build()
+    };
+    let mut layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> = Vec::new();
+    let default = if quiet { "warn" } else { "info,hyper=warn,lapin=warn,aws_config=warn" };
+    let filter = EnvFilter::try_from_env("RAMSIFT_LOG").unwrap_or_else(|_| EnvFilter::new(default));
+    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    layers.push(match format {
+        LogFormat::Text => log.with_filter(filter).boxed(),
+        LogFormat::Json => log.json().with_filter(filter).boxed(),
+    });
+    global::set_text_map_propagator(TraceContextPropagator::new());
+    if wanted(&get, "TRACES") {
+        let exporter = SpanExporter::builder().with_tonic().build().map_err(|e| fail(&e))?;
+        let provider = SdkTracerProvider::builder()
+            .with_batch_exporter(exporter)
+            .with_resource(resource())
+            .build();
+        let tracer = provider.tracer("ramsift");
+        let only_ours = EnvFilter::new("off,ramsift=info,ramsift_coordinator=info,ramsift_chunk_worker=info,ramsift_structured_worker=info,ramsift_aggregator=info,ramsift_store=info,ramsift_layers=info");
+        layers.push(tracing_opentelemetry::layer().with_tracer(tracer).with_filter(only_ours).boxed());
+        global::set_tracer_provider(provider.clone());
+        out.traces = Some(provider);
+    }
+    if wanted(&get, "METRICS") {
+        let exporter = MetricExporter::builder().with_tonic().build().map_err(|e| fail(&e))?;
+        let provider = SdkMeterProvider::builder()
+            .with_periodic_exporter(exporter)
+            .with_resource(resource())
+            .build();
+        global::set_meter_provider(provider.clone());
+        out.metrics = Some(provider);
+    }
+    // A second call in one process (tests) keeps the first subscriber.
+    let _ = tracing_subscriber::registry().with(layers).try_init();
+    Ok(out)
+}
+
+impl Telemetry {
+    /// Exports what is left.
+    pub fn shutdown(self) {
+        if let Some(Err(e)) = self.traces.map(|t| t.shutdown()) {
+            tracing::warn!(error = %e, "last traces were not exported");
+        }
+        if let Some(Err(e)) = self.metrics.map(|m| m.shutdown()) {
+            tracing::warn!(error = %e, "last metrics were not exported");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn off_unless_an_endpoint_is_named() {
+        let env = |pairs: &'static [(&str, &str)]| {
+            move |k: &str| pairs.iter().find(|(n, _)| *n == k).map(|(_, v)| (*v).to_owned())
+        };
+        assert!(!wanted(&env(&[]), "TRACES"));
+        assert!(wanted(&env(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317")]), "TRACES"));
+        assert!(!wanted(
+            &env(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317"), ("OTEL_SDK_DISABLED", "true")]),
+            "METRICS"
+        ));
+        assert!(!wanted(
+            &env(&[("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c:4317")]),
+            "METRICS"
+        ));
+    }
+}

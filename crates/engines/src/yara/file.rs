@@ -1,37 +1,134 @@
-//! Whole files.
-use std::marker::PhantomData;
-use super::{RuleSet, RulesError, ScanLimits, Unfinished};
+//! Rules on whole files: carved, cached, or recovered from a process.
+//!
+//! Here every rule means what its author meant, file-oriented or not: modules see the file,
+//! `filesize` is its size, offsets count from its start.
 
-/// One match in a file.
+use std::collections::BTreeMap;
+
+use yara_x::Scanner;
+
+use super::{RuleSet, RulesError, ScanLimits, Unfinished, UnfinishedReason};
+
+/// Matches of a pattern that are listed; all are counted, up to the cap.
+const LISTED: usize = 16;
+
+/// A match in a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileMatch { /// Index in `RuleInfo::patterns`.
- pub pattern: u32, /// In the file.
- pub offset: u64, /// Bytes.
- pub len: u64, /// Key of an `xor` pattern.
- pub xor_key: Option<u8> }
+pub struct FileMatch {
+    /// Position in [`RuleInfo::patterns`](super::RuleInfo::patterns).
+    pub pattern: u32,
+    /// First byte, from the start of the file.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Key of a pattern with `xor`.
+    pub xor_key: Option<u8>,
+}
 
 /// A rule that fired on a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FileHit { /// Rule id.
- pub rule: u32, /// First matches of each pattern.
- pub matches: Vec<FileMatch>, /// Number of matches per pattern.
- pub counts: Vec<u64> }
+pub struct FileHit {
+    /// Rule id.
+    pub rule: u32,
+    /// The first matches of each pattern.
+    pub matches: Vec<FileMatch>,
+    /// Matches of each pattern, by position in [`RuleInfo::patterns`](super::RuleInfo::patterns).
+    pub counts: Vec<u64>,
+}
 
-/// A file's result.
+/// What the rules say of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct FileScan { /// Fired, not private.
- pub hits: Vec<FileHit>, /// Not decided.
- pub unfinished: Vec<Unfinished> }
+pub struct FileScan {
+    /// Rules that fired, private ones apart, by id.
+    pub hits: Vec<FileHit>,
+    /// Rules that weren't decided, or not on all of their matches.
+    pub unfinished: Vec<Unfinished>,
+}
 
-/// Runs rules on whole files. One per thread.
-#[derive(Debug)]
-pub struct FileScanner<'r> { _p: PhantomData<&'r ()> }
+/// Runs a set on whole files. One per thread.
+pub struct FileScanner<'r> {
+    rules: &'r RuleSet,
+    limits: ScanLimits,
+    only_file_oriented: bool,
+    /// Each set with the id of its first rule, and the ids of its rules by name.
+    sets: Vec<(Scanner<'r>, BTreeMap<(&'r str, &'r str), u32>)>,
+}
+
+impl std::fmt::Debug for FileScanner<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("FileScanner").field("rules", &self.rules).finish_non_exhaustive()
+    }
+}
+
 impl<'r> FileScanner<'r> {
-    /// All rules.
-    pub fn new(_rules: &'r RuleSet, _limits: ScanLimits) -> Result<Self, RulesError> { unimplemented!() }
-    /// Report only file-oriented rules (default: all rules).
+    /// A scanner for all rules of a set. The first one of a set that came from bytes has to generate
+    /// code, about a second for 10,000 rules.
+    pub fn new(rules: &'r RuleSet, limits: ScanLimits) -> Result<Self, RulesError> {
+        let mut sets = Vec::new();
+        for (first, compiled) in rules.full()? {
+            let mut ids = BTreeMap::new();
+            for (id, rule) in (first..).zip(compiled.iter()) {
+                ids.insert((rule.namespace(), rule.identifier()), id);
+            }
+            let mut scanner = Scanner::new(compiled);
+            scanner.max_matches_per_pattern(limits.max_matches_per_pattern.max(1));
+            scanner.set_timeout(limits.per_chunk);
+            sets.push((scanner, ids));
+        }
+        Ok(Self { rules, limits, only_file_oriented: false, sets })
+    }
+
+    /// Whether to report file-oriented rules only; by default all are reported, since a
+    /// memory-safe rule that fires within one file says more than over an image.
     #[must_use]
-    pub fn file_oriented_only(self, _yes: bool) -> Self { self }
-    /// Scans.
-    pub fn scan(&mut self, _data: &[u8]) -> FileScan { unimplemented!() }
+    pub fn file_oriented_only(mut self, yes: bool) -> Self {
+        self.only_file_oriented = yes;
+        self
+    }
+
+    /// Scans a whole file.
+    pub fn scan(&mut self, data: &[u8]) -> FileScan {
+        let mut out = FileScan::default();
+        let cap = self.limits.max_matches_per_pattern.max(1);
+        for (scanner, ids) in &mut self.sets {
+            let wanted = |id: u32| {
+                let info = self.rules.rules().get(id as usize);
+                info.filter(|i| !self.only_file_oriented || !i.class.is_memory_safe())
+            };
+            let Ok(results) = scanner.scan(data) else {
+                let undecided = ids.values().filter(|id| wanted(**id).is_some());
+                out.unfinished.extend(undecided.map(|id| Unfinished {
+                    rule: *id,
+                    pattern: None,
+                    reason: UnfinishedReason::TimeLimit,
+                }));
+                continue;
+            };
+            for rule in results.matching_rules() {
+                let id = ids.get(&(rule.namespace(), rule.identifier())).copied();
+                let Some(id) = id.filter(|id| wanted(*id).is_some()) else { continue };
+                let mut hit = FileHit { rule: id, matches: Vec::new(), counts: Vec::new() };
+                for (number, pattern) in (0..).zip(rule.patterns().include_private(true)) {
+                    let matches = pattern.matches();
+                    hit.counts.push(matches.len() as u64);
+                    if matches.len() >= cap {
+                        out.unfinished.push(Unfinished {
+                            rule: id,
+                            pattern: Some(number),
+                            reason: UnfinishedReason::MatchCap,
+                        });
+                    }
+                    hit.matches.extend(matches.take(LISTED).map(|m| FileMatch {
+                        pattern: number,
+                        offset: m.range().start as u64,
+                        len: m.range().len() as u64,
+                        xor_key: m.xor_key(),
+                    }));
+                }
+                out.hits.push(hit);
+            }
+        }
+        out.hits.sort_by_key(|h| h.rule);
+        out
+    }
 }

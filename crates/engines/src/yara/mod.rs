@@ -9,16 +9,27 @@
 //! searched for its patterns, and its condition is decided once, over all matches of the image.
 //! Every other rule is *file-oriented* and runs on whole files only. `docs/yara.md` tells more.
 
+mod bounds;
+mod compile;
+mod cond;
+mod eval;
 mod file;
 mod info;
+mod load;
+mod lower;
+mod probe;
 mod rules;
 mod scan;
+mod severity;
 mod verdict;
 
 pub use file::{FileHit, FileMatch, FileScan, FileScanner};
 pub use info::{ConditionKind, MetaValue, RuleClass, RuleError, RuleInfo, RulesError};
 pub use rules::{RuleSet, load_rules};
-pub use scan::{ChunkMatches, ChunkScanner, PatternMatch, ScanLimits, Unfinished, UnfinishedReason};
+pub use scan::{
+    ChunkMatches, ChunkScanner, LOOK_BEHIND, PatternMatch, ScanLimits, Unfinished,
+    UnfinishedReason,
+};
 pub use verdict::{
     Incomplete, Outcome, ScopeSeverity, Verdict, VerdictGroup, VerdictMatch, evaluate,
     plan_verdicts, scope_severity,

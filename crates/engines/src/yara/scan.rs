@@ -1,12 +1,38 @@
-//! The chunk pass.
-use std::{marker::PhantomData, ops::Range, time::Duration};
+//! The chunk pass: searches a chunk for the patterns of all memory-safe rules.
+//!
+//! ```text
+//!             base                                                  base + data.len()
+//!   data      |--look-behind--|----------- core -----------|--overlap--|
+//!   reported                   every match that starts here
+//! ```
+//!
+//! A whole stretch is scanned by one call: `fullword`, `\b` and match lengths depend on neighbours,
+//! so each cut within it would have to be mended.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    ops::Range,
+    time::{Duration, Instant},
+};
+
 use ramsift_layers::ImageOffset;
-use super::RuleSet;
+use serde::{Deserialize, Serialize};
+use yara_x::Scanner;
+
+use super::{RuleSet, probe::Probe};
+
+/// Bytes that a chunk should have before its core: enough for `fullword`, `wide` and `\b`, and for
+/// `^` not to take the start of the core for that of the image.
+pub const LOOK_BEHIND: usize = 64;
+/// Stretches of zeros shorter than this (after margins) are scanned: each cut costs a call.
+const LEAST_SKIP: u64 = 32 << 10;
+/// Matches of a pattern that get a window; the rest of thousands is of no use to a reader.
+const WINDOWS: usize = 16;
 
 /// Bounds on what a scan may cost.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScanLimits {
-    /// Time for all rules over one chunk or file.
+    /// Time for all rules over one chunk or file. yara-x looks at its clock once a second.
     pub per_chunk: Duration,
     /// Time for one slow rule over one chunk or file.
     pub per_rule: Duration,
@@ -14,76 +40,332 @@ pub struct ScanLimits {
     pub max_matches_per_pattern: usize,
     /// Bytes of context kept before a reported match.
     pub window_before: usize,
-    /// Bytes of context kept after the start of a reported match.
+    /// Bytes kept from the start of a reported match on.
     pub window_after: usize,
 }
+
 impl Default for ScanLimits {
     fn default() -> Self {
-        Self { per_chunk: Duration::from_secs(120), per_rule: Duration::from_secs(5), max_matches_per_pattern: 10_000, window_before: 64, window_after: 192 }
+        Self {
+            per_chunk: Duration::from_secs(120),
+            per_rule: Duration::from_secs(5),
+            max_matches_per_pattern: 10_000,
+            window_before: 64,
+            window_after: 192,
+        }
     }
 }
 
 /// Why matches of a rule may be missing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-pub enum UnfinishedReason { /// time
- TimeLimit, /// cap
- MatchCap }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum UnfinishedReason {
+    /// It ran out of time.
+    TimeLimit,
+    /// It has more matches than are kept.
+    MatchCap,
+}
 
-/// A rule (or one of its patterns) that wasn't searched for to the end.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
-pub struct Unfinished { /// rule id
- pub rule: u32, /// all patterns when `None`
- pub pattern: Option<u32>, /// why
- pub reason: UnfinishedReason }
+/// A rule, or one of its patterns, that wasn't searched for to the end.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Unfinished {
+    /// Rule id.
+    pub rule: u32,
+    /// Position of the pattern; all of them when `None`.
+    pub pattern: Option<u32>,
+    /// What happened.
+    pub reason: UnfinishedReason,
+}
 
-/// One reported match.
+/// A match of a pattern that starts in the core.
+///
+/// Of a presence-only rule only the first in the chunk is listed, and stands for `more` others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatternMatch {
     /// Rule id.
     pub rule: u32,
-    /// Index in `RuleInfo::patterns`.
+    /// Position in [`RuleInfo::patterns`](super::RuleInfo::patterns).
     pub pattern: u32,
     /// First byte.
     pub offset: ImageOffset,
-    /// Bytes.
+    /// Length in bytes.
     pub len: u64,
-    /// Key of an `xor` pattern.
+    /// Key of a pattern with `xor`.
     pub xor_key: Option<u8>,
     /// Further matches of this pattern in this chunk that aren't listed.
     pub more: u64,
-    /// First byte of the last of them; equals `offset` when there are none.
+    /// First byte of the last of those; `offset` when there are none.
     pub last: ImageOffset,
-    /// Image offset of the window's first byte.
+    /// First byte of the window.
     pub window_base: ImageOffset,
-    /// Where the window lies in [`ChunkMatches::arena`]; empty in records made for a verdict.
+    /// Where the window lies in [`ChunkMatches::arena`]; empty for all but the first few matches of
+    /// a pattern, and in records made for a verdict.
     pub window: Range<u32>,
 }
 
-/// What a chunk scan found.
-#[derive(Clone, Debug, Default)]
+/// What a chunk holds.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ChunkMatches {
-    /// Matches that start in the core, by rule, pattern and offset.
+    /// By rule, pattern and offset.
     pub matches: Vec<PatternMatch>,
-    /// The windows' bytes.
+    /// The bytes of all windows.
     pub arena: Vec<u8>,
-    /// What is missing.
+    /// Where matches may be missing.
     pub unfinished: Vec<Unfinished>,
-    /// Nothing is missing.
+    /// `unfinished` is empty.
     pub complete: bool,
 }
+
 impl ChunkMatches {
-    /// The bytes around a match.
+    /// The bytes around a match, from [`PatternMatch::window_base`] on.
     pub fn window(&self, m: &PatternMatch) -> &[u8] {
         self.arena.get(m.window.start as usize..m.window.end as usize).unwrap_or_default()
     }
 }
 
-/// Searches chunks for the patterns of the memory-safe rules. One per thread.
+/// A match as yara-x tells it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RawMatch {
+    pub(super) start: usize,
+    pub(super) end: usize,
+    pub(super) xor_key: Option<u8>,
+}
+
+/// The matches of one pattern in the core, in positions of `data`.
 #[derive(Debug)]
-pub struct ChunkScanner<'r> { _p: PhantomData<&'r ()> }
+struct Found {
+    list: Vec<RawMatch>,
+    count: u64,
+    last: usize,
+    capped: bool,
+}
+
+type FoundMap = BTreeMap<(u32, u32), Found>;
+
+/// The limit was reached; by which rule isn't known.
+struct OutOfTime;
+
+/// Searches chunks. One per thread; it remembers which rules were slow.
+#[derive(Debug)]
+pub struct ChunkScanner<'r> {
+    rules: &'r RuleSet,
+    limits: ScanLimits,
+    /// Rules that ran out of time in an earlier chunk: searched for apart from the rest.
+    slow: BTreeSet<u32>,
+    /// The set's probes without the slow rules, once there are some.
+    trimmed: [Option<Probe>; 2],
+}
+
+/// A chunk being scanned.
+struct Job<'a> {
+    data: &'a [u8],
+    core: Range<usize>,
+    deadline: Instant,
+    found: FoundMap,
+    unfinished: BTreeSet<Unfinished>,
+}
+
 impl<'r> ChunkScanner<'r> {
-    /// A scanner.
-    pub fn new(_rules: &'r RuleSet, _limits: ScanLimits) -> Self { unimplemented!() }
-    /// `data[0]` at image offset `base`; `core` in data is owned; `sparse`: zero ranges in data.
-    pub fn scan(&mut self, _data: &[u8], _base: ImageOffset, _core: Range<usize>, _sparse: &[Range<u64>]) -> ChunkMatches { unimplemented!() }
+    /// A scanner for the memory-safe rules of `rules`.
+    pub fn new(rules: &'r RuleSet, limits: ScanLimits) -> Self {
+        Self { rules, limits, slow: BTreeSet::new(), trimmed: [None, None] }
+    }
+
+    /// Searches `data`, which starts at image offset `base`, and reports matches that start within
+    /// `core`, a range of positions in `data`.
+    ///
+    /// `sparse` are ranges of image offsets that hold nothing but zeros. They only save time: it is
+    /// checked that they do, and what a pattern can match there is still found.
+    pub fn scan(
+        &mut self,
+        data: &[u8],
+        base: ImageOffset,
+        core: Range<usize>,
+        sparse: &[Range<u64>],
+    ) -> ChunkMatches {
+        let core = core.start.min(data.len())..core.end.min(data.len());
+        let deadline = Instant::now() + self.limits.per_chunk;
+        let mut job =
+            Job { data, core, deadline, found: BTreeMap::new(), unfinished: BTreeSet::new() };
+        let everything = vec![0..data.len()];
+        let segments = [self.segments(data, base, sparse), everything];
+        for (slot, segments) in segments.iter().enumerate() {
+            self.search(slot, segments, &mut job);
+        }
+        self.report(job, base)
+    }
+
+    /// What is left of `data` without stretches of zeros in which no pattern of the first probe can
+    /// lie.
+    fn segments(&self, data: &[u8], base: ImageOffset, sparse: &[Range<u64>]) -> Vec<Range<usize>> {
+        let margin = self.rules.longest_match().max(LOOK_BEHIND as u64);
+        let len = data.len() as u64;
+        let mut zeros: Vec<Range<u64>> = sparse
+            .iter()
+            .map(|r| r.start.saturating_sub(base.0).min(len)..r.end.saturating_sub(base.0).min(len))
+            .collect();
+        zeros.sort_by_key(|r| r.start);
+        let (mut segments, mut from) = (Vec::new(), 0);
+        for r in zeros {
+            let (start, end) = (r.start.saturating_add(margin), r.end.saturating_sub(margin));
+            let long = end.checked_sub(start).is_some_and(|n| n >= LEAST_SKIP);
+            let (start, end) = (start as usize, end as usize);
+            if long && start >= from && all_zero(&data[start..end]) {
+                segments.push(from..start);
+                from = end;
+            }
+        }
+        segments.push(from..data.len());
+        segments
+    }
+
+    fn search(&mut self, slot: usize, segments: &[Range<usize>], job: &mut Job<'_>) {
+        let Some(own) = self.rules.probes().into_iter().nth(slot).flatten() else { return };
+        let slow: Vec<u32> = own.rules.iter().copied().filter(|r| self.slow.contains(r)).collect();
+        let probe = self.trimmed[slot].as_ref().unwrap_or(own);
+        // A quarter for all together: the rest is for finding out which rule it is.
+        let budget = (self.limits.per_chunk / 4).max(self.limits.per_rule);
+        let mut late = Vec::new();
+        match self.attempt(probe, segments, job, budget) {
+            Ok(found) => job.found.extend(found),
+            Err(OutOfTime) => late.extend(&probe.rules),
+        }
+        let known = self.slow.len();
+        for rules in [late, slow] {
+            self.bisect(&rules, segments, job);
+        }
+        if self.slow.len() > known {
+            let rest = own.rules.iter().copied().filter(|r| !self.slow.contains(r)).collect();
+            self.trimmed[slot] = Probe::compile(rest, |id| self.rules.patterns(id)).ok();
+        }
+    }
+
+    /// Searches for `rules` apart from others, in halves where they run out of time together.
+    fn bisect(&mut self, rules: &[u32], segments: &[Range<usize>], job: &mut Job<'_>) {
+        if rules.is_empty() {
+            return;
+        }
+        let done = Instant::now() < job.deadline && {
+            match Probe::compile(rules.to_vec(), |id| self.rules.patterns(id)) {
+                Ok(probe) => match self.attempt(&probe, segments, job, self.limits.per_rule) {
+                    Ok(found) => {
+                        job.found.extend(found);
+                        true
+                    }
+                    Err(OutOfTime) => false,
+                },
+                Err(_) => false,
+            }
+        };
+        if done {
+            return;
+        }
+        if let [rule] = rules {
+            tracing::debug!(rule, "rule ran out of time");
+            self.slow.insert(*rule);
+            job.unfinished.insert(Unfinished {
+                rule: *rule,
+                pattern: None,
+                reason: UnfinishedReason::TimeLimit,
+            });
+            return;
+        }
+        let (left, right) = rules.split_at(rules.len() / 2);
+        self.bisect(left, segments, job);
+        self.bisect(right, segments, job);
+    }
+
+    /// One search with one set of patterns.
+    fn attempt(
+        &self,
+        probe: &Probe,
+        segments: &[Range<usize>],
+        job: &Job<'_>,
+        budget: Duration,
+    ) -> Result<FoundMap, OutOfTime> {
+        let cap = self.limits.max_matches_per_pattern.max(1);
+        let end = job.deadline.min(Instant::now() + budget);
+        let mut scanner = Scanner::new(&probe.compiled);
+        scanner.max_matches_per_pattern(cap);
+        let mut found = FoundMap::new();
+        for segment in segments {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(OutOfTime);
+            }
+            scanner.set_timeout(left);
+            let results = scanner.scan(&job.data[segment.clone()]).map_err(|_| OutOfTime)?;
+            Probe::each_match(&results, |rule, pattern, matches| {
+                let info = self.rules.rules().get(rule as usize);
+                let keep = if info.is_some_and(|i| i.class.is_positional()) { cap } else { 1 };
+                let entry = found.entry((rule, pattern)).or_insert_with(|| Found {
+                    list: Vec::new(),
+                    count: 0,
+                    last: 0,
+                    capped: false,
+                });
+                let mut seen = 0;
+                for mut m in matches {
+                    seen += 1;
+                    m.start += segment.start;
+                    m.end += segment.start;
+                    if !job.core.contains(&m.start) {
+                        continue;
+                    }
+                    if entry.list.len() < keep {
+                        entry.list.push(m);
+                    } else {
+                        entry.capped |= keep > 1;
+                    }
+                    entry.count += 1;
+                    entry.last = m.start;
+                }
+                // A presence-only rule has what it needs as soon as one match is in the core.
+                entry.capped |= seen >= cap && (keep > 1 || entry.list.is_empty());
+            });
+        }
+        Ok(found)
+    }
+
+    fn report(&self, job: Job<'_>, base: ImageOffset) -> ChunkMatches {
+        let mut out = ChunkMatches::default();
+        let mut unfinished = job.unfinished;
+        for ((rule, pattern), found) in job.found {
+            if found.capped {
+                let reason = UnfinishedReason::MatchCap;
+                unfinished.insert(Unfinished { rule, pattern: Some(pattern), reason });
+            }
+            let more = found.count.saturating_sub(found.list.len() as u64);
+            let presence = found.list.len() == 1;
+            for (i, m) in found.list.iter().enumerate() {
+                let from = m.start.saturating_sub(self.limits.window_before);
+                let to = m.start.saturating_add(self.limits.window_after).min(job.data.len());
+                let window = if i < WINDOWS { &job.data[from..to] } else { &[] };
+                let at = out.arena.len() as u32;
+                // Past 4 GiB of windows there are none, rather than wrong ones.
+                let fits = u32::try_from(out.arena.len() + window.len()).is_ok();
+                let window = if fits { window } else { &[] };
+                out.arena.extend_from_slice(window);
+                let offset = base.saturating_add(m.start as u64);
+                out.matches.push(PatternMatch {
+                    rule,
+                    pattern,
+                    offset,
+                    len: (m.end - m.start) as u64,
+                    xor_key: m.xor_key,
+                    more: if presence { more } else { 0 },
+                    last: if presence { base.saturating_add(found.last as u64) } else { offset },
+                    window_base: base.saturating_add(from as u64),
+                    window: at..at + window.len() as u32,
+                });
+            }
+        }
+        out.complete = unfinished.is_empty();
+        out.unfinished = unfinished.into_iter().collect();
+        out
+    }
+}
+
+fn all_zero(data: &[u8]) -> bool {
+    // Whole blocks without a branch, so that it runs at the speed of memory.
+    data.chunks(4096).all(|block| block.iter().fold(0, |all, b| all | b) == 0)
 }

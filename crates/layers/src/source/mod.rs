@@ -17,6 +17,9 @@ use crate::FileOffset;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::OnceCell;
 
 /// Which version of which file or object the evidence is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -218,6 +221,50 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
         let n = usize::try_from(self.len()).unwrap_or(usize::MAX).min(len);
         self.read_vec(FileOffset(0), n).await
     }
+}
+
+/// Opens sources by name or by pin, with one S3 client for all.
+#[derive(Clone, Debug)]
+pub struct Sources {
+    s3: S3Config,
+    client: Arc<OnceCell<S3Client>>,
+}
+
+impl Sources {
+    /// Sources that reach S3 with this configuration.
+    pub fn new(s3: S3Config) -> Self {
+        Self { s3, client: Arc::default() }
+    }
+
+    /// The S3 client, made on first use.
+    pub async fn s3(&self) -> S3Client {
+        self.client.get_or_init(|| S3Client::connect(&self.s3)).await.clone()
+    }
+
+    /// Opens a path or an `s3://bucket/key` URL and pins its present version.
+    pub async fn open(&self, name: &str) -> Result<Arc<dyn ByteSource>, SourceError> {
+        match split_s3_url(name) {
+            Some((bucket, key)) => {
+                let s = S3Source::open(&self.s3().await, bucket, key).await?;
+                Ok(Arc::new(s))
+            }
+            None => Ok(Arc::new(FileSource::open(Path::new(name))?)),
+        }
+    }
+
+    /// Opens the version that was pinned before.
+    pub async fn open_pinned(&self, pin: &SourcePin) -> Result<Arc<dyn ByteSource>, SourceError> {
+        match pin {
+            SourcePin::S3 { .. } => Ok(Arc::new(S3Source::pinned(&self.s3().await, pin)?)),
+            _ => Ok(Arc::new(FileSource::open_pinned(pin)?)),
+        }
+    }
+}
+
+/// Bucket and key of an `s3://` URL; the key may be empty.
+pub fn split_s3_url(url: &str) -> Option<(&str, &str)> {
+    let rest = url.strip_prefix("s3://")?;
+    Some(rest.split_once('/').unwrap_or((rest, "")))
 }
 
 /// Fails when a read would leave a source of `size` bytes.

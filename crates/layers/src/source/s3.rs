@@ -19,7 +19,7 @@ use aws_sdk_s3::config::{
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_smithy_http_client::{Builder as HttpBuilder, tls};
-use futures::{StreamExt, TryStreamExt};
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -363,8 +363,9 @@ impl ByteSource for S3Source {
         if buf.is_empty() {
             return Ok(());
         }
-        futures::stream::iter(parts(offset.0, buf))
-            .map(|(at, part)| self.read_part(at, part))
+        let reads: Vec<_> =
+            parts(offset.0, buf).into_iter().map(|(at, p)| self.read_part(at, p).boxed()).collect();
+        futures::stream::iter(reads)
             .buffer_unordered(IN_FLIGHT)
             .try_collect::<()>()
             .await

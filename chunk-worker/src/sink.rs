@@ -1,0 +1,465 @@
+//! From what carvers and engines find to rows of tables.
+
+use crate::artifacts::{Meta, PackWriter};
+use crate::context::JobContext;
+use arrow::array::RecordBatch;
+use ramsift_carvers::api::{Anchor, Artifact, Event, Field, Finding, Sink};
+use ramsift_engines::clamav::{AvVerdict, Clamd};
+use ramsift_engines::yara::{FileScanner, RuleInfo, ScanLimits};
+use ramsift_layers::Severity;
+use ramsift_proto::v1::{ObjectRef, SegmentRef};
+use ramsift_store::Objects;
+use ramsift_store::tables::{
+    AnchorsBuilder, CoverageBuilder, CoverageRow, EventRow, EventsBuilder, FindingRow,
+    FindingsBuilder, MatchesBuilder, detector_key, name, row_id, schema, write_segment,
+};
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use tokio::runtime::Handle;
+
+/// Rows of one table are closed as a batch at this size.
+const BATCH: usize = 8 << 20;
+/// Batches are written as segments by the worker itself when they reach this size together.
+const REPORT: usize = 32 << 20;
+
+/// Kinds of artifacts that file-oriented rules and the virus scanner look at.
+fn is_file(kind: &str) -> bool {
+    !matches!(kind, "text" | "text_utf16le" | "evtx_chunk")
+}
+
+/// Collects the rows of one task.
+pub(crate) struct Rows<'a> {
+    ctx: &'a JobContext,
+    objects: Arc<dyn Objects>,
+    runtime: Handle,
+    attempt: String,
+    /// Physical address less image offset in the window at hand.
+    delta: u64,
+    keys: BTreeMap<&'static str, (Arc<str>, u64)>,
+    json: String,
+    pub(crate) findings: FindingsBuilder,
+    events: EventsBuilder,
+    anchors: AnchorsBuilder,
+    pub(crate) matches: MatchesBuilder,
+    pub(crate) coverage: CoverageBuilder,
+    packs: PackWriter,
+    files: Option<FileScanner<'a>>,
+    clamd: Option<Clamd>,
+    batches: Vec<(String, RecordBatch)>,
+    batch_bytes: usize,
+    segments: Vec<SegmentRef>,
+    /// The first failure of the store; the attempt counts for nothing then.
+    pub(crate) error: Option<String>,
+}
+
+/// The rows of one task, ready to report.
+#[derive(Debug)]
+pub(crate) struct Collected {
+    pub(crate) batches: Vec<(String, RecordBatch)>,
+    pub(crate) segments: Vec<SegmentRef>,
+    pub(crate) objects: Vec<ObjectRef>,
+}
+
+/// Rule metadata as JSON.
+pub(crate) fn rule_json(r: &RuleInfo) -> String {
+    let meta: serde_json::Map<String, serde_json::Value> = r
+        .meta
+        .iter()
+        .map(|(k, v)| (k.clone(), serde_json::to_value(v).unwrap_or_default()))
+        .collect();
+    serde_json::json!({
+        "rule": r.identifier, "namespace": r.namespace, "tags": r.tags, "meta": meta,
+    })
+    .to_string()
+}
+
+impl<'a> Rows<'a> {
+    pub(crate) fn new(
+        ctx: &'a JobContext,
+        objects: Arc<dyn Objects>,
+        clamd: Option<Clamd>,
+        attempt: &str,
+        limits: Option<ScanLimits>,
+    ) -> Self {
+        let runtime = Handle::current();
+        let packs = PackWriter::new(objects.clone(), ctx.keys.clone(), runtime.clone());
+        let mut error = None;
+        let mut files = None;
+        if let (Some(rules), Some(limits)) = (&ctx.rules, limits) {
+            match FileScanner::new(rules, limits) {
+                Ok(f) => files = Some(f.file_oriented_only(true)),
+                Err(e) => error = Some(e.to_string()),
+            }
+        }
+        Self {
+            ctx,
+            objects,
+            runtime,
+            attempt: attempt.to_owned(),
+            delta: 0,
+            keys: BTreeMap::new(),
+            json: String::new(),
+            findings: FindingsBuilder::default(),
+            events: EventsBuilder::default(),
+            anchors: AnchorsBuilder::default(),
+            matches: MatchesBuilder::default(),
+            coverage: CoverageBuilder::default(),
+            packs,
+            files,
+            clamd,
+            batches: Vec::new(),
+            batch_bytes: 0,
+            segments: Vec::new(),
+            error,
+        }
+    }
+
+    /// The window at hand: physical address of an image offset is that plus `delta`.
+    pub(crate) fn set_delta(&mut self, delta: u64) {
+        self.delta = delta;
+    }
+
+    fn pa(&self, image: u64) -> Option<u64> {
+        Some(image.wrapping_add(self.delta))
+    }
+
+    /// `carver:<name>` and the key of its ids.
+    fn detector(&mut self, carver: &'static str) -> (Arc<str>, u64) {
+        let ctx = self.ctx;
+        self.keys
+            .entry(carver)
+            .or_insert_with(|| {
+                let name = format!("carver:{carver}");
+                let version = ctx.carvers.carver_version(carver).to_le_bytes();
+                let key = detector_key(&name, &version);
+                (name.into(), key)
+            })
+            .clone()
+    }
+
+    fn fail(&mut self, what: impl std::fmt::Display) {
+        self.error.get_or_insert_with(|| what.to_string());
+    }
+
+    fn take(&mut self, table: &str, b: Result<Option<RecordBatch>, arrow::error::ArrowError>) {
+        match b {
+            Ok(Some(b)) => {
+                self.batch_bytes += b.get_array_memory_size();
+                self.batches.push((table.to_owned(), b));
+            }
+            Ok(None) => {}
+            Err(e) => self.fail(e),
+        }
+    }
+
+    /// Closes builders that are full, and writes segments when the batches are.
+    fn relieve(&mut self) {
+        if self.findings.bytes() > BATCH {
+            let b = self.findings.finish();
+            self.take(name::FINDINGS, b);
+        }
+        if self.events.bytes() > BATCH {
+            let b = self.events.finish();
+            self.take(name::EVENTS, b);
+        }
+        if self.packs.rows.bytes() > BATCH {
+            let b = self.packs.rows.finish();
+            self.take(name::ARTIFACTS, b);
+        }
+        if self.matches.bytes() > BATCH {
+            let b = self.matches.finish();
+            self.take(name::MATCHES, b);
+        }
+        if self.batch_bytes > REPORT {
+            self.spill();
+        }
+    }
+
+    /// Writes all closed batches as segments of this attempt.
+    fn spill(&mut self) {
+        let mut by_table: BTreeMap<String, Vec<RecordBatch>> = BTreeMap::new();
+        for (t, b) in self.batches.drain(..) {
+            by_table.entry(t).or_default().push(b);
+        }
+        self.batch_bytes = 0;
+        for (table, batches) in by_table {
+            let Some(schema) = schema(&table) else { continue };
+            let n = self.segments.len();
+            let key = self.ctx.keys.segment(&format!("{}-{n}", self.attempt), &table);
+            let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
+            match write_segment(schema, &batches) {
+                Ok(data) => {
+                    let blake3 = blake3::hash(&data).to_hex().to_string();
+                    let bytes = data.len() as u64;
+                    if let Err(e) = self.runtime.block_on(self.objects.put(&key, data.into())) {
+                        self.fail(e);
+                    }
+                    self.segments.push(SegmentRef { table, key, rows, bytes, blake3 });
+                }
+                Err(e) => self.fail(e),
+            }
+        }
+    }
+
+    /// Closes everything.
+    pub(crate) fn finish(mut self) -> Result<Collected, String> {
+        if let Err(e) = self.packs.flush() {
+            self.fail(e);
+        }
+        let all = [
+            (name::FINDINGS, self.findings.finish()),
+            (name::EVENTS, self.events.finish()),
+            (name::ARTIFACTS, self.packs.rows.finish()),
+            (name::ANCHORS, self.anchors.finish()),
+            (name::MATCHES, self.matches.finish()),
+            (name::COVERAGE, self.coverage.finish()),
+        ];
+        for (table, b) in all {
+            self.take(table, b);
+        }
+        if self.batch_bytes > REPORT {
+            self.spill();
+        }
+        match self.error {
+            Some(e) => Err(e),
+            None => Ok(Collected {
+                batches: self.batches,
+                segments: self.segments,
+                objects: self.packs.refs,
+            }),
+        }
+    }
+
+    /// File-oriented rules and the virus scanner on one artifact.
+    fn inspect(&mut self, a: &Artifact<'_>, sha256: &str) {
+        let path = format!("{}/{}", a.offset.0, a.kind);
+        if let (Some(scanner), Some(rules)) = (&mut self.files, &self.ctx.rules) {
+            let scan = scanner.scan(a.data);
+            for hit in scan.hits {
+                let Some(r) = rules.rules().get(hit.rule as usize) else { continue };
+                let matches: Vec<_> = hit
+                    .matches
+                    .iter()
+                    .map(|m| {
+                        let name = r.patterns.get(m.pattern as usize);
+                        serde_json::json!({"pattern": name, "offset": m.offset, "length": m.len})
+                    })
+                    .collect();
+                let fields = serde_json::json!({"matches": matches, "counts": hit.counts});
+                let full = r.full_name();
+                self.findings.push(&FindingRow {
+                    id: row_id(
+                        detector_key(&format!("yara:{full}"), &rules.digest()),
+                        "file",
+                        &path,
+                        a.offset.0,
+                        a.data.len() as u64,
+                    ),
+                    detector: "yara",
+                    kind: "yara",
+                    severity: r.severity,
+                    severity_reason: &r.severity_reason,
+                    scope: "file",
+                    image_offset: a.offset.0,
+                    physical_address: self.pa(a.offset.0),
+                    length: a.data.len() as u64,
+                    value: &r.identifier,
+                    encoding: None,
+                    context: None,
+                    fields: Some(&fields.to_string()),
+                    path: Some(&path),
+                    artifact: Some(sha256),
+                    rule: Some(&rule_json(r)),
+                });
+            }
+        }
+        if let Some(clamd) = self.clamd.clone() {
+            let verdict = self.runtime.block_on(clamd.scan(a.data));
+            self.av(a, &path, sha256, verdict, clamd.version().engine.clone());
+        }
+    }
+
+    fn av(&mut self, a: &Artifact<'_>, path: &str, sha: &str, verdict: AvVerdict, engine: String) {
+        let len = a.data.len() as u64;
+        let reason = match verdict {
+            AvVerdict::Clean => return,
+            AvVerdict::Infected(signature) => {
+                self.findings.push(&FindingRow {
+                    id: row_id(
+                        detector_key(&format!("clamav:{signature}"), &[]),
+                        "file",
+                        path,
+                        a.offset.0,
+                        len,
+                    ),
+                    detector: "clamav",
+                    kind: "av",
+                    severity: Severity::High,
+                    severity_reason: "anti-virus verdict",
+                    scope: "file",
+                    image_offset: a.offset.0,
+                    physical_address: self.pa(a.offset.0),
+                    length: len,
+                    value: &signature,
+                    encoding: None,
+                    context: None,
+                    fields: Some(&serde_json::json!({"engine": engine}).to_string()),
+                    path: Some(path),
+                    artifact: Some(sha),
+                    rule: None,
+                });
+                return;
+            }
+            AvVerdict::NotScanned { reason } => reason,
+            AvVerdict::Error { reason } => format!("clamd failed: {reason}"),
+        };
+        self.coverage.push(&CoverageRow {
+            engine: "clamav".into(),
+            outcome: "not scanned".into(),
+            start: a.offset.0,
+            end: a.offset.0 + len,
+            reason: Some(reason),
+        });
+    }
+}
+
+/// Fields as a JSON object in `out`; nothing without fields.
+fn fields_json<'s>(out: &'s mut String, fields: &[(&'static str, Field<'_>)]) -> Option<&'s str> {
+    if fields.is_empty() {
+        return None;
+    }
+    out.clear();
+    out.push('{');
+    for (i, (k, v)) in fields.iter().enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        out.push('"');
+        out.push_str(k);
+        out.push_str("\":");
+        match v {
+            Field::Int(n) => {
+                let _ = write!(out, "{n}");
+            }
+            Field::Str(s) => json_string(out, s),
+        }
+    }
+    out.push('}');
+    Some(out)
+}
+
+/// A JSON string; the common case has nothing to escape.
+fn json_string(out: &mut String, s: &str) {
+    out.push('"');
+    if s.bytes().all(|b| b >= 0x20 && b != b'"' && b != b'\\') {
+        out.push_str(s);
+    } else {
+        for c in s.chars() {
+            match c {
+                '"' => out.push_str("\\\""),
+                '\\' => out.push_str("\\\\"),
+                c if u32::from(c) < 0x20 => {
+                    let _ = write!(out, "\\u{:04x}", u32::from(c));
+                }
+                c => out.push(c),
+            }
+        }
+    }
+    out.push('"');
+}
+
+impl Sink for Rows<'_> {
+    fn finding(&mut self, f: &Finding<'_>) {
+        let (detector, key) = self.detector(f.carver);
+        self.findings.push(&FindingRow {
+            id: row_id(key, "image", "", f.offset.0, f.len),
+            detector: &detector,
+            kind: f.kind,
+            severity: Severity::Info,
+            severity_reason: "carved feature",
+            scope: "image",
+            image_offset: f.offset.0,
+            physical_address: self.pa(f.offset.0),
+            length: f.len,
+            value: f.value,
+            encoding: Some(f.encoding.as_str()),
+            context: Some(f.context),
+            fields: None,
+            path: None,
+            artifact: None,
+            rule: None,
+        });
+        self.relieve();
+    }
+
+    fn event(&mut self, e: &Event<'_>) {
+        let (_, key) = self.detector(e.carver);
+        let mut json = std::mem::take(&mut self.json);
+        let fields = fields_json(&mut json, e.fields);
+        self.events.push(&EventRow {
+            id: row_id(key, "image", "", e.offset.0, e.len),
+            time: e.time,
+            inferred_time: e.inferred_time,
+            inferred_from: e.inferred_from,
+            raw_time: e.raw_time,
+            time_kind: e.time_kind,
+            source: e.kind,
+            host: e.host,
+            program: e.program,
+            pid: e.pid,
+            message: e.message,
+            fields,
+            encoding: e.encoding.as_str(),
+            image_offset: e.offset.0,
+            physical_address: self.pa(e.offset.0),
+            length: e.len,
+        });
+        self.json = json;
+        self.relieve();
+    }
+
+    fn artifact(&mut self, a: &Artifact<'_>) {
+        let (_, key) = self.detector(a.carver);
+        let mut json = std::mem::take(&mut self.json);
+        let fields = fields_json(&mut json, a.fields).map(str::to_owned);
+        self.json = json;
+        let meta = Meta {
+            id: row_id(key, "image", "", a.offset.0, a.data.len() as u64),
+            detector: a.carver,
+            kind: a.kind,
+            name: a.name.map(str::to_owned),
+            image_offset: a.offset.0,
+            physical_address: self.pa(a.offset.0),
+            gap: a.partial.map(str::to_owned),
+            fields,
+        };
+        match self.packs.add(meta, a.data) {
+            Ok(sha) if is_file(a.kind) => self.inspect(a, &sha),
+            Ok(_) => {}
+            Err(e) => self.fail(e),
+        }
+        self.relieve();
+    }
+
+    fn anchor(&mut self, a: &Anchor<'_>) {
+        let pa = self.pa(a.offset.0);
+        self.anchors.push(a.kind, a.offset.0, pa, a.data);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_valid_json_whatever_they_hold() {
+        let mut s = String::new();
+        let nasty = "a\"b\\c\n\u{1}é";
+        let json = fields_json(&mut s, &[("x", Field::Str(nasty)), ("n", Field::Int(-3))]);
+        let v: serde_json::Value = serde_json::from_str(json.expect("fields")).expect("json");
+        assert_eq!(v["x"], nasty);
+        assert_eq!(v["n"], -3);
+        assert_eq!(fields_json(&mut s, &[]), None);
+    }
+}

@@ -1,0 +1,206 @@
+//! The bytes of a window and, where an artifact is longer, those after it.
+
+use crate::api::{LOOK_BEHIND, MoreError, ReadMore, Window};
+use std::ops::Range;
+
+/// Bytes that a window needs after its core: longest line and text region in UTF-16, and to spare.
+pub(crate) const AHEAD: usize = 192 << 10;
+
+/// A window that surely has [`AHEAD`] bytes after its core, or ends where the image ends.
+pub(crate) struct Source<'w> {
+    pub(crate) data: &'w [u8],
+    pub(crate) base: u64,
+    pub(crate) core: Range<usize>,
+    pub(crate) image_len: u64,
+    pub(crate) max_artifact: usize,
+    more: &'w mut dyn ReadMore,
+    scratch: &'w mut Scratch,
+}
+
+/// Kept from one part of a scan to the next.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// Image bytes from `at` on, past the window's end.
+    bytes: Vec<u8>,
+    at: u64,
+    /// Work left for following artifacts, in bytes looked at.
+    pub(crate) work: u64,
+}
+
+impl<'w> Source<'w> {
+    pub(crate) fn new(
+        window: &Window<'w>,
+        max_artifact: usize,
+        more: &'w mut dyn ReadMore,
+        scratch: &'w mut Scratch,
+    ) -> Self {
+        Self {
+            data: window.data,
+            base: window.base.0,
+            core: window.core_start..window.core_end,
+            image_len: window.image_len,
+            max_artifact,
+            more,
+            scratch,
+        }
+    }
+
+    /// Takes `n` from the work that is left; false when nothing is left.
+    pub(crate) fn charge(&mut self, n: usize) -> bool {
+        let left = self.scratch.work.checked_sub(n as u64);
+        self.scratch.work = left.unwrap_or(0);
+        left.is_some()
+    }
+
+    /// True when the window ends where the image ends.
+    fn is_last(&self) -> bool {
+        self.base + self.data.len() as u64 >= self.image_len
+    }
+
+    /// Bytes from `at` on: `len` of them, or as many as the image has.
+    pub(crate) fn bytes(&mut self, at: usize, len: usize) -> Result<&[u8], MoreError> {
+        let end = at.saturating_add(len);
+        if end <= self.data.len() || self.is_last() {
+            return Ok(&self.data[at.min(self.data.len())..end.min(self.data.len())]);
+        }
+        let from = self.base + at as u64;
+        let window_end = self.base + self.data.len() as u64;
+        let s = &mut *self.scratch;
+        let held = s.at..s.at + s.bytes.len() as u64;
+        if !held.contains(&from) || held.end < window_end {
+            s.bytes.clear();
+            s.at = from;
+            s.bytes.extend_from_slice(&self.data[at.min(self.data.len())..]);
+        }
+        let want = (from + len as u64).min(self.image_len);
+        let have = s.at + s.bytes.len() as u64;
+        if want > have {
+            // Geometric, so that a walk of small steps reads each byte once.
+            let grow = (want - have).max(s.bytes.len() as u64 / 2).max(64 << 10);
+            let cap = (from + self.max_artifact as u64).max(want).min(self.image_len);
+            let grow = grow.min(cap - have);
+            let before = s.bytes.len();
+            let got = self.more.read_more(have.into(), grow as usize, &mut s.bytes);
+            if let Err(e) = got {
+                s.bytes.truncate(before);
+                return Err(e);
+            }
+        }
+        let skip = ((from - s.at) as usize).min(s.bytes.len());
+        let stop = skip.saturating_add(len).min(s.bytes.len());
+        Ok(&s.bytes[skip..stop])
+    }
+
+    /// As [`Self::bytes`], but what there is and why when there isn't all.
+    pub(crate) fn upto(&mut self, at: usize, len: usize) -> (&[u8], Option<String>) {
+        match self.bytes(at, len).map(<[u8]>::len) {
+            Ok(_) => (self.bytes(at, len).unwrap_or_default(), None),
+            Err(e) => {
+                let why = e.to_string();
+                let from = self.base + at as u64;
+                let s = &*self.scratch;
+                // What an earlier read of this walk brought, else the window's.
+                if (s.at..s.at + s.bytes.len() as u64).contains(&from) {
+                    let skip = (from - s.at) as usize;
+                    let stop = skip.saturating_add(len).min(s.bytes.len());
+                    return (&s.bytes[skip..stop], Some(why));
+                }
+                let end = at.saturating_add(len).min(self.data.len());
+                (&self.data[at.min(end)..end], Some(why))
+            }
+        }
+    }
+
+    /// Bytes just before `at`: `len` of them, fewer at the image's start.
+    pub(crate) fn behind(&self, at: usize, len: usize) -> &'w [u8] {
+        debug_assert!(len <= LOOK_BEHIND);
+        &self.data[at.saturating_sub(len)..at]
+    }
+}
+
+/// An artifact that is being followed; positions count from its first byte.
+pub(crate) struct Item<'s, 'w> {
+    source: &'s mut Source<'w>,
+    at: usize,
+    starved: Option<String>,
+    tired: bool,
+}
+
+impl<'s, 'w> Item<'s, 'w> {
+    pub(crate) fn new(source: &'s mut Source<'w>, at: usize) -> Self {
+        Self { source, at, starved: None, tired: false }
+    }
+
+    /// Where in the image it begins.
+    pub(crate) fn offset(&self) -> u64 {
+        self.source.base + self.at as u64
+    }
+
+    /// Bytes that an artifact here may have: up to the limit and the image's end.
+    pub(crate) fn room(&self) -> usize {
+        let left = self.source.image_len.saturating_sub(self.offset());
+        usize::try_from(left).unwrap_or(usize::MAX).min(self.source.max_artifact)
+    }
+
+    /// Why bytes could not be had, when they could not.
+    pub(crate) fn starved(&self) -> Option<String> {
+        self.starved.clone()
+    }
+
+    /// True when the work limit was hit.
+    pub(crate) fn tired(&self) -> bool {
+        self.tired
+    }
+
+    /// Pays for `n` bytes of work.
+    pub(crate) fn charge(&mut self, n: usize) -> bool {
+        let ok = self.source.charge(n);
+        self.tired |= !ok;
+        ok
+    }
+
+    /// `len` bytes at `off`; `None` past the limit, the image's end, or what the budget allows.
+    pub(crate) fn get(&mut self, off: usize, len: usize) -> Option<&[u8]> {
+        let end = off.checked_add(len)?;
+        if end > self.room() {
+            return None;
+        }
+        match self.source.bytes(self.at, end) {
+            Ok(b) => b.get(off..end),
+            Err(e) => {
+                self.starved = Some(e.to_string());
+                None
+            }
+        }
+    }
+
+    /// From `off` at most `len` bytes, fewer at the limit or the image's end.
+    pub(crate) fn some(&mut self, off: usize, len: usize) -> &[u8] {
+        let end = off.saturating_add(len).min(self.room());
+        match end.checked_sub(off) {
+            Some(n) => self.get(off, n).unwrap_or_default(),
+            None => &[],
+        }
+    }
+
+    /// Bytes just before the item.
+    pub(crate) fn behind(&self, len: usize) -> &'w [u8] {
+        self.source.behind(self.at, len)
+    }
+
+    pub(crate) fn array<const N: usize>(&mut self, off: usize) -> Option<[u8; N]> {
+        self.get(off, N)?.try_into().ok()
+    }
+
+    pub(crate) fn u16le(&mut self, off: usize) -> Option<u16> {
+        self.array(off).map(u16::from_le_bytes)
+    }
+
+    pub(crate) fn u32le(&mut self, off: usize) -> Option<u32> {
+        self.array(off).map(u32::from_le_bytes)
+    }
+
+    pub(crate) fn u32be(&mut self, off: usize) -> Option<u32> {
+        self.array(off).map(u32::from_be_bytes)
+    }
+}

@@ -1,0 +1,328 @@
+//! The records of a job in the object store, and where each lies.
+
+use crate::objects::{ObjectError, Objects};
+use bytes::Bytes;
+use ramsift_layers::format::Layout;
+use ramsift_layers::{ChunkParams, SourcePin};
+use ramsift_proto::v1::{CommitRecord, JobSpec, RuleGap};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Why a record could not be read or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The object.
+    #[error(transparent)]
+    Object(#[from] ObjectError),
+    /// Its content.
+    #[error("{what} is damaged or from another version: {detail}")]
+    Format {
+        /// The object.
+        what: String,
+        /// What is wrong.
+        detail: String,
+    },
+    /// A table segment.
+    #[error("{what}: {source}")]
+    Segment {
+        /// The object.
+        what: String,
+        /// What is wrong.
+        source: crate::tables::SegmentError,
+    },
+    /// The query engine.
+    #[error("query: {0}")]
+    Query(String),
+    /// The ledger.
+    #[error("ledger at {at}: {detail}")]
+    Ledger {
+        /// Where.
+        at: String,
+        /// What happened.
+        detail: String,
+    },
+}
+
+/// Names of a job's objects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Keys {
+    job: String,
+}
+
+impl Keys {
+    /// The names of `job`'s objects.
+    pub fn new(job: &str) -> Self {
+        Self { job: job.to_owned() }
+    }
+
+    fn key(&self, rest: &str) -> String {
+        format!("jobs/{}/{rest}", self.job)
+    }
+
+    /// What the user asked for.
+    pub fn spec(&self) -> String {
+        self.key("spec.json")
+    }
+
+    /// The immutable plan.
+    pub fn plan(&self) -> String {
+        self.key("plan.json")
+    }
+
+    /// Where the job stands.
+    pub fn state(&self) -> String {
+        self.key("state.json")
+    }
+
+    /// A user's wish to end the job.
+    pub fn cancel(&self) -> String {
+        self.key("cancel.json")
+    }
+
+    /// The groups of rules to decide.
+    pub fn verdicts(&self) -> String {
+        self.key("verdicts.json")
+    }
+
+    /// Folder of tasks that were cut in two.
+    pub fn splits(&self) -> String {
+        self.key("splits/")
+    }
+
+    /// A task that was cut in two.
+    pub fn split(&self, task: &str) -> String {
+        self.key(&format!("splits/{task}.json"))
+    }
+
+    /// Folder of the commit records.
+    pub fn commits(&self) -> String {
+        self.key("commits/")
+    }
+
+    /// A commit record.
+    pub fn commit(&self, id: &str) -> String {
+        self.key(&format!("commits/{id}.json"))
+    }
+
+    /// A segment of a table.
+    pub fn segment(&self, commit: &str, table: &str) -> String {
+        self.key(&format!("segments/{commit}/{table}.parquet"))
+    }
+
+    /// A pack of small artifacts, by its content.
+    pub fn pack(&self, blake3: &str) -> String {
+        self.key(&format!("packs/{blake3}.pack"))
+    }
+
+    /// The commits that count.
+    pub fn frozen(&self) -> String {
+        self.key("frozen.json")
+    }
+
+    /// A finished table.
+    pub fn table(&self, table: &str) -> String {
+        self.key(&format!("tables/{table}.parquet"))
+    }
+
+    /// Folder of the finished tables.
+    pub fn tables(&self) -> String {
+        self.key("tables/")
+    }
+
+    /// The manifest.
+    pub fn manifest(&self) -> String {
+        self.key("manifest.json")
+    }
+}
+
+/// Key of a large artifact.
+pub fn artifact_key(sha256: &str) -> String {
+    format!("artifacts/{sha256}")
+}
+
+/// Key of a compiled rule set.
+pub fn rules_key(digest: &str) -> String {
+    format!("rules/{digest}.rules")
+}
+
+/// How a capture is cut into tasks. Immutable: written once, read by every worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plan {
+    /// What the user asked for.
+    pub spec: JobSpec,
+    /// Which version of which file or object.
+    pub pin: SourcePin,
+    /// Container and runs.
+    pub layout: Layout,
+    /// How the file is cut.
+    pub chunks: ChunkParams,
+    /// How many chunks.
+    pub chunk_count: u64,
+    /// Views to build.
+    pub views: Vec<String>,
+    /// When the capture was taken at the latest, microseconds, and what says so.
+    pub reference_time: Option<(i64, String)>,
+}
+
+/// The groups of rules whose conditions are decided after the last chunk.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct VerdictPlan {
+    /// The groups, as the rule engine describes them.
+    pub groups: Vec<serde_json::Value>,
+    /// Rules that ran out of time or matches somewhere.
+    pub gaps: Vec<RuleGap>,
+    /// Some of the image could not be scanned.
+    pub failed_ranges: bool,
+    /// Segments with the matches of all chunks.
+    pub segments: Vec<String>,
+}
+
+/// The commits that count, fixed when the job is sealed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Frozen {
+    /// Ids of the commit records.
+    pub commits: Vec<String>,
+    /// The chosen attempt of each task.
+    pub chosen: BTreeMap<String, String>,
+}
+
+/// Bytes by outcome for one engine; they sum to the image.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Coverage {
+    /// Looked at in full.
+    pub scanned: u64,
+    /// One repeated byte, page after page.
+    pub sparse: u64,
+    /// Looked at, but something ran out of time or budget.
+    pub partial: u64,
+    /// Could not be looked at.
+    pub failed: u64,
+    /// The header claims them, the file lacks them.
+    pub missing: u64,
+}
+
+impl Coverage {
+    /// Sum over all outcomes.
+    pub fn total(&self) -> u64 {
+        self.scanned + self.sparse + self.partial + self.failed + self.missing
+    }
+
+    /// Whether something was not looked at in full.
+    pub fn has_gaps(&self) -> bool {
+        self.partial + self.failed + self.missing > 0
+    }
+}
+
+/// One result file with its hash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestFile {
+    /// Key in the store.
+    pub key: String,
+    /// Bytes.
+    pub bytes: u64,
+    /// BLAKE3, hex.
+    pub blake3: String,
+    /// Rows, for tables.
+    pub rows: Option<u64>,
+}
+
+/// What was done to which evidence by whom, with the hashes that let anyone check it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The job.
+    pub job: String,
+    /// What the user asked for.
+    pub spec: JobSpec,
+    /// Which version of which file or object.
+    pub evidence: SourcePin,
+    /// Bytes of the file or object.
+    pub evidence_bytes: u64,
+    /// BLAKE3 of the file or object, when every byte was read.
+    pub evidence_blake3: Option<String>,
+    /// SHA-256, where the provider keeps one or one was asked for.
+    pub evidence_sha256: Option<String>,
+    /// Where the SHA-256 comes from.
+    pub evidence_sha256_from: Option<String>,
+    /// Container.
+    pub format: String,
+    /// Bytes of the image.
+    pub image_bytes: u64,
+    /// `complete` or `complete with gaps`.
+    pub verdict: String,
+    /// Per engine.
+    pub coverage: BTreeMap<String, Coverage>,
+    /// What is missing, in words.
+    pub gaps: Vec<String>,
+    /// `structured + unstructured` or `unstructured only: <reason>`.
+    pub analyses: String,
+    /// Carvers with their versions.
+    pub carvers: BTreeMap<String, u32>,
+    /// Digest of carvers and options.
+    pub carvers_digest: String,
+    /// Digest of the rule set.
+    pub rules_digest: Option<String>,
+    /// clamd's engine and signature version.
+    pub clamav: Option<String>,
+    /// Version of this program.
+    pub version: String,
+    /// The result files.
+    pub files: Vec<ManifestFile>,
+    /// Objects with artifacts.
+    pub artifacts: Vec<ManifestFile>,
+    /// Microseconds since 1970.
+    pub started_micros: i64,
+    /// Microseconds since 1970.
+    pub finished_micros: i64,
+}
+
+/// Reads a JSON record and its tag.
+pub async fn read<T: DeserializeOwned>(
+    objects: &dyn Objects,
+    key: &str,
+) -> Result<(T, String), StoreError> {
+    let (data, etag) = objects.get(key).await?;
+    let v = serde_json::from_slice(&data)
+        .map_err(|e| StoreError::Format { what: objects.url(key), detail: e.to_string() })?;
+    Ok((v, etag))
+}
+
+/// Reads a JSON record that may not exist.
+pub async fn read_opt<T: DeserializeOwned>(
+    objects: &dyn Objects,
+    key: &str,
+) -> Result<Option<(T, String)>, StoreError> {
+    match read(objects, key).await {
+        Ok(v) => Ok(Some(v)),
+        Err(StoreError::Object(e)) if e.is_not_found() => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// A record as JSON.
+pub fn to_json<T: Serialize>(v: &T) -> Result<Bytes, StoreError> {
+    serde_json::to_vec_pretty(v)
+        .map(Bytes::from)
+        .map_err(|e| StoreError::Format { what: "record".into(), detail: e.to_string() })
+}
+
+/// All commit records of a job, oldest first.
+pub async fn commits(objects: &dyn Objects, keys: &Keys) -> Result<Vec<CommitRecord>, StoreError> {
+    let mut out: Vec<CommitRecord> = Vec::new();
+    for m in objects.list(&keys.commits()).await? {
+        out.push(read(objects, &m.key).await?.0);
+    }
+    out.sort_by(|a, b| a.id.cmp(&b.id));
+    Ok(out)
+}
+
+/// Microseconds since 1970.
+pub fn now_micros() -> i64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| i64::try_from(d.as_micros()).unwrap_or(i64::MAX))
+}

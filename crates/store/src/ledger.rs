@@ -1,0 +1,206 @@
+//! The ledger: which tasks are settled and which jobs are closed, for those who want to know
+//! before they read gigabytes. A cache of the commit records; losing it costs work, never results.
+
+use crate::StoreError;
+use async_trait::async_trait;
+use redis::AsyncCommands;
+use redis::aio::{ConnectionManager, ConnectionManagerConfig};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+use tokio::sync::OnceCell;
+
+/// Whether a task is still wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Do it.
+    Yes,
+    /// Another attempt has settled it.
+    Settled,
+    /// The job was cancelled or sealed.
+    Closed,
+}
+
+/// Which tasks are settled, and which jobs are closed.
+#[async_trait]
+pub trait Ledger: Send + Sync + fmt::Debug {
+    /// Notes settled tasks.
+    async fn settle(&self, job: &str, tasks: &[String]) -> Result<(), StoreError>;
+
+    /// Notes that nothing more is wanted for a job.
+    async fn close(&self, job: &str) -> Result<(), StoreError>;
+
+    /// Whether a task is still wanted.
+    async fn wanted(&self, job: &str, task: &str) -> Result<Wanted, StoreError>;
+
+    /// How many tasks are settled.
+    async fn settled(&self, job: &str) -> Result<u64, StoreError>;
+
+    /// Forgets a job.
+    async fn forget(&self, job: &str) -> Result<(), StoreError>;
+
+    /// Whether the ledger answers.
+    async fn check(&self) -> Result<(), StoreError>;
+}
+
+#[derive(Debug, Default)]
+struct Entry {
+    settled: BTreeSet<String>,
+    closed: bool,
+}
+
+/// The ledger in this process.
+#[derive(Debug, Default)]
+pub struct MemoryLedger {
+    jobs: Mutex<BTreeMap<String, Entry>>,
+}
+
+impl MemoryLedger {
+    fn with<T>(&self, f: impl FnOnce(&mut BTreeMap<String, Entry>) -> T) -> T {
+        f(&mut self.jobs.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+#[async_trait]
+impl Ledger for MemoryLedger {
+    async fn settle(&self, job: &str, tasks: &[String]) -> Result<(), StoreError> {
+        self.with(|j| j.entry(job.to_owned()).or_default().settled.extend(tasks.iter().cloned()));
+        Ok(())
+    }
+
+    async fn close(&self, job: &str) -> Result<(), StoreError> {
+        self.with(|j| j.entry(job.to_owned()).or_default().closed = true);
+        Ok(())
+    }
+
+    async fn wanted(&self, job: &str, task: &str) -> Result<Wanted, StoreError> {
+        Ok(self.with(|j| match j.get(job) {
+            Some(e) if e.closed => Wanted::Closed,
+            Some(e) if e.settled.contains(task) => Wanted::Settled,
+            _ => Wanted::Yes,
+        }))
+    }
+
+    async fn settled(&self, job: &str) -> Result<u64, StoreError> {
+        Ok(self.with(|j| j.get(job).map_or(0, |e| e.settled.len() as u64)))
+    }
+
+    async fn forget(&self, job: &str) -> Result<(), StoreError> {
+        self.with(|j| j.remove(job));
+        Ok(())
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        Ok(())
+    }
+}
+
+/// How long Redis keeps a job that nobody touches, seconds.
+const KEEP: i64 = 7 * 24 * 3600;
+
+/// The ledger in Redis: a set of task names and a flag per job.
+pub struct RedisLedger {
+    url: String,
+    prefix: String,
+    connection: OnceCell<ConnectionManager>,
+}
+
+impl fmt::Debug for RedisLedger {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "RedisLedger({})", self.place())
+    }
+}
+
+impl RedisLedger {
+    /// A ledger at `redis://[user:password@]host:port/db`. Connects when it is first used.
+    pub fn new(url: &str, prefix: &str) -> Self {
+        Self { url: url.to_owned(), prefix: prefix.to_owned(), connection: OnceCell::new() }
+    }
+
+    fn place(&self) -> &str {
+        self.url.rsplit_once('@').map_or(self.url.as_str(), |(_, host)| host)
+    }
+
+    fn error(&self, e: &dyn fmt::Display) -> StoreError {
+        StoreError::Ledger { at: self.place().to_owned(), detail: e.to_string() }
+    }
+
+    async fn connection(&self) -> Result<ConnectionManager, StoreError> {
+        let c = self.connection.get_or_try_init(|| async {
+            let client = redis::Client::open(self.url.as_str())?;
+            let config = ConnectionManagerConfig::new()
+                .set_connection_timeout(Some(Duration::from_secs(3)))
+                .set_response_timeout(Some(Duration::from_secs(3)))
+                .set_number_of_retries(2);
+            ConnectionManager::new_with_config(client, config).await
+        });
+        c.await.cloned().map_err(|e: redis::RedisError| self.error(&e))
+    }
+
+    fn tasks_key(&self, job: &str) -> String {
+        format!("{}:settled:{job}", self.prefix)
+    }
+
+    fn closed_key(&self, job: &str) -> String {
+        format!("{}:closed:{job}", self.prefix)
+    }
+}
+
+#[async_trait]
+impl Ledger for RedisLedger {
+    async fn settle(&self, job: &str, tasks: &[String]) -> Result<(), StoreError> {
+        if tasks.is_empty() {
+            return Ok(());
+        }
+        let mut c = self.connection().await?;
+        let key = self.tasks_key(job);
+        let done: redis::RedisResult<()> = redis::pipe()
+            .sadd(&key, tasks)
+            .ignore()
+            .expire(&key, KEEP)
+            .ignore()
+            .query_async(&mut c)
+            .await;
+        done.map_err(|e| self.error(&e))
+    }
+
+    async fn close(&self, job: &str) -> Result<(), StoreError> {
+        let mut c = self.connection().await?;
+        let done: redis::RedisResult<()> =
+            c.set_ex(self.closed_key(job), 1, KEEP.cast_unsigned()).await;
+        done.map_err(|e| self.error(&e))
+    }
+
+    async fn wanted(&self, job: &str, task: &str) -> Result<Wanted, StoreError> {
+        let mut c = self.connection().await?;
+        let got: redis::RedisResult<(bool, bool)> = redis::pipe()
+            .exists(self.closed_key(job))
+            .sismember(self.tasks_key(job), task)
+            .query_async(&mut c)
+            .await;
+        match got.map_err(|e| self.error(&e))? {
+            (true, _) => Ok(Wanted::Closed),
+            (_, true) => Ok(Wanted::Settled),
+            _ => Ok(Wanted::Yes),
+        }
+    }
+
+    async fn settled(&self, job: &str) -> Result<u64, StoreError> {
+        let mut c = self.connection().await?;
+        c.scard(self.tasks_key(job)).await.map_err(|e| self.error(&e))
+    }
+
+    async fn forget(&self, job: &str) -> Result<(), StoreError> {
+        let mut c = self.connection().await?;
+        let keys = [self.tasks_key(job), self.closed_key(job)];
+        let done: redis::RedisResult<()> = c.del(&keys[..]).await;
+        done.map_err(|e| self.error(&e))
+    }
+
+    async fn check(&self) -> Result<(), StoreError> {
+        let mut c = self.connection().await?;
+        let pong: redis::RedisResult<String> = redis::cmd("PING").query_async(&mut c).await;
+        pong.map(|_| ()).map_err(|e| self.error(&e))
+    }
+}

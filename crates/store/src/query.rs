@@ -1,0 +1,202 @@
+//! Tables through DataFusion: merging segments into sorted tables with bounded memory, and SQL
+//! over the finished tables of one job or of many.
+
+use crate::objects::{LocalObjects, Objects, ReadShim};
+use crate::tables::{schema, sort_keys, writer_properties};
+use crate::{Keys, StoreError};
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
+use datafusion::datasource::file_format::parquet::ParquetFormat;
+use datafusion::datasource::listing::{
+    ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl,
+};
+use datafusion::execution::context::SessionContext;
+use datafusion::execution::disk_manager::{DiskManagerBuilder, DiskManagerMode};
+use datafusion::execution::memory_pool::FairSpillPool;
+use datafusion::execution::runtime_env::RuntimeEnvBuilder;
+use datafusion::physical_plan::SendableRecordBatchStream;
+use datafusion::prelude::{DataFrame, SessionConfig};
+use futures::StreamExt;
+use parquet::arrow::ArrowWriter;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use url::Url;
+
+/// How much memory and which disk a query may use.
+#[derive(Clone, Debug)]
+pub struct QueryLimits {
+    /// Bytes before sorts and joins spill.
+    pub memory: usize,
+    /// Folder for what is spilled.
+    pub spill: PathBuf,
+    /// Threads of one query.
+    pub threads: usize,
+}
+
+impl Default for QueryLimits {
+    fn default() -> Self {
+        Self { memory: 256 << 20, spill: std::env::temp_dir(), threads: 2 }
+    }
+}
+
+fn fail(e: impl std::fmt::Display) -> StoreError {
+    StoreError::Query(e.to_string())
+}
+
+/// A session over one object store.
+pub struct Tables {
+    context: SessionContext,
+    objects: Arc<dyn Objects>,
+}
+
+impl std::fmt::Debug for Tables {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Tables({:?})", self.objects)
+    }
+}
+
+const BASE: &str = "ramsift://store/";
+
+impl Tables {
+    /// A session that reads from these objects.
+    pub fn new(objects: Arc<dyn Objects>, limits: &QueryLimits) -> Result<Self, StoreError> {
+        let disk = DiskManagerBuilder::default()
+            .with_mode(DiskManagerMode::Directories(vec![limits.spill.clone()]));
+        let runtime = RuntimeEnvBuilder::new()
+            .with_memory_pool(Arc::new(FairSpillPool::new(limits.memory)))
+            .with_disk_manager_builder(disk)
+            .build_arc()
+            .map_err(fail)?;
+        let config = SessionConfig::new()
+            .with_target_partitions(limits.threads.max(1))
+            .with_information_schema(true)
+            .with_collect_statistics(false)
+            .set_bool("datafusion.execution.parquet.schema_force_view_types", false)
+            .set_usize("datafusion.execution.sort_spill_reservation_bytes", limits.memory / 8);
+        let context = SessionContext::new_with_config_rt(config, runtime);
+        let base = Url::parse(BASE).map_err(fail)?;
+        context.register_object_store(&base, Arc::new(ReadShim(objects.clone())));
+        Ok(Self { context, objects })
+    }
+
+    /// Registers Parquet objects of one schema as a table.
+    pub async fn register(
+        &self,
+        table: &str,
+        keys: &[String],
+        schema: Option<SchemaRef>,
+    ) -> Result<(), StoreError> {
+        let urls = keys
+            .iter()
+            .map(|k| ListingTableUrl::parse(format!("{BASE}{k}")).map_err(fail))
+            .collect::<Result<Vec<_>, _>>()?;
+        let options = ListingOptions::new(Arc::new(ParquetFormat::default()))
+            .with_file_extension(".parquet");
+        let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);
+        let config = match schema {
+            Some(s) => config.with_schema(s),
+            None => config.infer_schema(&self.context.state()).await.map_err(fail)?,
+        };
+        let provider = ListingTable::try_new(config).map_err(fail)?;
+        self.context.register_table(table, Arc::new(provider)).map_err(fail)?;
+        Ok(())
+    }
+
+    /// Registers the finished tables of these jobs, those of one name together. Returns the names.
+    pub async fn register_jobs(&self, jobs: &[String]) -> Result<Vec<String>, StoreError> {
+        let mut by_table: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for job in jobs {
+            let folder = Keys::new(job).tables();
+            for m in self.objects.list(&folder).await? {
+                let name = m.key[folder.len()..].trim_end_matches(".parquet").to_owned();
+                by_table.entry(name).or_default().push(m.key);
+            }
+        }
+        for (name, keys) in &by_table {
+            self.register(name, keys, None).await?;
+        }
+        Ok(by_table.into_keys().collect())
+    }
+
+    /// Plans a statement. Only reading is allowed.
+    pub async fn sql(&self, sql: &str) -> Result<DataFrame, StoreError> {
+        use datafusion::prelude::SQLOptions;
+        let options =
+            SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
+        self.context.sql_with_options(sql, options).await.map_err(fail)
+    }
+
+    /// Runs a statement and hands over its batches as they come.
+    pub async fn stream(&self, sql: &str) -> Result<SendableRecordBatchStream, StoreError> {
+        self.sql(sql).await?.execute_stream().await.map_err(fail)
+    }
+
+    /// Runs a statement whose result is small.
+    pub async fn collect(&self, sql: &str) -> Result<Vec<RecordBatch>, StoreError> {
+        self.sql(sql).await?.collect().await.map_err(fail)
+    }
+}
+
+/// What a merge wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Merged {
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of the Parquet file.
+    pub bytes: u64,
+}
+
+/// Merges segments into one table at `to`, with the capture's id in front of every row. Memory is
+/// bounded by `limits`; what doesn't fit is spilled. `order`: sort keys, or none to keep the order.
+pub async fn merge(
+    objects: &Arc<dyn Objects>,
+    table: &str,
+    segments: &[String],
+    capture: &str,
+    pass: u16,
+    to: &Path,
+    limits: &QueryLimits,
+) -> Result<Merged, StoreError> {
+    let schema = schema(table).ok_or_else(|| fail(format!("{table} has no schema")))?;
+    let t = Tables::new(objects.clone(), limits)?;
+    let quoted = capture.replace('\'', "''");
+    let columns = schema
+        .fields()
+        .iter()
+        .map(|f| format!("\"{}\"", f.name()))
+        .collect::<Vec<_>>()
+        .join(", ");
+    let select = format!(
+        "SELECT '{quoted}' AS capture, arrow_cast({pass}, 'UInt16') AS pass, {columns} FROM {table}"
+    );
+    let mut rows = 0;
+    if segments.is_empty() {
+        let empty = RecordBatch::new_empty(schema);
+        t.context.register_batch(table, empty).map_err(fail)?;
+    } else {
+        t.register(table, segments, Some(schema)).await?;
+    }
+    let mut stream = t.stream(&format!("{select} ORDER BY {}", sort_keys(table))).await?;
+    let io = |e: std::io::Error| fail(format!("{}: {e}", to.display()));
+    let file = std::fs::File::create(to).map_err(io)?;
+    let mut w = ArrowWriter::try_new(
+        std::io::BufWriter::with_capacity(1 << 20, file),
+        stream.schema(),
+        Some(writer_properties()),
+    )
+    .map_err(fail)?;
+    while let Some(b) = stream.next().await {
+        let b = b.map_err(fail)?;
+        rows += b.num_rows() as u64;
+        w.write(&b).map_err(fail)?;
+    }
+    w.close().map_err(fail)?;
+    let bytes = std::fs::metadata(to).map_err(io)?.len();
+    Ok(Merged { rows, bytes })
+}
+
+/// A session over Parquet files in a folder of this machine (exports, tests).
+pub fn local(root: &Path, limits: &QueryLimits) -> Result<Tables, StoreError> {
+    Tables::new(Arc::new(LocalObjects::open_existing(root)?), limits)
+}

@@ -1,0 +1,177 @@
+//! Reports: how a worker hands over what an attempt found, in process or over gRPC.
+
+use crate::tables::{from_ipc, to_ipc};
+use arrow::array::RecordBatch;
+use async_trait::async_trait;
+use ramsift_proto::MAX_MESSAGE;
+use ramsift_proto::v1::aggregator_client::AggregatorClient;
+use ramsift_proto::v1::report_part::Part;
+use ramsift_proto::v1::{ReportPart, TableBatch, TaskReport};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
+use tonic::metadata::{MetadataKey, MetadataValue};
+use tonic::transport::{Channel, Endpoint};
+
+/// What one attempt found.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// Everything but the rows.
+    pub header: TaskReport,
+    /// Rows by table.
+    pub batches: Vec<(String, RecordBatch)>,
+    /// Trace context.
+    pub trace: BTreeMap<String, String>,
+}
+
+impl Report {
+    /// Bytes of the rows in memory.
+    pub fn bytes(&self) -> usize {
+        self.batches.iter().map(|(_, b)| b.get_array_memory_size()).sum()
+    }
+}
+
+/// The aggregator's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ack {
+    /// The report is durable.
+    Durable,
+    /// The job is sealed or gone: drop the task.
+    Refused(String),
+}
+
+/// The report could not be handed over; another try may do.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("the aggregator at {at} did not take a report: {detail}")]
+pub struct ReportError {
+    /// Where.
+    pub at: String,
+    /// What happened.
+    pub detail: String,
+}
+
+/// Takes reports.
+#[async_trait]
+pub trait Reporter: Send + Sync + fmt::Debug {
+    /// Hands over a report; returns when it is durable.
+    async fn report(&self, report: &Report) -> Result<Ack, ReportError>;
+
+    /// Whether the aggregator answers.
+    async fn check(&self) -> Result<(), ReportError>;
+}
+
+/// Reports over gRPC.
+#[derive(Clone, Debug)]
+pub struct RemoteReporter {
+    at: String,
+    channel: Channel,
+}
+
+impl RemoteReporter {
+    /// Reports to `http://host:port`. Connects when it is first used, and again after a failure.
+    pub fn new(at: &str) -> Result<Self, ReportError> {
+        let endpoint = Endpoint::from_shared(at.to_owned()).map_err(|e| ReportError {
+            at: at.to_owned(),
+            detail: format!("not a valid address ({e}); use http://host:port"),
+        })?;
+        let channel = endpoint
+            .connect_timeout(Duration::from_secs(5))
+            .tcp_keepalive(Some(Duration::from_secs(30)))
+            .http2_keep_alive_interval(Duration::from_secs(20))
+            .connect_lazy();
+        Ok(Self { at: at.to_owned(), channel })
+    }
+
+    fn client(&self) -> AggregatorClient<Channel> {
+        AggregatorClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    fn error(&self, detail: impl fmt::Display) -> ReportError {
+        ReportError { at: self.at.clone(), detail: detail.to_string() }
+    }
+}
+
+/// Rows of one message at most, so that none comes near [`MAX_MESSAGE`].
+const ROWS: usize = 16 << 10;
+
+fn parts(report: &Report) -> Result<Vec<ReportPart>, crate::tables::SegmentError> {
+    let mut out = vec![ReportPart { part: Some(Part::Header(report.header.clone())) }];
+    for (table, b) in &report.batches {
+        for at in (0..b.num_rows()).step_by(ROWS) {
+            let slice = b.slice(at, ROWS.min(b.num_rows() - at));
+            let arrow_ipc = to_ipc(&slice)?.into();
+            let batch = TableBatch { table: table.clone(), arrow_ipc };
+            out.push(ReportPart { part: Some(Part::Batch(batch)) });
+        }
+    }
+    Ok(out)
+}
+
+/// A report from its parts, as the aggregator receives them.
+#[derive(Debug, Default)]
+pub struct Assembler {
+    report: Report,
+    started: bool,
+}
+
+impl Assembler {
+    /// Adds a part. The header must come first.
+    pub fn push(&mut self, part: ReportPart) -> Result<(), String> {
+        match part.part {
+            Some(Part::Header(h)) if !self.started => {
+                self.report.header = h;
+                self.started = true;
+                Ok(())
+            }
+            Some(Part::Batch(b)) if self.started => {
+                let schema = crate::tables::schema(&b.table)
+                    .ok_or_else(|| format!("there is no table {:?}", b.table))?;
+                for batch in from_ipc(&b.arrow_ipc).map_err(|e| e.to_string())? {
+                    if batch.schema().fields() != schema.fields() {
+                        return Err(format!("rows of {} have another schema", b.table));
+                    }
+                    self.report.batches.push((b.table.clone(), batch));
+                }
+                Ok(())
+            }
+            _ => Err("a report is one header, then rows".into()),
+        }
+    }
+
+    /// Bytes so far.
+    pub fn bytes(&self) -> usize {
+        self.report.bytes()
+    }
+
+    /// The whole report.
+    pub fn finish(self) -> Result<Report, String> {
+        if self.started { Ok(self.report) } else { Err("the report was empty".into()) }
+    }
+}
+
+#[async_trait]
+impl Reporter for RemoteReporter {
+    async fn report(&self, report: &Report) -> Result<Ack, ReportError> {
+        let parts = parts(report).map_err(|e| self.error(e))?;
+        let mut request = tonic::Request::new(tokio_stream::iter(parts));
+        for (k, v) in &report.trace {
+            if let (Ok(k), Ok(v)) =
+                (MetadataKey::from_bytes(k.as_bytes()), MetadataValue::try_from(v.as_str()))
+            {
+                request.metadata_mut().insert(k, v);
+            }
+        }
+        request.set_timeout(Duration::from_secs(300));
+        let ack = self.client().report(request).await.map_err(|e| self.error(e.message()))?;
+        let ack = ack.into_inner();
+        Ok(if ack.accepted { Ack::Durable } else { Ack::Refused(ack.reason) })
+    }
+
+    async fn check(&self) -> Result<(), ReportError> {
+        let mut client = tonic_health::pb::health_client::HealthClient::new(self.channel.clone());
+        let request = tonic_health::pb::HealthCheckRequest::default();
+        client.check(request).await.map(|_| ()).map_err(|e| self.error(e.message()))
+    }
+}

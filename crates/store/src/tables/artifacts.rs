@@ -1,0 +1,122 @@
+//! Rows of `artifacts`: recovered content and where it lies.
+
+use super::name::ARTIFACTS;
+use arrow::array::{
+    ArrayRef, BooleanBuilder, FixedSizeBinaryBuilder, RecordBatch, StringBuilder, UInt64Builder,
+};
+use arrow::error::ArrowError;
+use std::sync::Arc;
+
+/// One artifact.
+#[derive(Clone, Copy, Debug)]
+pub struct ArtifactRow<'a> {
+    /// See [`super::row_id`].
+    pub id: [u8; 16],
+    /// Of its content, hex.
+    pub sha256: &'a str,
+    /// Of its content, hex.
+    pub md5: &'a str,
+    /// `carver:png`.
+    pub detector: &'a str,
+    /// What it is.
+    pub kind: &'a str,
+    /// A name that the content gives.
+    pub name: Option<&'a str>,
+    /// Bytes.
+    pub size: u64,
+    /// First byte.
+    pub image_offset: u64,
+    /// The same as a physical address.
+    pub physical_address: Option<u64>,
+    /// Why it is not whole.
+    pub gap: Option<&'a str>,
+    /// Key of the object that holds it.
+    pub object: &'a str,
+    /// Where in that object.
+    pub object_offset: u64,
+    /// Typed fields as JSON.
+    pub fields: Option<&'a str>,
+}
+
+/// Collects artifacts column by column.
+#[derive(Debug, Default)]
+pub struct ArtifactsBuilder {
+    id: Option<FixedSizeBinaryBuilder>,
+    sha256: StringBuilder,
+    md5: StringBuilder,
+    detector: StringBuilder,
+    kind: StringBuilder,
+    name: StringBuilder,
+    size: UInt64Builder,
+    image_offset: UInt64Builder,
+    physical_address: UInt64Builder,
+    complete: BooleanBuilder,
+    gap: StringBuilder,
+    object: StringBuilder,
+    object_offset: UInt64Builder,
+    fields: StringBuilder,
+    path: StringBuilder,
+    rows: usize,
+    bytes: usize,
+}
+
+impl ArtifactsBuilder {
+    /// Rows so far.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Roughly the bytes that the rows take.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Adds a row.
+    pub fn push(&mut self, r: &ArtifactRow<'_>) {
+        // The width is right by its type, so this can't fail.
+        let _ = self.id.get_or_insert_with(|| FixedSizeBinaryBuilder::new(16)).append_value(r.id);
+        self.sha256.append_value(r.sha256);
+        self.md5.append_value(r.md5);
+        self.detector.append_value(r.detector);
+        self.kind.append_value(r.kind);
+        self.name.append_option(r.name);
+        self.size.append_value(r.size);
+        self.image_offset.append_value(r.image_offset);
+        self.physical_address.append_option(r.physical_address);
+        self.complete.append_value(r.gap.is_none());
+        self.gap.append_option(r.gap);
+        self.object.append_value(r.object);
+        self.object_offset.append_value(r.object_offset);
+        self.fields.append_option(r.fields);
+        self.path.append_null();
+        self.rows += 1;
+        self.bytes += 300 + r.fields.map_or(0, str::len) + r.name.map_or(0, str::len);
+    }
+
+    /// The rows as a batch; the builder is empty afterwards. `None` without rows.
+    pub fn finish(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
+        let Some(mut id) = self.id.take() else { return Ok(None) };
+        self.rows = 0;
+        self.bytes = 0;
+        let columns: Vec<ArrayRef> = vec![
+            Arc::new(id.finish()),
+            Arc::new(self.sha256.finish()),
+            Arc::new(self.md5.finish()),
+            Arc::new(self.detector.finish()),
+            Arc::new(self.kind.finish()),
+            Arc::new(self.name.finish()),
+            Arc::new(self.size.finish()),
+            Arc::new(self.image_offset.finish()),
+            Arc::new(self.physical_address.finish()),
+            Arc::new(self.complete.finish()),
+            Arc::new(self.gap.finish()),
+            Arc::new(self.object.finish()),
+            Arc::new(self.object_offset.finish()),
+            Arc::new(self.fields.finish()),
+            Arc::new(self.path.finish()),
+        ];
+        let schema = super::schema(ARTIFACTS)
+            .ok_or_else(|| ArrowError::SchemaError("artifacts has no schema".into()))?;
+        RecordBatch::try_new(schema, columns).map(Some)
+    }
+}

@@ -1,0 +1,235 @@
+//! Tables: their schemas, the builders that fill them, and segments in Parquet.
+//!
+//! The schema of every table is documented in `docs/TABLES.md`.
+
+mod artifacts;
+mod events;
+mod findings;
+mod segment;
+mod small;
+
+pub use artifacts::{ArtifactRow, ArtifactsBuilder};
+pub use events::{EventRow, EventsBuilder};
+pub use findings::{FindingRow, FindingsBuilder};
+pub use segment::{SegmentError, from_ipc, read_segment, to_ipc, write_segment, writer_properties};
+pub use small::{
+    AnchorsBuilder, CoverageBuilder, CoverageRow, MatchRow, MatchesBuilder, SystemRow,
+    anchor_rows, coverage_rows, match_rows, system_batch,
+};
+
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
+use std::sync::{Arc, LazyLock};
+use xxhash_rust::xxh3::{xxh3_64_with_seed, xxh3_128_with_seed};
+
+/// Names of the tables.
+pub mod name {
+    /// What detectors reported.
+    pub const FINDINGS: &str = "findings";
+    /// The timeline.
+    pub const EVENTS: &str = "events";
+    /// Recovered content.
+    pub const ARTIFACTS: &str = "artifacts";
+    /// Which bytes were looked at, per engine.
+    pub const COVERAGE: &str = "coverage";
+    /// One row on the evidence.
+    pub const CAPTURES: &str = "captures";
+    /// Spots that help to find the kernel (segments only).
+    pub const ANCHORS: &str = "anchors";
+    /// YARA matches that verdicts are reached from (segments only).
+    pub const MATCHES: &str = "matches";
+    /// The system view.
+    pub const SYSTEM: &str = "system";
+}
+
+/// Tables that users see, in the order in which they are made.
+pub const FINAL: &[&str] =
+    &[name::FINDINGS, name::EVENTS, name::ARTIFACTS, name::COVERAGE, name::SYSTEM];
+
+/// Identity of a detector: its name and the version of what it does. Part of every row's id.
+pub fn detector_key(detector: &str, version: &[u8]) -> u64 {
+    xxh3_64_with_seed(detector.as_bytes(), xxh3_64_with_seed(version, 0))
+}
+
+/// Identity of a row: of the detector, the space, the path inside an artifact, and where it begins
+/// and ends. The same evidence and the same detector give the same id on every run.
+pub fn row_id(detector_key: u64, space: &str, path: &str, start: u64, len: u64) -> [u8; 16] {
+    let mut fixed = [0u8; 24];
+    fixed[..8].copy_from_slice(&start.to_le_bytes());
+    fixed[8..16].copy_from_slice(&len.to_le_bytes());
+    fixed[16..].copy_from_slice(&xxh3_64_with_seed(space.as_bytes(), 1).to_le_bytes());
+    if path.is_empty() {
+        return xxh3_128_with_seed(&fixed, detector_key).to_be_bytes();
+    }
+    let whole = [&fixed[..], path.as_bytes()].concat();
+    xxh3_128_with_seed(&whole, detector_key).to_be_bytes()
+}
+
+fn field(name: &str, t: DataType, null: bool) -> Field {
+    Field::new(name, t, null)
+}
+
+fn text(name: &str) -> Field {
+    field(name, DataType::Utf8, false)
+}
+
+fn text_or_null(name: &str) -> Field {
+    field(name, DataType::Utf8, true)
+}
+
+fn number(name: &str) -> Field {
+    field(name, DataType::UInt64, false)
+}
+
+fn number_or_null(name: &str) -> Field {
+    field(name, DataType::UInt64, true)
+}
+
+fn id() -> Field {
+    field("id", DataType::FixedSizeBinary(16), false)
+}
+
+fn time(name: &str) -> Field {
+    field(name, DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true)
+}
+
+type Lazy = LazyLock<SchemaRef>;
+
+static FINDINGS: Lazy = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        id(),
+        text("detector"),
+        text("kind"),
+        text("severity"),
+        field("severity_rank", DataType::UInt8, false),
+        text("severity_reason"),
+        text("scope"),
+        number("image_offset"),
+        number_or_null("physical_address"),
+        number("length"),
+        text("value"),
+        text_or_null("encoding"),
+        field("context", DataType::Binary, true),
+        text_or_null("fields"),
+        text_or_null("path"),
+        text_or_null("artifact"),
+        text_or_null("rule"),
+        text_or_null("owner"),
+        number_or_null("virtual_address"),
+    ]))
+});
+
+static EVENTS: Lazy = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        id(),
+        time("time"),
+        time("inferred_time"),
+        text_or_null("inferred_from"),
+        text("raw_time"),
+        text("time_kind"),
+        text("source"),
+        text_or_null("host"),
+        text_or_null("program"),
+        field("pid", DataType::UInt32, true),
+        text("message"),
+        text_or_null("fields"),
+        text_or_null("encoding"),
+        number("image_offset"),
+        number_or_null("physical_address"),
+        number("length"),
+        text_or_null("row"),
+    ]))
+});
+
+static ARTIFACTS: Lazy = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        id(),
+        text("sha256"),
+        text("md5"),
+        text("detector"),
+        text("kind"),
+        text_or_null("name"),
+        number("size"),
+        number("image_offset"),
+        number_or_null("physical_address"),
+        field("complete", DataType::Boolean, false),
+        text_or_null("gap"),
+        text("object"),
+        number("object_offset"),
+        text_or_null("fields"),
+        text_or_null("path"),
+    ]))
+});
+
+static COVERAGE: Lazy = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        text("engine"),
+        text("outcome"),
+        number("start"),
+        number("end"),
+        text_or_null("reason"),
+    ]))
+});
+
+static ANCHORS: Lazy = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        text("kind"),
+        number("image_offset"),
+        number_or_null("physical_address"),
+        field("data", DataType::Binary, false),
+    ]))
+});
+
+static MATCHES: Lazy = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        field("rule", DataType::UInt32, false),
+        field("pattern", DataType::UInt32, false),
+        number("image_offset"),
+        number("length"),
+        number("window_base"),
+        field("window", DataType::Binary, false),
+        field("xor_key", DataType::UInt8, true),
+        number("more"),
+        number("last"),
+    ]))
+});
+
+static SYSTEM: Lazy = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        text("status"),
+        text_or_null("reason"),
+        text_or_null("os"),
+        text_or_null("architecture"),
+        text_or_null("banner"),
+        number_or_null("banner_offset"),
+        text_or_null("release"),
+        text_or_null("build_id"),
+        text("page_tables"),
+        text("anchors"),
+    ]))
+});
+
+/// Schema of a table by its name.
+pub fn schema(table: &str) -> Option<SchemaRef> {
+    let s: &Lazy = match table {
+        name::FINDINGS => &FINDINGS,
+        name::EVENTS => &EVENTS,
+        name::ARTIFACTS => &ARTIFACTS,
+        name::COVERAGE => &COVERAGE,
+        name::ANCHORS => &ANCHORS,
+        name::MATCHES => &MATCHES,
+        name::SYSTEM => &SYSTEM,
+        _ => return None,
+    };
+    Some(Arc::clone(s))
+}
+
+/// The order of rows in a finished table: total, so that it doesn't depend on who found what when.
+pub fn sort_keys(table: &str) -> &'static str {
+    match table {
+        name::FINDINGS => "image_offset, length, id",
+        name::EVENTS => "coalesce(time, inferred_time) ASC NULLS LAST, image_offset, length, id",
+        name::ARTIFACTS => "image_offset, size, id",
+        name::COVERAGE => "engine, start, \"end\", outcome",
+        _ => "1",
+    }
+}
