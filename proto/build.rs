@@ -7,6 +7,7 @@ const STORED: &[&str] = &[
     "ViewWork",
     "RuleCount",
     "RuleGap",
+    "SegmentPart",
     "SegmentRef",
     "ObjectRef",
     "TaskReport",

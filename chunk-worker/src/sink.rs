@@ -195,7 +195,7 @@ impl<'a> Rows<'a> {
                     if let Err(e) = self.runtime.block_on(self.objects.put(&key, data.into())) {
                         self.fail(e);
                     }
-                    self.segments.push(SegmentRef { table, key, rows, bytes, blake3 });
+                    self.segments.push(SegmentRef { table, key, rows, bytes, blake3, parts: Vec::new() });
                 }
                 Err(e) => self.fail(e),
             }

@@ -1,1 +1,83 @@
-fn main() {}
+//! The one binary: embedded scans, the four services, and what users ask of results.
+
+mod args;
+mod capture;
+mod client;
+mod config;
+mod demo;
+mod embedded;
+mod export;
+mod glue;
+mod progress;
+mod results;
+mod rules;
+mod scan;
+mod services;
+mod summary;
+mod verify;
+
+use anyhow::Result;
+use args::{Args, Command};
+use clap::Parser;
+use ramsift_telemetry::LogFormat;
+use std::process::ExitCode;
+
+/// Could not run.
+const CANNOT_RUN: u8 = 2;
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(r) => r,
+        Err(e) => {
+            eprintln!("ramsift: the async runtime can't be started: {e}");
+            return ExitCode::from(CANNOT_RUN);
+        }
+    };
+    let code = runtime.block_on(async {
+        match run(args).await {
+            Ok(code) => code,
+            Err(e) => {
+                eprintln!("ramsift: {e:#}");
+                CANNOT_RUN
+            }
+        }
+    });
+    // Blocking reads that still run must not keep the process.
+    runtime.shutdown_timeout(std::time::Duration::from_millis(200));
+    ExitCode::from(code)
+}
+
+async fn run(args: Args) -> Result<u8> {
+    let mut config = config::load(args.config.as_deref(), std::env::vars(), &args.set)?;
+    if let Some(store) = &args.store {
+        config.store.url.clone_from(store);
+    }
+    let format = if config.log.format == "json" { LogFormat::Json } else { LogFormat::Text };
+    let telemetry = ramsift_telemetry::init(args.command.service(), format, !args.command.is_service())?;
+    let done = match args.command {
+        Command::Scan(a) => scan::run(&config, a).await,
+        Command::Demo(a) => demo::run(&config, a).await,
+        Command::Coordinator => services::coordinator(&config).await,
+        Command::ChunkWorker => services::chunk_worker(&config).await,
+        Command::StructuredWorker => services::structured_worker(&config).await,
+        Command::Aggregator => services::aggregator(&config).await,
+        Command::Submit(a) => client::submit(&config, a).await,
+        Command::Jobs => client::jobs(&config).await,
+        Command::Status { job } => client::status(&config, &job).await,
+        Command::Watch { job } => client::watch(&config, &job).await,
+        Command::Cancel { job, reason } => client::cancel(&config, &job, &reason).await,
+        Command::Results(a) => results::results(&config, a).await,
+        Command::Query(a) => results::query(&config, a).await,
+        Command::Export(a) => export::export(&config, a).await,
+        Command::Artifact(a) => export::artifact(&config, a).await,
+        Command::Verify(a) => verify::run(&config, a).await,
+        Command::Rules { command } => rules::run(command),
+        Command::Config => {
+            print!("{}", toml::to_string(&config.masked())?);
+            Ok(0)
+        }
+    };
+    telemetry.shutdown();
+    done
+}

@@ -1,1 +1,272 @@
-//! .
+//! The structured worker: opens the whole image through a block cache, takes the anchors that the
+//! chunk workers found (or looks for them in one streaming pass, when no chunks are scanned), and
+//! builds views.
+
+mod anchors;
+
+use prost::Message as _;
+use ramsift_layers::source::{CachedPhys, Sources};
+use ramsift_os::view::{ViewInput, ViewOutput, by_name};
+use ramsift_proto::v1::task::Work;
+use ramsift_proto::v1::{Outcome, Task, TaskReport};
+use ramsift_queue::{Delivery, Lane, Queue};
+use ramsift_store::job::read;
+use ramsift_store::ledger::Wanted;
+use ramsift_store::tables::{SystemRow, name, system_batch};
+use ramsift_store::{Ack, Keys, Ledger, Objects, Plan, Report, Reporter};
+use ramsift_telemetry::{Readiness, current, set_parent};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+/// How a structured worker works.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Name in reports and logs.
+    pub name: String,
+    /// Views built at once.
+    pub slots: usize,
+    /// Bytes of the image kept in memory per view.
+    pub cache: u64,
+    /// How long an outage is waited out before a task is handed back.
+    pub patience: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            name: "structured-worker".into(),
+            slots: 1,
+            cache: 128 << 20,
+            patience: Duration::from_secs(600),
+        }
+    }
+}
+
+/// What a structured worker needs from outside.
+#[derive(Clone, Debug)]
+pub struct Deps {
+    /// Where tasks come from.
+    pub queue: Arc<dyn Queue>,
+    /// Whether a task is still wanted.
+    pub ledger: Arc<dyn Ledger>,
+    /// Plans and records.
+    pub objects: Arc<dyn Objects>,
+    /// Where reports go.
+    pub reporter: Arc<dyn Reporter>,
+    /// Where evidence is read from.
+    pub sources: Sources,
+    /// Told when the worker can and can't work.
+    pub readiness: Readiness,
+}
+
+#[derive(Debug)]
+struct Worker {
+    config: Config,
+    deps: Deps,
+    stop: CancellationToken,
+}
+
+/// Works until `stop` is cancelled.
+pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
+    let worker = Arc::new(Worker { config, deps, stop });
+    let prefetch = u16::try_from(worker.config.slots.max(1)).unwrap_or(u16::MAX);
+    let mut wait = Duration::from_millis(200);
+    let mut running = JoinSet::new();
+    while !worker.stop.is_cancelled() {
+        let subscribed = tokio::select! {
+            r = worker.deps.queue.consume(Lane::Views, prefetch) => r,
+            () = worker.stop.cancelled() => break,
+        };
+        let e = match subscribed {
+            Ok(mut consumer) => {
+                worker.deps.readiness.ready("views");
+                wait = Duration::from_millis(200);
+                loop {
+                    while running.try_join_next().is_some() {}
+                    let next = tokio::select! {
+                        () = worker.stop.cancelled() => break None,
+                        d = consumer.next() => d,
+                    };
+                    match next {
+                        Ok(d) => running.spawn(handle(worker.clone(), d)),
+                        Err(e) => break Some(e),
+                    };
+                }
+            }
+            Err(e) => Some(e),
+        };
+        let Some(e) = e else { break };
+        worker.deps.readiness.block("views", e.to_string());
+        tracing::warn!(error = %e, "queue lost, trying again");
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = worker.stop.cancelled() => {}
+        }
+        wait = (wait * 2).min(Duration::from_secs(10));
+    }
+    worker.deps.readiness.block("views", "stopping");
+    while running.join_next().await.is_some() {}
+}
+
+async fn handle(worker: Arc<Worker>, delivery: Delivery) {
+    let task = match Task::decode(delivery.message.body.clone()) {
+        Ok(t) => t,
+        Err(e) => {
+            tracing::error!(error = %e, "a message that is no task was dropped");
+            if let Err(e) = delivery.ack().await {
+                tracing::warn!(error = %e, "answer did not reach the queue");
+            }
+            return;
+        }
+    };
+    let span = tracing::info_span!("build view", job = %task.job, task = %task.task);
+    set_parent(&span, &delivery.message.headers);
+    let done = attempt(&worker, &task).instrument(span).await;
+    let answered = if done { delivery.ack().await } else { delivery.hand_back().await };
+    if let Err(e) = answered {
+        tracing::warn!(error = %e, "answer did not reach the queue");
+    }
+}
+
+/// Tries a task until it is settled (`true`) or outages outlast the patience.
+async fn attempt(worker: &Arc<Worker>, task: &Task) -> bool {
+    let give_up_at = Instant::now() + worker.config.patience;
+    let mut wait = Duration::from_millis(250);
+    loop {
+        if let Ok(Wanted::Settled | Wanted::Closed) =
+            worker.deps.ledger.wanted(&task.job, &task.task).await
+        {
+            return true;
+        }
+        let tried = match build(worker, task).await {
+            Ok(report) => match worker.deps.reporter.report(&report).await {
+                Ok(Ack::Durable) => return true,
+                Ok(Ack::Refused(why)) => {
+                    tracing::info!(reason = %why, "report refused, task dropped");
+                    return true;
+                }
+                Err(e) => e.to_string(),
+            },
+            Err(why) => why,
+        };
+        if Instant::now() >= give_up_at || worker.stop.is_cancelled() {
+            return false;
+        }
+        tracing::warn!(reason = %tried, "outage, waiting");
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = worker.stop.cancelled() => {}
+        }
+        wait = (wait * 2).min(Duration::from_secs(15));
+    }
+}
+
+/// Builds a view. An error is an outage; what is wrong with the evidence is a report.
+async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
+    let Some(Work::View(work)) = &task.work else {
+        return Ok(failed(worker, task, "this is no task of a structured worker".into()));
+    };
+    let Some(view) = by_name(&work.view) else {
+        return Ok(failed(worker, task, format!("there is no view {}", work.view)));
+    };
+    let objects = worker.deps.objects.as_ref();
+    let keys = Keys::new(&task.job);
+    let (plan, _): (Plan, _) = read(objects, &keys.plan()).await.map_err(|e| e.to_string())?;
+    let source = match worker.deps.sources.open_pinned(&plan.pin).await {
+        Ok(s) => s,
+        Err(e) if e.is_fatal() => return Ok(failed(worker, task, e.to_string())),
+        Err(e) => return Err(e.to_string()),
+    };
+    let anchors = if plan.spec.unstructured {
+        anchors::reported(objects, &keys).await?
+    } else {
+        match anchors::stream(source.clone(), &plan).await {
+            Ok(a) => a,
+            Err(why) => return Ok(failed(worker, task, why)),
+        }
+    };
+    let memory = CachedPhys::new(source, plan.layout.runs.clone(), worker.config.cache);
+    let layout = plan.layout.clone();
+    let built = tokio::task::spawn_blocking(move || {
+        let input = ViewInput {
+            memory: &memory,
+            runs: &layout.runs,
+            arch: layout.arch.as_deref(),
+            dtb_hints: &layout.dtb_hints,
+            anchors: &anchors,
+        };
+        (view.build(&input), memory.bytes_read())
+    })
+    .await;
+    match built {
+        Ok((out, bytes_read)) => {
+            let batch = system_batch(&system_row(&out)).map_err(|e| e.to_string())?;
+            let header = TaskReport { bytes_read, ..header(worker, task) };
+            let batches = vec![(name::SYSTEM.to_owned(), batch)];
+            Ok(Report { header, batches, trace: current() })
+        }
+        Err(e) => Ok(failed(worker, task, format!("the view failed: {e}"))),
+    }
+}
+
+fn header(worker: &Worker, task: &Task) -> TaskReport {
+    TaskReport {
+        job: task.job.clone(),
+        task: task.task.clone(),
+        attempt: uuid::Uuid::now_v7().to_string(),
+        worker: worker.config.name.clone(),
+        outcome: Outcome::Done.into(),
+        ..TaskReport::default()
+    }
+}
+
+fn failed(worker: &Worker, task: &Task, why: String) -> Report {
+    let row = SystemRow {
+        status: "not possible".into(),
+        reason: Some(why.clone()),
+        page_tables: "[]".into(),
+        anchors: "{}".into(),
+        ..SystemRow::default()
+    };
+    let batches = system_batch(&row).map(|b| vec![(name::SYSTEM.to_owned(), b)]);
+    Report {
+        header: TaskReport {
+            outcome: Outcome::Failed.into(),
+            reason: why,
+            ..header(worker, task)
+        },
+        batches: batches.unwrap_or_default(),
+        trace: current(),
+    }
+}
+
+fn system_row(out: &ViewOutput) -> SystemRow {
+    let d = &out.discovery;
+    let tables: Vec<_> = d
+        .page_tables
+        .iter()
+        .map(|p| {
+            serde_json::json!({
+                "dtb": p.dtb.0, "shape": p.shape, "source": p.source, "confirmed": p.confirmed,
+            })
+        })
+        .collect();
+    SystemRow {
+        status: if d.impossible.is_none() { "recognised" } else { "not possible" }.into(),
+        reason: d
+            .impossible
+            .as_ref()
+            .map(|why| format!("structured analysis not possible: {why}")),
+        os: d.os.map(str::to_owned),
+        architecture: d.architecture.clone(),
+        banner: d.banner.clone(),
+        banner_offset: d.banner_offset,
+        release: d.release.clone(),
+        build_id: d.build_id.clone(),
+        page_tables: serde_json::Value::from(tables).to_string(),
+        anchors: serde_json::to_string(&d.anchors).unwrap_or_else(|_| "{}".into()),
+    }
+}

@@ -6,6 +6,7 @@
 //! format   container headers -> runs (physical address, file extent)
 //! run      physical address <-> image offset <-> file offset
 //! chunk    aligned pieces of the file, and the windows of the image that lie in them
+//! translate virtual -> physical through the captured page tables
 //! hash     BLAKE3 of the whole file from the pieces
 //! ```
 
@@ -16,6 +17,7 @@ pub mod hash;
 pub mod run;
 pub mod severity;
 pub mod source;
+pub mod translate;
 
 pub use address::{Dtb, FileOffset, ImageOffset, PhysAddr, VirtAddr};
 pub use chunk::{Chunk, ChunkParams, ChunkWindow};

@@ -1,1 +1,4 @@
-//! .
+//! OS-aware views of a capture: find the kernel, then read its structures.
+
+pub mod kernel;
+pub mod view;

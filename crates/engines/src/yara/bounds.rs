@@ -54,7 +54,9 @@ fn gaps(re: &Regexp<'_>) -> Option<u64> {
     while i < src.len() {
         let (any, next) = atom(src, i, re.dot_matches_new_line);
         i = next;
-        let Some((most, next)) = repetition(src, i) else { continue };
+        let Some((most, next)) = repetition(src, i) else {
+            continue;
+        };
         i = next;
         if any {
             total = total.saturating_add(most?).saturating_add(REGEXP_REACH);
@@ -84,7 +86,10 @@ fn atom(src: &[u8], i: usize, dot_all: bool) -> (bool, usize) {
             let class = src.get(i + 1..end.min(src.len())).unwrap_or_default();
             (takes_any(class), end + 1)
         }
-        b')' => (dot_all || contains(src, b"[") || contains(src, b"\\n"), i + 1),
+        b')' => (
+            dot_all || contains(src, b"[") || contains(src, b"\\n"),
+            i + 1,
+        ),
         _ => (false, i + 1),
     }
 }

@@ -45,23 +45,32 @@ struct Parsed {
     lengths: Vec<Option<u64>>,
     file: String,
     line: u32,
+    /// It has an error, so the compiled rule of this name, if any, is another one.
+    broken: bool,
 }
 
 pub(super) fn compile(sources: Sources) -> Result<Compiled, RulesError> {
-    let Sources { sources, mut errors } = sources;
+    let Sources {
+        sources,
+        mut errors,
+    } = sources;
     let mut compiler = Compiler::new();
     compiler.enable_includes(false);
     let mut namespace = None;
     let mut parsed = HashMap::new();
     for source in &sources {
-        let Content::Text(text) = &source.content else { continue };
+        let Content::Text(text) = &source.content else {
+            continue;
+        };
         if namespace != Some(&source.namespace) {
             compiler.new_namespace(&source.namespace);
             namespace = Some(&source.namespace);
         }
         let before = compiler.errors().len();
         // What is wrong is taken from `errors`; the rules around it are compiled all the same.
-        compiler.add_source(SourceCode::from(text.as_str()).with_origin(&source.file)).ok();
+        compiler
+            .add_source(SourceCode::from(text.as_str()).with_origin(&source.file))
+            .ok();
         let ast = AST::from(text.as_str());
         let mut broken = BTreeSet::new();
         for error in compiler.errors().get(before..).unwrap_or_default() {
@@ -80,7 +89,9 @@ pub(super) fn compile(sources: Sources) -> Result<Compiled, RulesError> {
     resolve(&mut infos, &mut bodies);
     let mut foreign = Vec::new();
     for source in sources {
-        let Content::Compiled(bytes) = source.content else { continue };
+        let Content::Compiled(bytes) = source.content else {
+            continue;
+        };
         match Rules::deserialize(&bytes) {
             Ok(rules) => {
                 foreign.push((infos.len() as u32, bytes));
@@ -102,7 +113,13 @@ pub(super) fn compile(sources: Sources) -> Result<Compiled, RulesError> {
             }),
         }
     }
-    Ok(Compiled { infos, bodies, errors, full, foreign })
+    Ok(Compiled {
+        infos,
+        bodies,
+        errors,
+        full,
+        foreign,
+    })
 }
 
 /// An error of yara-x with its place, and which rule it is about.
@@ -120,16 +137,48 @@ fn located(
     }
     let Some(at) = label.map(|l| l.span().start()) else {
         let file = source.file.clone();
-        return RuleError { file, line: 0, column: 0, rule: None, reason };
+        return RuleError {
+            file,
+            line: 0,
+            column: 0,
+            rule: None,
+            reason,
+        };
     };
     let (line, column) = line_column(text, at);
-    // A rule reaches from its name to the next item; `rule` and its flags stand before the name.
-    let rule = ast.rules().take_while(|r| r.identifier.span().start() <= at).last();
-    if let Some(rule) = rule {
-        broken.insert(rule.identifier.span().start());
+    let within =
+        |r: &&ast::Rule<'_>| r.identifier.span().start() <= at && at <= r.condition.span().end();
+    let rule = match ast.rules().find(within) {
+        Some(rule) => {
+            broken.insert(rule.identifier.span().start());
+            Some(rule.identifier.name.to_owned())
+        }
+        // A rule with a syntax error isn't in the tree.
+        None => name_before(text, at),
+    };
+    RuleError {
+        file: source.file.clone(),
+        line,
+        column,
+        rule,
+        reason,
     }
-    let rule = rule.map(|r| r.identifier.name.to_owned());
-    RuleError { file: source.file.clone(), line, column, rule, reason }
+}
+
+/// The name after the last `rule` before a place in a text that doesn't parse.
+fn name_before(text: &str, at: usize) -> Option<String> {
+    let mut words = text.get(..at)?.split_whitespace().rev();
+    let mut name = words.next()?;
+    for word in words {
+        if word == "rule" {
+            let end = name
+                .find(|c: char| !c.is_alphanumeric() && c != '_')
+                .unwrap_or(name.len());
+            return name.get(..end).filter(|n| !n.is_empty()).map(str::to_owned);
+        }
+        name = word;
+    }
+    None
 }
 
 /// Lowers every rule of a file that compiled.
@@ -144,7 +193,8 @@ fn parse(
         let Item::Rule(rule) = item else { continue };
         let at = rule.identifier.span().start();
         let key = (source.namespace.clone(), rule.identifier.name.to_owned());
-        if broken.contains(&at) || parsed.contains_key(&key) {
+        // Of several rules with one name, the first that compiled is the one.
+        if parsed.get(&key).is_some_and(|p: &Parsed| !p.broken) {
             continue;
         }
         let is_rule =
@@ -158,10 +208,14 @@ fn parse(
         let found = Parsed {
             lowered,
             patterns: patterns.iter().map(body).collect(),
-            names: patterns.iter().map(|p| p.identifier().name.to_owned()).collect(),
+            names: patterns
+                .iter()
+                .map(|p| p.identifier().name.to_owned())
+                .collect(),
             lengths: patterns.iter().map(|p| longest_match(p)).collect(),
             file: source.file.clone(),
             line: line_column(text, at).0,
+            broken: broken.contains(&at),
         };
         parsed.insert(key, found);
     }
@@ -176,7 +230,10 @@ fn describe(id: usize, rule: &yara_x::Rule<'_, '_>) -> RuleInfo {
         yara_x::MetaValue::String(v) => MetaValue::Text(v.to_owned()),
         yara_x::MetaValue::Bytes(v) => MetaValue::Text(v.to_string()),
     };
-    let meta: Vec<_> = rule.metadata().map(|(k, v)| (k.to_owned(), value(v))).collect();
+    let meta: Vec<_> = rule
+        .metadata()
+        .map(|(k, v)| (k.to_owned(), value(v)))
+        .collect();
     let tags: Vec<_> = rule.tags().map(|t| t.identifier().to_owned()).collect();
     let (severity, severity_reason) = severity::from_meta(&meta, &tags);
     RuleInfo {
@@ -205,13 +262,23 @@ fn describe(id: usize, rule: &yara_x::Rule<'_, '_>) -> RuleInfo {
 /// Fills in what the syntax tree tells; references wait for [`resolve`].
 fn place(info: &mut RuleInfo, parsed: Option<Parsed>) -> Body {
     let Some(parsed) = parsed else {
-        info.reasons.push("its source can't be found again".to_owned());
+        info.reasons
+            .push("its source can't be found again".to_owned());
         return Body::default();
     };
     info.file = parsed.file;
     info.line = parsed.line;
-    let Lowered { cond, file_reasons, positional, references } = parsed.lowered;
-    let mut body = Body { cond, patterns: parsed.patterns, longest: Some(0) };
+    let Lowered {
+        cond,
+        file_reasons,
+        positional,
+        references,
+    } = parsed.lowered;
+    let mut body = Body {
+        cond,
+        patterns: parsed.patterns,
+        longest: Some(0),
+    };
     // Until ids are known, references travel as reasons would; `resolve` takes them off again.
     info.references = (0..references.len() as u32).collect();
     if body.cond.is_some() {
@@ -224,13 +291,15 @@ fn place(info: &mut RuleInfo, parsed: Option<Parsed>) -> Body {
         for (name, len) in parsed.names.iter().zip(&parsed.lengths) {
             body.longest = body.longest.zip(*len).map(|(a, b)| a.max(b));
             if len.is_none() {
-                info.reasons.push(format!("bounded by the overlap: {name} is unbounded"));
+                info.reasons
+                    .push(format!("bounded by the overlap: {name} is unbounded"));
             }
         }
     } else {
         info.reasons.extend(file_reasons);
     }
-    info.reasons.extend(references.into_iter().map(|r| format!("\0{r}")));
+    info.reasons
+        .extend(references.into_iter().map(|r| format!("\0{r}")));
     body
 }
 
@@ -244,22 +313,30 @@ fn resolve(infos: &mut [RuleInfo], bodies: &mut [Body]) {
     let mut spoilt = BTreeMap::<String, String>::new();
     for i in 0..infos.len() {
         let info = &mut infos[i];
-        let (names, reasons): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut info.reasons).into_iter().partition(|r| r.starts_with('\0'));
+        let (names, reasons): (Vec<_>, Vec<_>) = std::mem::take(&mut info.reasons)
+            .into_iter()
+            .partition(|r| r.starts_with('\0'));
         info.reasons = reasons;
-        let id = |n: &String| ids.get(&(info.namespace.clone(), n[1..].to_owned())).copied();
+        let id = |n: &String| {
+            ids.get(&(info.namespace.clone(), n[1..].to_owned()))
+                .copied()
+        };
         info.references = names.iter().map(|n| id(n).unwrap_or(u32::MAX)).collect();
         for reference in info.references.clone() {
             let target = infos.get(reference as usize);
             if target.is_none_or(|t| !t.class.is_memory_safe()) {
                 let name = target.map_or("?", |t| t.identifier.as_str()).to_owned();
                 infos[i].class = RuleClass::FileOriented;
-                infos[i].reasons.push(format!("refers to {name}, which is file-oriented"));
+                infos[i]
+                    .reasons
+                    .push(format!("refers to {name}, which is file-oriented"));
             }
         }
         let info = &infos[i];
         if info.global && !info.class.is_memory_safe() {
-            spoilt.entry(info.namespace.clone()).or_insert_with(|| info.identifier.clone());
+            spoilt
+                .entry(info.namespace.clone())
+                .or_insert_with(|| info.identifier.clone());
         }
     }
     for (info, body) in infos.iter_mut().zip(bodies) {
@@ -267,7 +344,8 @@ fn resolve(infos: &mut [RuleInfo], bodies: &mut [Body]) {
             && info.class.is_memory_safe()
         {
             info.class = RuleClass::FileOriented;
-            info.reasons.push(format!("the global rule {global} is file-oriented"));
+            info.reasons
+                .push(format!("the global rule {global} is file-oriented"));
         }
         if !info.class.is_memory_safe() {
             body.cond = None;

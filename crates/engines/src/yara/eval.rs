@@ -87,12 +87,22 @@ pub(super) struct Evaluator<'a> {
 
 /// The outcome of a rule's condition, and whether it was given up for taking too long.
 pub(super) fn decide(cond: &Cond, hits: &[PatternHits], rules: &[Truth]) -> (Truth, bool) {
-    let mut e = Evaluator { hits, rules, vars: Vec::new(), current: None, fuel: FUEL };
+    let mut e = Evaluator {
+        hits,
+        rules,
+        vars: Vec::new(),
+        current: None,
+        fuel: FUEL,
+    };
     let truth = match e.value(cond).truth() {
         Truth::Undefined => Truth::No,
         truth => truth,
     };
-    if e.fuel == 0 { (Truth::Unknown, true) } else { (truth, false) }
+    if e.fuel == 0 {
+        (Truth::Unknown, true)
+    } else {
+        (truth, false)
+    }
 }
 
 impl Evaluator<'_> {
@@ -110,10 +120,17 @@ impl Evaluator<'_> {
             Cond::Int(i) => Value::Int(*i),
             Cond::Float(f) => Value::Float(*f),
             Cond::Str(s) => Value::Str(s.clone()),
-            Cond::Var(i) => self.vars.get(*i as usize).cloned().unwrap_or(Value::Undefined),
-            Cond::Rule(i) => {
-                self.rules.get(*i as usize).copied().unwrap_or(Truth::Unknown).into()
-            }
+            Cond::Var(i) => self
+                .vars
+                .get(*i as usize)
+                .cloned()
+                .unwrap_or(Value::Undefined),
+            Cond::Rule(i) => self
+                .rules
+                .get(*i as usize)
+                .copied()
+                .unwrap_or(Truth::Unknown)
+                .into(),
             Cond::Match(p, anchor) => self.matched(*p, anchor).into(),
             Cond::Count(p, range) => self.count(*p, range.as_deref()),
             Cond::Offset(p, index) => self.nth(*p, index, |m| m.0),
@@ -150,11 +167,13 @@ impl Evaluator<'_> {
             },
             Cond::Of(q, items) => {
                 let n = items.len() as u64;
-                self.quantify(q, n, false, |e, i| e.truth(&items[i as usize])).into()
+                self.quantify(q, n, false, |e, i| e.truth(&items[i as usize]))
+                    .into()
             }
             Cond::OfTuple(q, items) => {
                 let n = items.len() as u64;
-                self.quantify(q, n, true, |e, i| e.truth(&items[i as usize])).into()
+                self.quantify(q, n, true, |e, i| e.truth(&items[i as usize]))
+                    .into()
             }
             Cond::ForOf(q, set, body) => {
                 let outer = self.current;
@@ -237,7 +256,9 @@ impl Evaluator<'_> {
             }
             Anchor::In(low, high) => (self.value(low), self.value(high)),
         };
-        let Some(hits) = self.hits(p) else { return Truth::Unknown };
+        let Some(hits) = self.hits(p) else {
+            return Truth::Unknown;
+        };
         match (low, high) {
             (Value::Int(low), Value::Int(high)) => match within(hits, low, high) {
                 0 if hits.partial => Truth::Unknown,
@@ -251,14 +272,20 @@ impl Evaluator<'_> {
 
     fn count(&mut self, p: PatternRef, range: Option<&(Cond, Cond)>) -> Value {
         let bounds = range.map(|r| (self.value(&r.0), self.value(&r.1)));
-        let Some(hits) = self.hits(p) else { return Value::Unknown };
+        let Some(hits) = self.hits(p) else {
+            return Value::Unknown;
+        };
         let n = match bounds {
             None => hits.count,
             Some((Value::Int(low), Value::Int(high))) => within(hits, low, high),
             Some((a, b)) => return either(&a, &b),
         };
         let n = i64::try_from(n).unwrap_or(i64::MAX);
-        if hits.partial { Value::AtLeast(n) } else { Value::Int(n) }
+        if hits.partial {
+            Value::AtLeast(n)
+        } else {
+            Value::Int(n)
+        }
     }
 
     fn nth(&mut self, p: PatternRef, index: &Cond, part: impl Fn(&(u64, u64)) -> u64) -> Value {
@@ -266,7 +293,9 @@ impl Evaluator<'_> {
             Value::Int(i) => i,
             other => return opaque(&other),
         };
-        let Some(hits) = self.hits(p) else { return Value::Unknown };
+        let Some(hits) = self.hits(p) else {
+            return Value::Unknown;
+        };
         let at = usize::try_from(index).ok().and_then(|i| i.checked_sub(1));
         match at.and_then(|i| hits.list.get(i)) {
             // With one missing before it, this would be another one.
@@ -278,7 +307,9 @@ impl Evaluator<'_> {
 
     fn arith(&mut self, op: Arith, cs: &[Cond]) -> Value {
         let mut values = cs.iter();
-        let Some(first) = values.next() else { return Value::Undefined };
+        let Some(first) = values.next() else {
+            return Value::Undefined;
+        };
         let mut total = self.value(first);
         for c in values {
             let v = self.value(c);
@@ -349,7 +380,11 @@ impl Evaluator<'_> {
             }
         }
         if wanted == 0 {
-            return if unknown == 0 { Truth::Yes } else { Truth::Unknown };
+            return if unknown == 0 {
+                Truth::Yes
+            } else {
+                Truth::Unknown
+            };
         }
         if yes >= wanted {
             Truth::Yes
@@ -423,7 +458,9 @@ fn to_int(s: &[u8], base: i64) -> Value {
 
 /// Listed matches that start in `low..=high`.
 fn within(hits: &PatternHits, low: i64, high: i64) -> u64 {
-    let Ok(high) = u64::try_from(high) else { return 0 };
+    let Ok(high) = u64::try_from(high) else {
+        return 0;
+    };
     let low = u64::try_from(low).unwrap_or(0);
     let from = hits.list.partition_point(|m| m.0 < low);
     let to = hits.list.partition_point(|m| m.0 <= high);

@@ -56,7 +56,9 @@ pub struct FileScanner<'r> {
 
 impl std::fmt::Debug for FileScanner<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("FileScanner").field("rules", &self.rules).finish_non_exhaustive()
+        f.debug_struct("FileScanner")
+            .field("rules", &self.rules)
+            .finish_non_exhaustive()
     }
 }
 
@@ -75,7 +77,12 @@ impl<'r> FileScanner<'r> {
             scanner.set_timeout(limits.per_chunk);
             sets.push((scanner, ids));
         }
-        Ok(Self { rules, limits, only_file_oriented: false, sets })
+        Ok(Self {
+            rules,
+            limits,
+            only_file_oriented: false,
+            sets,
+        })
     }
 
     /// Whether to report file-oriented rules only; by default all are reported, since a
@@ -106,8 +113,14 @@ impl<'r> FileScanner<'r> {
             };
             for rule in results.matching_rules() {
                 let id = ids.get(&(rule.namespace(), rule.identifier())).copied();
-                let Some(id) = id.filter(|id| wanted(*id).is_some()) else { continue };
-                let mut hit = FileHit { rule: id, matches: Vec::new(), counts: Vec::new() };
+                let Some(id) = id.filter(|id| wanted(*id).is_some()) else {
+                    continue;
+                };
+                let mut hit = FileHit {
+                    rule: id,
+                    matches: Vec::new(),
+                    counts: Vec::new(),
+                };
                 for (number, pattern) in (0..).zip(rule.patterns().include_private(true)) {
                     let matches = pattern.matches();
                     hit.counts.push(matches.len() as u64);

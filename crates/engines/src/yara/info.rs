@@ -58,14 +58,23 @@ impl RuleClass {
 
     /// Whether every match has to be collected.
     pub fn is_positional(self) -> bool {
-        matches!(self, Self::MemorySafe { condition: ConditionKind::Positional })
+        matches!(
+            self,
+            Self::MemorySafe {
+                condition: ConditionKind::Positional
+            }
+        )
     }
 
     /// The name used in listings and tables.
     pub fn as_str(self) -> &'static str {
         match self {
-            Self::MemorySafe { condition: ConditionKind::Presence } => "memory-safe (presence)",
-            Self::MemorySafe { condition: ConditionKind::Positional } => "memory-safe (positional)",
+            Self::MemorySafe {
+                condition: ConditionKind::Presence,
+            } => "memory-safe (presence)",
+            Self::MemorySafe {
+                condition: ConditionKind::Positional,
+            } => "memory-safe (positional)",
             Self::FileOriented => "file-oriented",
         }
     }

@@ -44,7 +44,10 @@ pub(super) fn read_sources(paths: &[PathBuf]) -> Result<Sources, RulesError> {
     let mut files = Vec::new();
     let mut seen = HashSet::new();
     for path in paths {
-        let failed = |source| RulesError::Read { path: path.clone(), source };
+        let failed = |source| RulesError::Read {
+            path: path.clone(),
+            source,
+        };
         let named = !fs::metadata(path).map_err(failed)?.is_dir();
         let mut found = Vec::new();
         walk(path, named, &mut found).map_err(failed)?;
@@ -61,8 +64,13 @@ pub(super) fn read_sources(paths: &[PathBuf]) -> Result<Sources, RulesError> {
     for (file, real, named) in files {
         let mut unit = Sources::default();
         let namespace = display(&file);
-        let mut reader =
-            Reader { namespace, out: &mut unit, stack: Vec::new(), done: HashSet::new(), included: &mut included };
+        let mut reader = Reader {
+            namespace,
+            out: &mut unit,
+            stack: Vec::new(),
+            done: HashSet::new(),
+            included: &mut included,
+        };
         reader.file(&file, &real, None);
         loaded.push((real, named, unit));
     }
@@ -91,8 +99,14 @@ fn walk(path: &Path, named: bool, found: &mut Vec<PathBuf>) -> io::Result<()> {
         if kind.is_dir() {
             walk(&path, false, found)?;
         } else if path.is_file() {
-            let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-            if ["yar", "yara", "yarc"].iter().any(|e| extension.eq_ignore_ascii_case(e)) {
+            let extension = path
+                .extension()
+                .and_then(|e| e.to_str())
+                .unwrap_or_default();
+            if ["yar", "yara", "yarc"]
+                .iter()
+                .any(|e| extension.eq_ignore_ascii_case(e))
+            {
                 found.push(path);
             }
         }
@@ -115,7 +129,13 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn error(&mut self, file: &str, line: u32, column: u32, reason: String) {
-        let error = RuleError { file: file.to_owned(), line, column, rule: None, reason };
+        let error = RuleError {
+            file: file.to_owned(),
+            line,
+            column,
+            rule: None,
+            reason,
+        };
         self.out.errors.push(error);
     }
 
@@ -125,7 +145,12 @@ impl Reader<'_> {
         let (at, line, column) = from.unwrap_or((&name, 0, 0));
         let at = at.to_owned();
         if self.stack.iter().any(|p| p == real) || self.stack.len() >= MAX_INCLUDES {
-            return self.error(&at, line, column, format!("includes go in a circle: {name}"));
+            return self.error(
+                &at,
+                line,
+                column,
+                format!("includes go in a circle: {name}"),
+            );
         }
         if !self.done.insert(real.to_owned()) {
             return;
@@ -137,13 +162,21 @@ impl Reader<'_> {
         let namespace = self.namespace.clone();
         if bytes.starts_with(COMPILED_MAGIC) {
             let content = Content::Compiled(bytes);
-            return self.out.sources.push(RuleSource { namespace, file: name, content });
+            return self.out.sources.push(RuleSource {
+                namespace,
+                file: name,
+                content,
+            });
         }
         let text = match String::from_utf8(bytes) {
             Ok(text) => text,
             Err(e) => {
                 let valid = e.utf8_error().valid_up_to();
-                let line = e.as_bytes()[..valid].iter().filter(|b| **b == b'\n').count() + 1;
+                let line = e.as_bytes()[..valid]
+                    .iter()
+                    .filter(|b| **b == b'\n')
+                    .count()
+                    + 1;
                 let reason = "is not UTF-8: save it as UTF-8".to_owned();
                 return self.error(&name, line as u32, 0, reason);
             }
@@ -152,7 +185,11 @@ impl Reader<'_> {
         let text = self.resolve_includes(path, &name, text);
         self.stack.pop();
         let content = Content::Text(text);
-        self.out.sources.push(RuleSource { namespace, file: name, content });
+        self.out.sources.push(RuleSource {
+            namespace,
+            file: name,
+            content,
+        });
     }
 
     /// Reads what `text` includes, and blanks the statements, so that lines and columns stay.
@@ -161,7 +198,9 @@ impl Reader<'_> {
         {
             let ast = AST::from(text.as_str());
             for item in ast.items() {
-                let Item::Include(include) = item else { continue };
+                let Item::Include(include) = item else {
+                    continue;
+                };
                 let span = include.span();
                 let (line, column) = line_column(&text, span.start());
                 blanks.push(span.range());

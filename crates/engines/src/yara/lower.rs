@@ -29,7 +29,12 @@ pub(super) struct Lowered {
 
 /// Lowers the condition of `rule`. `is_rule` tells rule names from those of modules.
 pub(super) fn lower(rule: &ast::Rule<'_>, is_rule: &dyn Fn(&str) -> bool) -> Lowered {
-    let patterns = rule.patterns.iter().flatten().map(|p| p.identifier().name.to_owned()).collect();
+    let patterns = rule
+        .patterns
+        .iter()
+        .flatten()
+        .map(|p| p.identifier().name.to_owned())
+        .collect();
     let mut walk = Walk {
         is_rule,
         patterns,
@@ -86,7 +91,9 @@ impl Walk<'_> {
             }
             Expr::LiteralInteger(i) => Some(Cond::Int(i.value)),
             Expr::LiteralFloat(f) => Some(Cond::Float(f.value)),
-            Expr::Regexp(_) | Expr::Matches(_) => self.refuse("matches a regular expression on a value"),
+            Expr::Regexp(_) | Expr::Matches(_) => {
+                self.refuse("matches a regular expression on a value")
+            }
             Expr::Ident(i) => self.ident(i.name),
             Expr::PatternMatch(p) => {
                 let pattern = self.pattern(p.identifier.name)?;
@@ -130,7 +137,10 @@ impl Walk<'_> {
                 }
                 let body = self.expr(&w.body);
                 self.vars.truncate(outer);
-                Some(Cond::With(values.into_iter().collect::<Option<_>>()?, Box::new(body?)))
+                Some(Cond::With(
+                    values.into_iter().collect::<Option<_>>()?,
+                    Box::new(body?),
+                ))
             }
             _ => self.operator(e),
         }
@@ -207,10 +217,14 @@ impl Walk<'_> {
             return Some(Cond::Var(i as u32));
         }
         if (self.is_rule)(name) {
-            let at = self.references.iter().position(|r| r == name).unwrap_or_else(|| {
-                self.references.push(name.to_owned());
-                self.references.len() - 1
-            });
+            let at = self
+                .references
+                .iter()
+                .position(|r| r == name)
+                .unwrap_or_else(|| {
+                    self.references.push(name.to_owned());
+                    self.references.len() - 1
+                });
             return Some(Cond::Rule(at as u32));
         }
         self.refuse(format!("uses {name}"))
@@ -221,7 +235,10 @@ impl Walk<'_> {
             return Some(PatternRef::Current);
         }
         // `#a`, `@a` and `!a` name the pattern `$a`.
-        let found = self.patterns.iter().position(|p| p.get(1..) == name.get(1..));
+        let found = self
+            .patterns
+            .iter()
+            .position(|p| p.get(1..) == name.get(1..));
         if found.is_none() {
             self.refuse(format!("names a pattern {name} that isn't there"));
         }
@@ -231,11 +248,16 @@ impl Walk<'_> {
     fn count(&mut self, p: &ast::IdentWithRange<'_>) -> Low {
         self.note(format!("counts {}", shown(p.identifier.name)));
         let pattern = self.pattern(p.identifier.name)?;
-        let Some(range) = &p.range else { return Some(Cond::Count(pattern, None)) };
+        let Some(range) = &p.range else {
+            return Some(Cond::Count(pattern, None));
+        };
         let (low, high) = (self.expr(&range.lower_bound), self.expr(&range.upper_bound));
         let (low, high) = (low?, high?);
         if !self.follows_match(&low) && !self.follows_match(&high) {
-            return self.refuse(format!("counts {} at fixed offsets", shown(p.identifier.name)));
+            return self.refuse(format!(
+                "counts {} at fixed offsets",
+                shown(p.identifier.name)
+            ));
         }
         Some(Cond::Count(pattern, Some(Box::new((low, high)))))
     }
@@ -277,11 +299,22 @@ impl Walk<'_> {
         let wanted = |name: &String| match set {
             PatternSet::Them { .. } => true,
             PatternSet::Set(items) => items.iter().any(|i| {
-                let (name, item) = (name.trim_start_matches('$'), i.identifier.trim_start_matches('$'));
-                if i.wildcard { name.starts_with(item) } else { name == item }
+                let (name, item) = (
+                    name.trim_start_matches('$'),
+                    i.identifier.trim_start_matches('$'),
+                );
+                if i.wildcard {
+                    name.starts_with(item)
+                } else {
+                    name == item
+                }
             }),
         };
-        (0u32..).zip(&self.patterns).filter(|(_, name)| wanted(name)).map(|(i, _)| i).collect()
+        (0u32..)
+            .zip(&self.patterns)
+            .filter(|(_, name)| wanted(name))
+            .map(|(i, _)| i)
+            .collect()
     }
 
     fn quantifier(&mut self, q: &ast::Quantifier<'_>) -> Option<Quantifier> {
@@ -334,7 +367,8 @@ impl Walk<'_> {
             None => false,
         };
         let outer = self.vars.len();
-        self.vars.extend(f.variables.iter().map(|v| (v.name.to_owned(), tainted)));
+        self.vars
+            .extend(f.variables.iter().map(|v| (v.name.to_owned(), tainted)));
         let body = self.expr(&f.body);
         self.vars.truncate(outer);
         let (quantifier, body) = (quantifier?, Box::new(body?));
@@ -363,7 +397,9 @@ impl Walk<'_> {
                 self.expr(object);
                 return self.refuse(format!("calls {} on a value", f.identifier.name));
             }
-            (None, None) => return self.refuse(format!("reads the file with {}", f.identifier.name)),
+            (None, None) => {
+                return self.refuse(format!("reads the file with {}", f.identifier.name));
+            }
         };
         let function = match (module, f.identifier.name, f.args.len()) {
             ("math", "abs", 1) => Function::Abs,
@@ -384,7 +420,10 @@ impl Walk<'_> {
     fn follows_match(&self, c: &Cond) -> bool {
         match c {
             Cond::Offset(..) => true,
-            Cond::Var(i) => self.vars.get(*i as usize).is_some_and(|(_, tainted)| *tainted),
+            Cond::Var(i) => self
+                .vars
+                .get(*i as usize)
+                .is_some_and(|(_, tainted)| *tainted),
             Cond::Minus(c) | Cond::BitNot(c) => self.follows_match(c),
             Cond::Arith(_, cs) | Cond::Call(_, cs) => cs.iter().any(|c| self.follows_match(c)),
             _ => false,

@@ -27,8 +27,7 @@ pub use file::{FileHit, FileMatch, FileScan, FileScanner};
 pub use info::{ConditionKind, MetaValue, RuleClass, RuleError, RuleInfo, RulesError};
 pub use rules::{RuleSet, load_rules};
 pub use scan::{
-    ChunkMatches, ChunkScanner, LOOK_BEHIND, PatternMatch, ScanLimits, Unfinished,
-    UnfinishedReason,
+    ChunkMatches, ChunkScanner, LOOK_BEHIND, PatternMatch, ScanLimits, Unfinished, UnfinishedReason,
 };
 pub use verdict::{
     Incomplete, Outcome, ScopeSeverity, Verdict, VerdictGroup, VerdictMatch, evaluate,

@@ -25,7 +25,9 @@ pub(super) struct Probe {
 
 impl std::fmt::Debug for Probe {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Probe").field("rules", &self.rules.len()).finish_non_exhaustive()
+        f.debug_struct("Probe")
+            .field("rules", &self.rules.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -51,14 +53,20 @@ impl Probe {
         let mut compiler = Compiler::new();
         compiler
             .add_source(source.as_str())
-            .map_err(|e| RulesError::Compile { reason: e.to_string() })?;
-        Ok(Self { rules, compiled: compiler.build() })
+            .map_err(|e| RulesError::Compile {
+                reason: e.to_string(),
+            })?;
+        Ok(Self {
+            rules,
+            compiled: compiler.build(),
+        })
     }
 
     /// Loads what [`Rules::serialize`] wrote.
     pub(super) fn load(rules: Vec<u32>, bytes: &[u8]) -> Result<Self, RulesError> {
-        let compiled = Rules::deserialize(bytes)
-            .map_err(|e| RulesError::Compile { reason: e.to_string() })?;
+        let compiled = Rules::deserialize(bytes).map_err(|e| RulesError::Compile {
+            reason: e.to_string(),
+        })?;
         Ok(Self { rules, compiled })
     }
 
@@ -68,13 +76,21 @@ impl Probe {
         mut found: impl FnMut(u32, u32, &mut dyn Iterator<Item = RawMatch>),
     ) {
         for rule in results.non_matching_rules() {
-            let Some(id) = rule.identifier().strip_prefix('r').and_then(|n| n.parse().ok()) else {
+            let Some(id) = rule
+                .identifier()
+                .strip_prefix('r')
+                .and_then(|n| n.parse().ok())
+            else {
                 continue;
             };
             for (number, pattern) in (0_u32..).zip(rule.patterns().include_private(true)) {
                 let mut matches = pattern.matches().map(|m| {
                     let range = m.range();
-                    RawMatch { start: range.start, end: range.end, xor_key: m.xor_key() }
+                    RawMatch {
+                        start: range.start,
+                        end: range.end,
+                        xor_key: m.xor_key(),
+                    }
                 });
                 if matches.len() > 0 {
                     found(id, number, &mut matches);

@@ -83,20 +83,45 @@ impl RuleSet {
             file: name.to_owned(),
             content: Content::Text(text.to_owned()),
         };
-        Self::build(Sources { sources: vec![source], errors: Vec::new() })
+        Self::build(Sources {
+            sources: vec![source],
+            errors: Vec::new(),
+        })
     }
 
     fn build(sources: Sources) -> Result<Self, RulesError> {
         let digest = digest(&sources);
-        let Compiled { infos, bodies, errors, full, foreign } = compile(sources)?;
+        let Compiled {
+            infos,
+            bodies,
+            errors,
+            full,
+            foreign,
+        } = compile(sources)?;
         let (skipping, whole) = split(&infos, &bodies)?;
-        let bytes =
-            full.serialize().map_err(|e| RulesError::Compile { reason: e.to_string() })?;
-        let mut sets = vec![Full { first: 0, bytes, ready: OnceLock::from(Ok(full)) }];
+        let bytes = full.serialize().map_err(|e| RulesError::Compile {
+            reason: e.to_string(),
+        })?;
+        let mut sets = vec![Full {
+            first: 0,
+            bytes,
+            ready: OnceLock::from(Ok(full)),
+        }];
         for (first, bytes) in foreign {
-            sets.push(Full { first, bytes, ready: OnceLock::new() });
+            sets.push(Full {
+                first,
+                bytes,
+                ready: OnceLock::new(),
+            });
         }
-        Ok(Self::assemble(infos, bodies, errors, digest, [skipping, whole], sets))
+        Ok(Self::assemble(
+            infos,
+            bodies,
+            errors,
+            digest,
+            [skipping, whole],
+            sets,
+        ))
     }
 
     fn assemble(
@@ -109,13 +134,30 @@ impl RuleSet {
     ) -> Self {
         let mut globals = BTreeMap::<String, Vec<u32>>::new();
         for info in infos.iter().filter(|i| i.global) {
-            globals.entry(info.namespace.clone()).or_default().push(info.id);
+            globals
+                .entry(info.namespace.clone())
+                .or_default()
+                .push(info.id);
         }
-        let safe = infos.iter().zip(&bodies).filter(|(i, _)| i.class.is_memory_safe());
+        let safe = infos
+            .iter()
+            .zip(&bodies)
+            .filter(|(i, _)| i.class.is_memory_safe());
         let longest = safe.filter_map(|(_, b)| b.longest).max().unwrap_or(0);
-        let inner =
-            Inner { infos, bodies, errors, digest, longest, globals, skipping, whole, full };
-        Self { inner: Arc::new(inner) }
+        let inner = Inner {
+            infos,
+            bodies,
+            errors,
+            digest,
+            longest,
+            globals,
+            skipping,
+            whole,
+            full,
+        };
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// Every rule; a position here is a rule id elsewhere.
@@ -144,7 +186,8 @@ impl RuleSet {
     pub fn to_bytes(&self) -> Vec<u8> {
         let inner = &*self.inner;
         let probe = |p: &Option<Probe>| {
-            p.as_ref().map(|p| (p.rules.clone(), p.compiled.serialize().unwrap_or_default()))
+            p.as_ref()
+                .map(|p| (p.rules.clone(), p.compiled.serialize().unwrap_or_default()))
         };
         let probes = [probe(&inner.skipping), probe(&inner.whole)];
         let mut blobs = Vec::new();
@@ -180,8 +223,12 @@ impl RuleSet {
     /// Reads what [`RuleSet::to_bytes`] wrote. The bytes must come from the same version of this
     /// program and from a trusted place: yara-x's compiled form isn't made for hostile input.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, RulesError> {
-        let format = |reason: &str| RulesError::Format { reason: reason.to_owned() };
-        let mut rest = bytes.strip_prefix(MAGIC).ok_or_else(|| format("wrong first bytes"))?;
+        let format = |reason: &str| RulesError::Format {
+            reason: reason.to_owned(),
+        };
+        let mut rest = bytes
+            .strip_prefix(MAGIC)
+            .ok_or_else(|| format("wrong first bytes"))?;
         let mut part = || {
             let (len, tail) = rest.split_first_chunk::<8>()?;
             let (part, tail) = tail.split_at_checked(u64::from_le_bytes(*len).try_into().ok()?)?;
@@ -189,8 +236,10 @@ impl RuleSet {
             Some(part)
         };
         let cut = || format("cut off");
-        let header: Header = serde_json::from_slice(part().ok_or_else(cut)?)
-            .map_err(|e| RulesError::Format { reason: e.to_string() })?;
+        let header: Header =
+            serde_json::from_slice(part().ok_or_else(cut)?).map_err(|e| RulesError::Format {
+                reason: e.to_string(),
+            })?;
         if header.yara_x != YARA_X_VERSION || header.classification != CLASSIFICATION_VERSION {
             return Err(format("made by another version"));
         }
@@ -208,9 +257,19 @@ impl RuleSet {
         let mut full = Vec::new();
         for first in header.full {
             let bytes = part().ok_or_else(cut)?.to_vec();
-            full.push(Full { first, bytes, ready: OnceLock::new() });
+            full.push(Full {
+                first,
+                bytes,
+                ready: OnceLock::new(),
+            });
         }
-        let Header { infos, bodies, errors, digest, .. } = header;
+        let Header {
+            infos,
+            bodies,
+            errors,
+            digest,
+            ..
+        } = header;
         Ok(Self::assemble(infos, bodies, errors, digest, probes, full))
     }
 
@@ -221,13 +280,22 @@ impl RuleSet {
 
     /// The patterns of a rule, as written after their names.
     pub(super) fn patterns(&self, rule: u32) -> &[String] {
-        self.inner.bodies.get(rule as usize).map_or(&[], |b| &b.patterns)
+        self.inner
+            .bodies
+            .get(rule as usize)
+            .map_or(&[], |b| &b.patterns)
     }
 
     /// Global rules that hold `rule` back.
     pub(super) fn globals_of(&self, rule: u32) -> &[u32] {
-        let namespace = self.inner.infos.get(rule as usize).map(|i| i.namespace.as_str());
-        namespace.and_then(|n| self.inner.globals.get(n)).map_or(&[], Vec::as_slice)
+        let namespace = self
+            .inner
+            .infos
+            .get(rule as usize)
+            .map(|i| i.namespace.as_str());
+        namespace
+            .and_then(|n| self.inner.globals.get(n))
+            .map_or(&[], Vec::as_slice)
     }
 
     /// A rule with all rules that its outcome follows from.
@@ -311,7 +379,9 @@ fn split(
     infos: &[RuleInfo],
     bodies: &[Body],
 ) -> Result<(Option<Probe>, Option<Probe>), RulesError> {
-    let safe = infos.iter().filter(|i| i.class.is_memory_safe() && !i.patterns.is_empty());
+    let safe = infos
+        .iter()
+        .filter(|i| i.class.is_memory_safe() && !i.patterns.is_empty());
     let safe: Vec<u32> = safe.map(|i| i.id).collect();
     if safe.is_empty() {
         return Ok((None, None));
@@ -319,13 +389,22 @@ fn split(
     let body = |id: u32| bodies.get(id as usize);
     let patterns = |id: u32| body(id).map_or(&[][..], |b| b.patterns.as_slice());
     let all = Probe::compile(safe.clone(), patterns)?;
-    let longest = safe.iter().filter_map(|id| body(*id)?.longest).max().unwrap_or(0);
+    let longest = safe
+        .iter()
+        .filter_map(|id| body(*id)?.longest)
+        .max()
+        .unwrap_or(0);
     let zeros = vec![0_u8; (2 * longest as usize).clamp(1 << 16, 1 << 22)];
     let mut whole: BTreeSet<u32> = BTreeSet::new();
-    whole.extend(safe.iter().filter(|id| body(**id).is_none_or(|b| b.longest.is_none())));
+    whole.extend(
+        safe.iter()
+            .filter(|id| body(**id).is_none_or(|b| b.longest.is_none())),
+    );
     let mut scanner = yara_x::Scanner::new(&all.compiled);
     scanner.max_matches_per_pattern(1);
-    let results = scanner.scan(&zeros).map_err(|e| RulesError::Compile { reason: e.to_string() })?;
+    let results = scanner.scan(&zeros).map_err(|e| RulesError::Compile {
+        reason: e.to_string(),
+    })?;
     Probe::each_match(&results, |rule, _, _| {
         whole.insert(rule);
     });
@@ -342,5 +421,8 @@ fn split(
         true => None,
         false => Some(Probe::compile(rest, patterns)?),
     };
-    Ok((skipping, Some(Probe::compile(whole.into_iter().collect(), patterns)?)))
+    Ok((
+        skipping,
+        Some(Probe::compile(whole.into_iter().collect(), patterns)?),
+    ))
 }

@@ -118,7 +118,9 @@ pub struct ChunkMatches {
 impl ChunkMatches {
     /// The bytes around a match, from [`PatternMatch::window_base`] on.
     pub fn window(&self, m: &PatternMatch) -> &[u8] {
-        self.arena.get(m.window.start as usize..m.window.end as usize).unwrap_or_default()
+        self.arena
+            .get(m.window.start as usize..m.window.end as usize)
+            .unwrap_or_default()
     }
 }
 
@@ -167,7 +169,12 @@ struct Job<'a> {
 impl<'r> ChunkScanner<'r> {
     /// A scanner for the memory-safe rules of `rules`.
     pub fn new(rules: &'r RuleSet, limits: ScanLimits) -> Self {
-        Self { rules, limits, slow: BTreeSet::new(), trimmed: [None, None] }
+        Self {
+            rules,
+            limits,
+            slow: BTreeSet::new(),
+            trimmed: [None, None],
+        }
     }
 
     /// Searches `data`, which starts at image offset `base`, and reports matches that start within
@@ -184,8 +191,13 @@ impl<'r> ChunkScanner<'r> {
     ) -> ChunkMatches {
         let core = core.start.min(data.len())..core.end.min(data.len());
         let deadline = Instant::now() + self.limits.per_chunk;
-        let mut job =
-            Job { data, core, deadline, found: BTreeMap::new(), unfinished: BTreeSet::new() };
+        let mut job = Job {
+            data,
+            core,
+            deadline,
+            found: BTreeMap::new(),
+            unfinished: BTreeSet::new(),
+        };
         let everything = vec![0..data.len()];
         let segments = [self.segments(data, base, sparse), everything];
         for (slot, segments) in segments.iter().enumerate() {
@@ -219,8 +231,15 @@ impl<'r> ChunkScanner<'r> {
     }
 
     fn search(&mut self, slot: usize, segments: &[Range<usize>], job: &mut Job<'_>) {
-        let Some(own) = self.rules.probes().into_iter().nth(slot).flatten() else { return };
-        let slow: Vec<u32> = own.rules.iter().copied().filter(|r| self.slow.contains(r)).collect();
+        let Some(own) = self.rules.probes().into_iter().nth(slot).flatten() else {
+            return;
+        };
+        let slow: Vec<u32> = own
+            .rules
+            .iter()
+            .copied()
+            .filter(|r| self.slow.contains(r))
+            .collect();
         let probe = self.trimmed[slot].as_ref().unwrap_or(own);
         // A quarter for all together: the rest is for finding out which rule it is.
         let budget = (self.limits.per_chunk / 4).max(self.limits.per_rule);
@@ -234,7 +253,12 @@ impl<'r> ChunkScanner<'r> {
             self.bisect(&rules, segments, job);
         }
         if self.slow.len() > known {
-            let rest = own.rules.iter().copied().filter(|r| !self.slow.contains(r)).collect();
+            let rest = own
+                .rules
+                .iter()
+                .copied()
+                .filter(|r| !self.slow.contains(r))
+                .collect();
             self.trimmed[slot] = Probe::compile(rest, |id| self.rules.patterns(id)).ok();
         }
     }
@@ -293,10 +317,16 @@ impl<'r> ChunkScanner<'r> {
                 return Err(OutOfTime);
             }
             scanner.set_timeout(left);
-            let results = scanner.scan(&job.data[segment.clone()]).map_err(|_| OutOfTime)?;
+            let results = scanner
+                .scan(&job.data[segment.clone()])
+                .map_err(|_| OutOfTime)?;
             Probe::each_match(&results, |rule, pattern, matches| {
                 let info = self.rules.rules().get(rule as usize);
-                let keep = if info.is_some_and(|i| i.class.is_positional()) { cap } else { 1 };
+                let keep = if info.is_some_and(|i| i.class.is_positional()) {
+                    cap
+                } else {
+                    1
+                };
                 let entry = found.entry((rule, pattern)).or_insert_with(|| Found {
                     list: Vec::new(),
                     count: 0,
@@ -332,14 +362,25 @@ impl<'r> ChunkScanner<'r> {
         for ((rule, pattern), found) in job.found {
             if found.capped {
                 let reason = UnfinishedReason::MatchCap;
-                unfinished.insert(Unfinished { rule, pattern: Some(pattern), reason });
+                unfinished.insert(Unfinished {
+                    rule,
+                    pattern: Some(pattern),
+                    reason,
+                });
             }
             let more = found.count.saturating_sub(found.list.len() as u64);
             let presence = found.list.len() == 1;
             for (i, m) in found.list.iter().enumerate() {
                 let from = m.start.saturating_sub(self.limits.window_before);
-                let to = m.start.saturating_add(self.limits.window_after).min(job.data.len());
-                let window = if i < WINDOWS { &job.data[from..to] } else { &[] };
+                let to = m
+                    .start
+                    .saturating_add(self.limits.window_after)
+                    .min(job.data.len());
+                let window = if i < WINDOWS {
+                    &job.data[from..to]
+                } else {
+                    &[]
+                };
                 let at = out.arena.len() as u32;
                 // Past 4 GiB of windows there are none, rather than wrong ones.
                 let fits = u32::try_from(out.arena.len() + window.len()).is_ok();
@@ -353,7 +394,11 @@ impl<'r> ChunkScanner<'r> {
                     len: (m.end - m.start) as u64,
                     xor_key: m.xor_key,
                     more: if presence { more } else { 0 },
-                    last: if presence { base.saturating_add(found.last as u64) } else { offset },
+                    last: if presence {
+                        base.saturating_add(found.last as u64)
+                    } else {
+                        offset
+                    },
                     window_base: base.saturating_add(from as u64),
                     window: at..at + window.len() as u32,
                 });
@@ -367,5 +412,6 @@ impl<'r> ChunkScanner<'r> {
 
 fn all_zero(data: &[u8]) -> bool {
     // Whole blocks without a branch, so that it runs at the speed of memory.
-    data.chunks(4096).all(|block| block.iter().fold(0, |all, b| all | b) == 0)
+    data.chunks(4096)
+        .all(|block| block.iter().fold(0, |all, b| all | b) == 0)
 }

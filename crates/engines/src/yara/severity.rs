@@ -8,7 +8,14 @@ use ramsift_layers::Severity;
 use super::info::MetaValue;
 
 /// Keys whose value is a word or a number on some scale.
-const KEYS: [&str; 6] = ["severity", "threat_level", "level", "priority", "score", "threat_score"];
+const KEYS: [&str; 6] = [
+    "severity",
+    "threat_level",
+    "level",
+    "priority",
+    "score",
+    "threat_score",
+];
 
 /// The grade, and what it was taken from.
 pub(super) fn from_meta(meta: &[(String, MetaValue)], tags: &[String]) -> (Severity, String) {
@@ -31,7 +38,10 @@ pub(super) fn from_meta(meta: &[(String, MetaValue)], tags: &[String]) -> (Sever
             return (grade, format!("rule tag {tag}"));
         }
     }
-    (Severity::Medium, "a YARA rule that names no severity".to_owned())
+    (
+        Severity::Medium,
+        "a YARA rule that names no severity".to_owned(),
+    )
 }
 
 fn word(text: &str) -> Option<Severity> {
@@ -74,16 +84,31 @@ mod tests {
 
     #[test]
     fn words_and_numbers_are_understood() {
-        assert_eq!(grade("severity", MetaValue::Text("Critical".into())), Severity::Critical);
-        assert_eq!(grade("severity", MetaValue::Integer(100)), Severity::Critical);
+        assert_eq!(
+            grade("severity", MetaValue::Text("Critical".into())),
+            Severity::Critical
+        );
+        assert_eq!(
+            grade("severity", MetaValue::Integer(100)),
+            Severity::Critical
+        );
         assert_eq!(grade("score", MetaValue::Integer(75)), Severity::High);
-        assert_eq!(grade("score", MetaValue::Text("60".into())), Severity::Medium);
-        assert_eq!(grade("threat_level", MetaValue::Integer(3)), Severity::Medium);
+        assert_eq!(
+            grade("score", MetaValue::Text("60".into())),
+            Severity::Medium
+        );
+        assert_eq!(
+            grade("threat_level", MetaValue::Integer(3)),
+            Severity::Medium
+        );
     }
 
     #[test]
     fn nonsense_and_silence_mean_medium() {
-        assert_eq!(grade("severity", MetaValue::Text("blue".into())), Severity::Medium);
+        assert_eq!(
+            grade("severity", MetaValue::Text("blue".into())),
+            Severity::Medium
+        );
         assert_eq!(grade("score", MetaValue::Integer(-7)), Severity::Medium);
         assert_eq!(from_meta(&[], &[]).0, Severity::Medium);
     }

@@ -99,10 +99,18 @@ pub fn plan_verdicts(rules: &RuleSet, matched: &[(u32, u64)]) -> Vec<VerdictGrou
     for (rule, n) in matched {
         *counts.entry(*rule).or_default() += n;
     }
-    let empty = || VerdictGroup { rules: Vec::new(), needs: Vec::new(), matches: 0 };
+    let empty = || VerdictGroup {
+        rules: Vec::new(),
+        needs: Vec::new(),
+        matches: 0,
+    };
     let (mut groups, mut open, mut silent) = (Vec::new(), empty(), empty());
     let mut needs = BTreeSet::new();
-    for rule in rules.rules().iter().filter(|r| r.class.is_memory_safe() && !r.private) {
+    for rule in rules
+        .rules()
+        .iter()
+        .filter(|r| r.class.is_memory_safe() && !r.private)
+    {
         let wanted = rules.dependencies(rule.id);
         let n: u64 = wanted.iter().filter_map(|r| counts.get(r)).sum();
         if n == 0 {
@@ -169,10 +177,15 @@ pub fn evaluate(
             Truth::No | Truth::Undefined => Outcome::NotFired,
             Truth::Unknown => {
                 let slow = all.clone().any(|r| truths.get(r).is_some_and(|t| t.1));
-                Outcome::Unknown { reason: unknown_reason(rules, *rule, incomplete, slow) }
+                Outcome::Unknown {
+                    reason: unknown_reason(rules, *rule, incomplete, slow),
+                }
             }
         };
-        Verdict { rule: *rule, outcome }
+        Verdict {
+            rule: *rule,
+            outcome,
+        }
     };
     let verdicts = group.rules.iter().map(verdict).collect();
     table.hits.clear();
@@ -185,8 +198,15 @@ fn unknown_reason(rules: &RuleSet, rule: u32, incomplete: &Incomplete, slow: boo
     }
     let wanted = rules.dependencies(rule);
     let mut reasons = BTreeSet::new();
-    for u in incomplete.unfinished.iter().filter(|u| wanted.contains(&u.rule)) {
-        let name = rules.rules().get(u.rule as usize).map_or("?", |r| r.identifier.as_str());
+    for u in incomplete
+        .unfinished
+        .iter()
+        .filter(|u| wanted.contains(&u.rule))
+    {
+        let name = rules
+            .rules()
+            .get(u.rule as usize)
+            .map_or("?", |r| r.identifier.as_str());
         reasons.insert(match u.reason {
             UnfinishedReason::TimeLimit => format!("{name} ran out of time in some chunk"),
             UnfinishedReason::MatchCap => format!("{name} has more matches than are kept"),
@@ -217,12 +237,26 @@ impl Table {
     ) -> Self {
         let mut hits = BTreeMap::new();
         for id in wanted {
-            let patterns = rules.rules().get(*id as usize).map_or(0, |r| r.patterns.len());
+            let patterns = rules
+                .rules()
+                .get(*id as usize)
+                .map_or(0, |r| r.patterns.len());
             let partial = incomplete.failed_ranges;
-            hits.insert(*id, vec![PatternHits { partial, ..Default::default() }; patterns]);
+            hits.insert(
+                *id,
+                vec![
+                    PatternHits {
+                        partial,
+                        ..Default::default()
+                    };
+                    patterns
+                ],
+            );
         }
         for u in &incomplete.unfinished {
-            let Some(patterns) = hits.get_mut(&u.rule) else { continue };
+            let Some(patterns) = hits.get_mut(&u.rule) else {
+                continue;
+            };
             match u.pattern {
                 None => patterns.iter_mut().for_each(|p| p.partial = true),
                 Some(p) => {
@@ -234,7 +268,9 @@ impl Table {
         }
         let mut last = BTreeMap::<u32, u64>::new();
         for m in matches {
-            let pattern = hits.get_mut(&m.rule).and_then(|p| p.get_mut(m.pattern as usize));
+            let pattern = hits
+                .get_mut(&m.rule)
+                .and_then(|p| p.get_mut(m.pattern as usize));
             let Some(pattern) = pattern else { continue };
             pattern.list.push((m.offset.0, m.len));
             pattern.count += 1 + m.more;
@@ -249,23 +285,37 @@ impl Table {
 
     fn fired(&self, rules: &RuleSet, rule: u32) -> Outcome {
         let hits = self.hits.get(&rule).map_or(&[][..], Vec::as_slice);
-        let names = rules.rules().get(rule as usize).map_or(&[][..], |r| r.patterns.as_slice());
+        let names = rules
+            .rules()
+            .get(rule as usize)
+            .map_or(&[][..], |r| r.patterns.as_slice());
         let mut matches = Vec::new();
         for ((i, hits), name) in (0_u32..).zip(hits).zip(names) {
-            matches.extend(hits.list.iter().take(LISTED).map(|&(offset, len)| VerdictMatch {
-                pattern: i,
-                name: name.clone(),
-                offset,
-                len,
-            }));
+            matches.extend(
+                hits.list
+                    .iter()
+                    .take(LISTED)
+                    .map(|&(offset, len)| VerdictMatch {
+                        pattern: i,
+                        name: name.clone(),
+                        offset,
+                        len,
+                    }),
+            );
         }
-        let first = hits.iter().filter_map(|h| h.list.first()).map(|m| m.0).min();
+        let first = hits
+            .iter()
+            .filter_map(|h| h.list.first())
+            .map(|m| m.0)
+            .min();
         let last = self.last.get(&rule).copied();
         Outcome::Fired {
             matches,
             counts: hits.iter().map(|h| h.count).collect(),
             first,
-            span: first.zip(last).map_or(0, |(first, last)| last.saturating_sub(first)),
+            span: first
+                .zip(last)
+                .map_or(0, |(first, last)| last.saturating_sub(first)),
         }
     }
 }
@@ -289,11 +339,23 @@ pub fn scope_severity(rule: &RuleInfo, verdict: &Verdict) -> ScopeSeverity {
         _ => 0,
     };
     let dispersed = span > DISPERSED_SPAN;
-    let severity = if dispersed { rule.severity.min(Severity::Low) } else { rule.severity };
+    let severity = if dispersed {
+        rule.severity.min(Severity::Low)
+    } else {
+        rule.severity
+    };
     let reason = if dispersed {
-        format!("{}; dispersed over {} MiB of the image", rule.severity_reason, span >> 20)
+        format!(
+            "{}; dispersed over {} MiB of the image",
+            rule.severity_reason,
+            span >> 20
+        )
     } else {
         rule.severity_reason.clone()
     };
-    ScopeSeverity { severity, reason, dispersed }
+    ScopeSeverity {
+        severity,
+        reason,
+        dispersed,
+    }
 }

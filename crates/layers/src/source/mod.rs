@@ -3,11 +3,13 @@
 //! A source answers for exactly one version of the evidence. What changes underneath is an error
 //! ([`SourceError::Changed`]), never a mix of two versions.
 
+mod cache;
 mod fault;
 mod file;
 mod ram;
 pub mod s3;
 
+pub use cache::CachedPhys;
 pub use fault::{Fault, FaultSource};
 pub use file::FileSource;
 pub use ram::RamSource;

@@ -3,18 +3,20 @@
 //! The schema of every table is documented in `docs/TABLES.md`.
 
 mod artifacts;
+mod captures;
 mod events;
 mod findings;
 mod segment;
 mod small;
 
 pub use artifacts::{ArtifactRow, ArtifactsBuilder};
+pub use captures::captures_batch;
 pub use events::{EventRow, EventsBuilder};
 pub use findings::{FindingRow, FindingsBuilder};
 pub use segment::{SegmentError, from_ipc, read_segment, to_ipc, write_segment, writer_properties};
 pub use small::{
     AnchorsBuilder, CoverageBuilder, CoverageRow, MatchRow, MatchesBuilder, SystemRow,
-    anchor_rows, coverage_rows, match_rows, system_batch,
+    anchor_rows, coverage_rows, match_rows, system_batch, system_row,
 };
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};

@@ -282,3 +282,27 @@ pub fn system_batch(r: &SystemRow) -> Result<RecordBatch, ArrowError> {
         schema(SYSTEM).ok_or_else(|| ArrowError::SchemaError("system has no schema".into()))?;
     RecordBatch::try_new(schema, columns)
 }
+
+/// The row of a system view batch; `None` when it has none.
+pub fn system_row(b: &RecordBatch) -> Option<SystemRow> {
+    if b.num_rows() == 0 {
+        return None;
+    }
+    let text = |i: usize| {
+        let c = b.column(i).as_string::<i32>();
+        c.is_valid(0).then(|| c.value(0).to_owned())
+    };
+    let offset = b.column(5).as_primitive::<UInt64Type>();
+    Some(SystemRow {
+        status: text(0)?,
+        reason: text(1),
+        os: text(2),
+        architecture: text(3),
+        banner: text(4),
+        banner_offset: offset.is_valid(0).then(|| offset.value(0)),
+        release: text(6),
+        build_id: text(7),
+        page_tables: text(8)?,
+        anchors: text(9)?,
+    })
+}

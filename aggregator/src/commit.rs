@@ -1,0 +1,261 @@
+//! Group commit: many reports, a few objects.
+
+use arrow::array::RecordBatch;
+use async_trait::async_trait;
+use ramsift_proto::v1::{CommitRecord, SegmentPart, SegmentRef, TaskReport};
+use ramsift_store::job::{now_micros, to_json};
+use ramsift_store::tables::{schema, write_segment};
+use ramsift_store::{Ack, Keys, Ledger, Objects, Report, ReportError, Reporter, StoreError};
+use ramsift_telemetry::{Carrier, Histogram, global};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+/// When a group is committed.
+#[derive(Clone, Copy, Debug)]
+pub struct CommitLimits {
+    /// Bytes of rows in memory.
+    pub bytes: usize,
+    /// Age of the oldest report.
+    pub age: Duration,
+    /// Bytes of rows of all jobs that wait at a time; more are refused for now.
+    pub total: usize,
+}
+
+impl Default for CommitLimits {
+    fn default() -> Self {
+        Self { bytes: 64 << 20, age: Duration::from_secs(2), total: 512 << 20 }
+    }
+}
+
+type Waiter = oneshot::Sender<Result<Ack, String>>;
+
+#[derive(Debug, Default)]
+struct Group {
+    reports: Vec<TaskReport>,
+    tables: BTreeMap<String, Vec<(SegmentPart, RecordBatch)>>,
+    traces: Vec<Carrier>,
+    waiters: Vec<Waiter>,
+    bytes: usize,
+    /// Tells a group from those that took its place.
+    number: u64,
+}
+
+#[derive(Debug)]
+struct Inner {
+    objects: Arc<dyn Objects>,
+    ledger: Arc<dyn Ledger>,
+    limits: CommitLimits,
+    groups: Mutex<BTreeMap<String, Group>>,
+    numbers: std::sync::atomic::AtomicU64,
+    commit_seconds: Histogram<f64>,
+    /// No more reports are taken.
+    stop: CancellationToken,
+}
+
+/// Takes reports; the same whether they come in process or over gRPC.
+#[derive(Clone, Debug)]
+pub struct Aggregator {
+    inner: Arc<Inner>,
+}
+
+impl Aggregator {
+    /// An aggregator over this store.
+    pub fn new(objects: Arc<dyn Objects>, ledger: Arc<dyn Ledger>, limits: CommitLimits) -> Self {
+        let commit_seconds = global::meter("ramsift")
+            .f64_histogram("ramsift_commit_duration_seconds")
+            .with_unit("s")
+            .build();
+        let inner = Inner {
+            objects,
+            ledger,
+            limits,
+            groups: Mutex::default(),
+            numbers: Default::default(),
+            commit_seconds,
+            stop: CancellationToken::new(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The store.
+    pub fn objects(&self) -> &Arc<dyn Objects> {
+        &self.inner.objects
+    }
+
+    /// The ledger.
+    pub fn ledger(&self) -> &Arc<dyn Ledger> {
+        &self.inner.ledger
+    }
+
+    /// Whether the job takes no more reports.
+    async fn sealed(&self, job: &str) -> Result<Option<String>, StoreError> {
+        let keys = Keys::new(job);
+        match self.inner.objects.head(&keys.frozen()).await {
+            Ok(_) => return Ok(Some(format!("job {job} is sealed"))),
+            Err(e) if e.is_not_found() => {}
+            Err(e) => return Err(e.into()),
+        }
+        match self.inner.objects.head(&keys.plan()).await {
+            Ok(_) => Ok(None),
+            Err(e) if e.is_not_found() => Ok(Some(format!("there is no job {job}"))),
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    /// Takes a report; returns when it is durable.
+    pub async fn take(&self, report: Report) -> Result<Ack, String> {
+        if self.inner.stop.is_cancelled() {
+            return Err("this aggregator is stopping".into());
+        }
+        let job = report.header.job.clone();
+        if let Some(why) = self.sealed(&job).await.map_err(|e| e.to_string())? {
+            return Ok(Ack::Refused(why));
+        }
+        let (tx, rx) = oneshot::channel();
+        let full = self.join(&job, report, tx)?;
+        if let Some(group) = full {
+            self.spawn_commit(job, group);
+        }
+        rx.await.unwrap_or_else(|_| Err("the commit was abandoned".into()))
+    }
+
+    /// Adds a report to its job's group. Returns the group when it is full.
+    fn join(&self, job: &str, report: Report, waiter: Waiter) -> Result<Option<Group>, String> {
+        let bytes = report.bytes();
+        let mut groups = self.inner.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let waiting: usize = groups.values().map(|g| g.bytes).sum();
+        if waiting + bytes > self.inner.limits.total && waiting > 0 {
+            return Err("too many reports wait for their commit; try again".into());
+        }
+        let group = groups.entry(job.to_owned()).or_default();
+        if group.reports.is_empty() {
+            group.number =
+                self.inner.numbers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            self.spawn_timer(job.to_owned(), group.number);
+        }
+        group.bytes += bytes;
+        let (task, attempt) = (report.header.task.clone(), report.header.attempt.clone());
+        group.reports.push(report.header);
+        group.traces.push(report.trace);
+        group.waiters.push(waiter);
+        for (table, b) in report.batches {
+            let rows = b.num_rows() as u64;
+            let part = SegmentPart { task: task.clone(), attempt: attempt.clone(), rows };
+            group.tables.entry(table).or_default().push((part, b));
+        }
+        Ok(if group.bytes >= self.inner.limits.bytes { groups.remove(job) } else { None })
+    }
+
+    fn spawn_timer(&self, job: String, number: u64) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                () = tokio::time::sleep(this.inner.limits.age) => {}
+                () = this.inner.stop.cancelled() => {}
+            }
+            let group = {
+                let mut groups = this.inner.groups.lock().unwrap_or_else(PoisonError::into_inner);
+                match groups.get(&job) {
+                    Some(g) if g.number == number => groups.remove(&job),
+                    _ => None,
+                }
+            };
+            if let Some(group) = group {
+                this.spawn_commit(job, group);
+            }
+        });
+    }
+
+    fn spawn_commit(&self, job: String, mut group: Group) {
+        let this = self.clone();
+        let span = tracing::info_span!("aggregate.commit", job = %job, reports = group.reports.len());
+        for t in group.traces.drain(..) {
+            ramsift_telemetry::link(&span, &t);
+        }
+        tokio::spawn(
+            async move {
+                let started = Instant::now();
+                let waiters = std::mem::take(&mut group.waiters);
+                let done = this.commit(&job, group).await;
+                this.inner.commit_seconds.record(started.elapsed().as_secs_f64(), &[]);
+                if let Err(e) = &done {
+                    tracing::error!(error = %e, "commit failed");
+                }
+                for w in waiters {
+                    // A worker that hung up sends its report again.
+                    let _ = w.send(done.clone());
+                }
+            }
+            .instrument(span),
+        );
+    }
+
+    /// Segments, then the record that makes them count, then the ledger.
+    async fn commit(&self, job: &str, group: Group) -> Result<Ack, String> {
+        let keys = Keys::new(job);
+        // Sealed while the group waited?
+        if let Some(why) = self.sealed(job).await.map_err(|e| e.to_string())? {
+            return Ok(Ack::Refused(why));
+        }
+        let id = uuid::Uuid::now_v7().to_string();
+        let mut segments = Vec::new();
+        for (table, parts) in group.tables {
+            let key = keys.segment(&id, &table);
+            let (parts, batches): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+            let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
+            let encode = tokio::task::spawn_blocking(move || {
+                let schema = schema(&table).ok_or_else(|| format!("no table {table}"))?;
+                let data = write_segment(schema, &batches).map_err(|e| e.to_string())?;
+                let hash = blake3::hash(&data).to_hex().to_string();
+                Ok::<_, String>((table, data, hash))
+            });
+            let (table, data, blake3) = encode.await.map_err(|e| e.to_string())??;
+            let bytes = data.len() as u64;
+            self.inner.objects.put(&key, data.into()).await.map_err(|e| e.to_string())?;
+            segments.push(SegmentRef { table, key, rows, bytes, blake3, parts });
+        }
+        let record = CommitRecord {
+            id: id.clone(),
+            job: job.to_owned(),
+            time_micros: now_micros(),
+            reports: group.reports,
+            segments,
+        };
+        let data = to_json(&record).map_err(|e| e.to_string())?;
+        self.inner.objects.put_new(&keys.commit(&id), data).await.map_err(|e| e.to_string())?;
+        let tasks: Vec<String> = record.reports.iter().map(|r| r.task.clone()).collect();
+        let settle = tracing::info_span!("settle", tasks = tasks.len());
+        if let Err(e) = self.inner.ledger.settle(job, &tasks).instrument(settle).await {
+            // A cache: the coordinator fills it again from the records.
+            tracing::warn!(error = %e, "ledger not updated");
+        }
+        Ok(Ack::Durable)
+    }
+
+    /// Commits what waits and takes no more reports.
+    pub fn drain(&self) {
+        self.inner.stop.cancel();
+    }
+
+    /// Whether no report waits for its commit.
+    pub fn is_idle(&self) -> bool {
+        self.inner.groups.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+    }
+}
+
+#[async_trait]
+impl Reporter for Aggregator {
+    async fn report(&self, report: &Report) -> Result<Ack, ReportError> {
+        self.take(report.clone())
+            .await
+            .map_err(|detail| ReportError { at: "this process".into(), detail })
+    }
+
+    async fn check(&self) -> Result<(), ReportError> {
+        Ok(())
+    }
+}

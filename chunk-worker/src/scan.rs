@@ -1,0 +1,288 @@
+//! One chunk through all carvers and rules. Runs on a blocking thread.
+
+use crate::Worker;
+use crate::context::JobContext;
+use crate::coverage::CoreCoverage;
+use crate::read::Slab;
+use crate::sink::{Collected, Rows};
+use ramsift_carvers::api::{MoreError, ReadMore, Window};
+use ramsift_engines::yara::{ChunkMatches, ChunkScanner, ScanLimits, Unfinished, UnfinishedReason};
+use ramsift_layers::chunk::ChunkWindow;
+use ramsift_layers::{FileOffset, ImageOffset, SourceError, hash};
+use ramsift_proto::v1::{RuleCount, RuleGap};
+use ramsift_store::tables::MatchRow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+
+/// Why a scan gave nothing.
+#[derive(Debug)]
+pub(crate) enum ScanError {
+    /// Evidence.
+    Source(SourceError),
+    /// Store or rules; another try may do.
+    Store(String),
+}
+
+/// What a chunk gave.
+#[derive(Debug)]
+pub(crate) struct Scanned {
+    pub(crate) rows: Collected,
+    pub(crate) hash: String,
+    pub(crate) rule_matches: Vec<RuleCount>,
+    pub(crate) rule_gaps: Vec<RuleGap>,
+    pub(crate) cpu: Duration,
+}
+
+/// Limits of the rules for one chunk.
+pub(crate) fn limits(worker: &Worker) -> ScanLimits {
+    ScanLimits {
+        per_chunk: worker.config.chunk_time,
+        per_rule: worker.config.rule_time,
+        ..ScanLimits::default()
+    }
+}
+
+/// CPU time of this thread.
+pub(crate) fn thread_cpu() -> Duration {
+    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the pointer is to a timespec on this stack, and the clock id is valid.
+    let done = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
+    if done != 0 {
+        return Duration::ZERO;
+    }
+    Duration::new(t.tv_sec.unsigned_abs(), u32::try_from(t.tv_nsec).unwrap_or(0))
+}
+
+/// Reads past a window for the carvers, within the chunk's budget.
+struct Follow<'a> {
+    ctx: &'a JobContext,
+    runtime: Handle,
+    end: u64,
+    budget: &'a mut u64,
+    fatal: Option<SourceError>,
+}
+
+impl ReadMore for Follow<'_> {
+    fn read_more(&mut self, at: ImageOffset, len: usize, buf: &mut Vec<u8>) -> Result<(), MoreError> {
+        let end = at.0.saturating_add(len as u64).min(self.end);
+        if at.0 >= end {
+            return Ok(());
+        }
+        if *self.budget < end - at.0 {
+            return Err(MoreError::Budget);
+        }
+        *self.budget -= end - at.0;
+        for p in self.ctx.plan.layout.runs.pieces(at.0..end) {
+            let from = buf.len();
+            buf.resize(from + usize::try_from(p.len).unwrap_or(0), 0);
+            let read = self.ctx.source.read_at(FileOffset(p.file), &mut buf[from..]);
+            if let Err(e) = self.runtime.block_on(read) {
+                buf.truncate(from);
+                let message = e.to_string();
+                if !e.is_content() {
+                    self.fatal.get_or_insert(e);
+                }
+                return Err(MoreError::Source(message));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Scans the windows of a chunk (or of a part of one).
+pub(crate) fn scan(
+    worker: &Worker,
+    ctx: &JobContext,
+    slab: &Slab,
+    file: Range<u64>,
+    windows: &[ChunkWindow],
+    attempt: &str,
+) -> Result<Scanned, ScanError> {
+    let cpu = thread_cpu();
+    let whole = ctx.plan.chunks.chunk(&ctx.plan.layout.runs, ctx.source.len(), file.start / ctx.plan.chunks.size);
+    let whole = whole.is_ok_and(|c| c.file == file);
+    let mut rows = Rows::new(
+        ctx,
+        worker.deps.objects.clone(),
+        if ctx.plan.spec.clamav { worker.deps.clamd.clone() } else { None },
+        attempt,
+        ctx.rules.is_some().then(|| limits(worker)),
+    );
+    let mut yara = YaraPass::new(worker, ctx);
+    let mut budget = worker.config.follow_budget;
+    for w in windows {
+        let data = Handle::current()
+            .block_on(slab.window(ctx.source.as_ref(), w))
+            .map_err(ScanError::Source)?;
+        let bad = bad_in(ctx, slab, &w.core);
+        let sparse = carve(worker, ctx, w, &data, &bad, &mut budget, &mut rows)?;
+        if let Some(y) = &mut yara {
+            y.window(worker, w, &data, &bad, &sparse, &mut rows);
+        }
+    }
+    let hash = if whole && slab.bad.is_empty() {
+        let bytes = slab.bytes(file.clone());
+        if ctx.plan.chunk_count == 1 {
+            blake3::hash(bytes).to_hex().to_string()
+        } else {
+            hex::encode(hash::piece(file.start, bytes))
+        }
+    } else {
+        String::new()
+    };
+    let (rule_matches, rule_gaps) = yara.map(YaraPass::finish).unwrap_or_default();
+    let rows = rows.finish().map_err(ScanError::Store)?;
+    let cpu = thread_cpu().saturating_sub(cpu);
+    Ok(Scanned { rows, hash, rule_matches, rule_gaps, cpu })
+}
+
+/// Image ranges of a core that could not be read.
+fn bad_in(ctx: &JobContext, slab: &Slab, core: &Range<u64>) -> Vec<(Range<u64>, String)> {
+    let mut out = Vec::new();
+    for (file, why) in &slab.bad {
+        for r in ctx.plan.layout.runs.stored_in(file.clone()) {
+            let (a, b) = (r.start.max(core.start), r.end.min(core.end));
+            if a < b {
+                out.push((a..b, why.clone()));
+            }
+        }
+    }
+    out
+}
+
+/// All carvers over one window. Returns the sparse ranges.
+fn carve(
+    worker: &Worker,
+    ctx: &JobContext,
+    w: &ChunkWindow,
+    data: &[u8],
+    bad: &[(Range<u64>, String)],
+    budget: &mut u64,
+    rows: &mut Rows<'_>,
+) -> Result<Vec<Range<u64>>, ScanError> {
+    let started = Instant::now();
+    let _span = tracing::info_span!("scan.carve", bytes = data.len()).entered();
+    let pa = ctx.plan.layout.runs.to_phys(ImageOffset(w.core.start)).map_or(0, |p| p.0);
+    rows.set_delta(pa.wrapping_sub(w.core.start));
+    let at = |image: u64| usize::try_from(image - w.span.start).unwrap_or(usize::MAX);
+    let window = Window {
+        data,
+        base: ImageOffset(w.span.start),
+        core_start: at(w.core.start),
+        core_end: at(w.core.end),
+        image_len: w.stretch_end,
+    };
+    let mut follow =
+        Follow { ctx, runtime: Handle::current(), end: w.stretch_end, budget, fatal: None };
+    let deadline = started + worker.config.chunk_time;
+    let stop = || Instant::now() >= deadline || worker.abandon.is_cancelled();
+    let stats = ctx.carvers.scan(&window, &mut follow, rows, &stop);
+    if let Some(e) = follow.fatal {
+        return Err(ScanError::Source(e));
+    }
+    let mut coverage = CoreCoverage::new(w.core.clone());
+    coverage.sparse(&stats.sparse);
+    for (carver, range, why) in &stats.partial {
+        coverage.mark(range, "partial", Some(&format!("{carver}: {why}")));
+    }
+    for (range, why) in bad {
+        coverage.mark(range, "failed", Some(why));
+    }
+    coverage.write("carvers", &mut rows.coverage);
+    let core = w.core.end - w.core.start;
+    worker.metrics.engine("carvers", core, started.elapsed().as_secs_f64());
+    for outcome in ["scanned", "sparse", "partial", "failed"] {
+        worker.metrics.bytes(outcome, coverage.sum(outcome));
+    }
+    Ok(stats.sparse)
+}
+
+/// The memory-safe rules over all windows of a chunk.
+struct YaraPass<'a> {
+    scanner: ChunkScanner<'a>,
+    counts: BTreeMap<u32, u64>,
+    gaps: BTreeSet<(u32, Option<u32>, &'static str)>,
+}
+
+fn reason(r: UnfinishedReason) -> &'static str {
+    match r {
+        UnfinishedReason::TimeLimit => TIME_LIMIT,
+        UnfinishedReason::MatchCap => MATCH_CAP,
+    }
+}
+
+/// Reasons of rule gaps in reports.
+pub(crate) const TIME_LIMIT: &str = "time limit";
+pub(crate) const MATCH_CAP: &str = "match cap";
+
+impl<'a> YaraPass<'a> {
+    fn new(worker: &Worker, ctx: &'a JobContext) -> Option<Self> {
+        let rules = ctx.rules.as_ref()?;
+        let scanner = ChunkScanner::new(rules, limits(worker));
+        Some(Self { scanner, counts: BTreeMap::new(), gaps: BTreeSet::new() })
+    }
+
+    fn window(
+        &mut self,
+        worker: &Worker,
+        w: &ChunkWindow,
+        data: &[u8],
+        bad: &[(Range<u64>, String)],
+        sparse: &[Range<u64>],
+        rows: &mut Rows<'_>,
+    ) {
+        let started = Instant::now();
+        let _span = tracing::info_span!("scan.yara", bytes = data.len()).entered();
+        let at = |image: u64| usize::try_from(image - w.span.start).unwrap_or(usize::MAX);
+        let core = at(w.core.start)..at(w.core.end);
+        let found = self.scanner.scan(data, ImageOffset(w.span.start), core, sparse);
+        self.take(&found, rows);
+        let mut coverage = CoreCoverage::new(w.core.clone());
+        coverage.sparse(sparse);
+        let slow = found.unfinished.iter().filter(|u| u.reason == UnfinishedReason::TimeLimit);
+        let slow: BTreeSet<u32> = slow.map(|u| u.rule).collect();
+        worker.metrics.rule_timeouts(slow.len() as u64);
+        if !slow.is_empty() {
+            let why = format!("{} rules ran out of time", slow.len());
+            coverage.mark(&w.core, "partial", Some(&why));
+        }
+        for (range, why) in bad {
+            coverage.mark(range, "failed", Some(why));
+        }
+        coverage.write("yara", &mut rows.coverage);
+        let n = w.core.end - w.core.start;
+        worker.metrics.engine("yara", n, started.elapsed().as_secs_f64());
+    }
+
+    fn take(&mut self, found: &ChunkMatches, rows: &mut Rows<'_>) {
+        for m in &found.matches {
+            *self.counts.entry(m.rule).or_default() += 1 + m.more;
+            let row = MatchRow {
+                rule: m.rule,
+                pattern: m.pattern,
+                image_offset: m.offset.0,
+                length: m.len,
+                window_base: m.window_base.0,
+                window: Vec::new(),
+                xor_key: m.xor_key,
+                more: m.more,
+                last: m.last.0,
+            };
+            rows.matches.push(&row, found.window(m));
+        }
+        let gap = |u: &Unfinished| (u.rule, u.pattern, reason(u.reason));
+        self.gaps.extend(found.unfinished.iter().map(gap));
+    }
+
+    fn finish(self) -> (Vec<RuleCount>, Vec<RuleGap>) {
+        let counts = self.counts.into_iter().map(|(rule, count)| RuleCount { rule, count });
+        let gaps = self.gaps.into_iter().map(|(rule, pattern, why)| RuleGap {
+            rule,
+            pattern,
+            reason: why.to_owned(),
+        });
+        (counts.collect(), gaps.collect())
+    }
+}

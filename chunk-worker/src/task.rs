@@ -1,0 +1,307 @@
+//! The life of one delivery: wanted, read, scan, report, ack.
+
+use crate::context::{ContextError, JobContext};
+use crate::read::{self, Slab};
+use crate::scan::{self, ScanError, Scanned};
+use crate::{Worker, verdict};
+use prost::Message as _;
+use ramsift_layers::SourceError;
+use ramsift_proto::TaskId;
+use ramsift_proto::v1::task::Work;
+use ramsift_proto::v1::{ChunkWork, Outcome, Task, TaskReport};
+use ramsift_queue::{Delivery, Lane};
+use ramsift_store::ledger::Wanted;
+use ramsift_store::{Ack, Report};
+use ramsift_telemetry::{current, link, set_parent};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tracing::Instrument;
+
+/// How a task ended.
+#[derive(Debug)]
+enum End {
+    /// Settled, by us or another: forget it.
+    Done,
+    /// Not ours to finish: let another have it.
+    HandBack(String),
+    /// This attempt failed on its content, or on a defect of ours.
+    GiveUp(String),
+}
+
+/// What went wrong before there was a report.
+#[derive(Debug)]
+enum Trouble {
+    /// The job can't go on.
+    Fatal(String),
+    /// Worth another try, here or elsewhere.
+    Outage(String),
+}
+
+impl From<SourceError> for Trouble {
+    fn from(e: SourceError) -> Self {
+        if e.is_fatal() || e.is_content() {
+            Self::Fatal(e.to_string())
+        } else {
+            Self::Outage(e.to_string())
+        }
+    }
+}
+
+impl From<ContextError> for Trouble {
+    fn from(e: ContextError) -> Self {
+        match e {
+            ContextError::Source(e) => e.into(),
+            ContextError::Unusable(why) => Self::Fatal(why),
+            ContextError::Store(e) => Self::Outage(e.to_string()),
+        }
+    }
+}
+
+/// Does what a delivery asks for and answers it.
+pub(crate) async fn handle(worker: Arc<Worker>, lane: Lane, delivery: Delivery) {
+    if delivery.redelivered > 0 {
+        worker.metrics.redelivered();
+    }
+    let end = match Task::decode(delivery.message.body.clone()) {
+        Ok(task) => {
+            let span = tracing::info_span!("process chunk", job = %task.job, task = %task.task);
+            set_parent(&span, &delivery.message.headers);
+            link(&span, &delivery.message.headers);
+            attempt(&worker, lane, &task).instrument(span).await
+        }
+        Err(e) => {
+            tracing::error!(error = %e, "a message that is no task was dropped");
+            End::Done
+        }
+    };
+    let answered = match end {
+        End::Done => delivery.ack().await,
+        End::HandBack(why) => {
+            tracing::info!(reason = %why, "task handed back");
+            delivery.hand_back().await
+        }
+        End::GiveUp(why) => {
+            tracing::error!(reason = %why, "attempt failed");
+            delivery.give_up().await
+        }
+    };
+    if let Err(e) = answered {
+        // The broker delivers it again; the ledger then says that it is settled.
+        tracing::warn!(error = %e, "answer did not reach the queue");
+    }
+}
+
+/// Tries a task until it is done, or outages outlast the patience.
+async fn attempt(worker: &Arc<Worker>, lane: Lane, task: &Task) -> End {
+    let give_up_at = Instant::now() + worker.config.patience;
+    let mut wait = Duration::from_millis(250);
+    loop {
+        // No ledger: go on.
+        match worker.deps.ledger.wanted(&task.job, &task.task).await {
+            Ok(Wanted::Yes) => {}
+            Ok(_) => return End::Done,
+            Err(e) => tracing::debug!(error = %e, "ledger did not answer"),
+        }
+        let attempt = uuid::Uuid::now_v7().to_string();
+        let report = match perform(worker, lane, task, &attempt).await {
+            Ok(Ok(report)) => report,
+            Ok(Err(end)) => return end,
+            Err(Trouble::Fatal(why)) => failed(worker, task, &attempt, why, true),
+            Err(Trouble::Outage(why)) => {
+                worker.deps.readiness.block("work", why.clone());
+                let over = Instant::now() >= give_up_at;
+                if over && worker.config.fatal_outage {
+                    failed(worker, task, &attempt, why, true)
+                } else if over || worker.stop.is_cancelled() {
+                    return End::HandBack(why);
+                } else {
+                    tracing::warn!(reason = %why, wait_ms = wait.as_millis(), "outage, waiting");
+                    pause(worker, wait).await;
+                    wait = (wait * 2).min(Duration::from_secs(15));
+                    continue;
+                }
+            }
+        };
+        worker.deps.readiness.ready("work");
+        return send(worker, &report, give_up_at).await;
+    }
+}
+
+async fn pause(worker: &Worker, wait: Duration) {
+    tokio::select! {
+        () = tokio::time::sleep(wait) => {}
+        () = worker.stop.cancelled() => {}
+    }
+}
+
+fn header(worker: &Worker, task: &Task, attempt: &str) -> TaskReport {
+    TaskReport {
+        job: task.job.clone(),
+        task: task.task.clone(),
+        attempt: attempt.to_owned(),
+        worker: worker.config.name.clone(),
+        outcome: Outcome::Done.into(),
+        ..TaskReport::default()
+    }
+}
+
+fn failed(worker: &Worker, task: &Task, attempt: &str, why: String, fatal: bool) -> Report {
+    let header = TaskReport {
+        outcome: Outcome::Failed.into(),
+        reason: why,
+        fatal,
+        ..header(worker, task, attempt)
+    };
+    Report { header, ..Report::default() }
+}
+
+/// Hands a report over until it is durable, or the patience ends.
+async fn send(worker: &Worker, report: &Report, give_up_at: Instant) -> End {
+    let mut wait = Duration::from_millis(250);
+    loop {
+        let refused = match worker.deps.reporter.report(report).await {
+            Ok(Ack::Durable) => return End::Done,
+            Ok(Ack::Refused(why)) => {
+                tracing::info!(reason = %why, "report refused, task dropped");
+                return End::Done;
+            }
+            Err(e) => e.to_string(),
+        };
+        if Instant::now() >= give_up_at || worker.abandon.is_cancelled() {
+            return End::HandBack(refused);
+        }
+        tracing::warn!(reason = %refused, "report not taken, trying again");
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = worker.abandon.cancelled() => return End::HandBack(refused),
+        }
+        wait = (wait * 2).min(Duration::from_secs(10));
+    }
+}
+
+/// One try: a report, or an end without one.
+async fn perform(
+    worker: &Arc<Worker>,
+    lane: Lane,
+    task: &Task,
+    attempt: &str,
+) -> Result<Result<Report, End>, Trouble> {
+    let ctx = worker.jobs.get(&task.job).await?;
+    match &task.work {
+        Some(Work::Chunk(work)) => chunk(worker, lane, &ctx, task, work, attempt).await,
+        Some(Work::Verdict(work)) => {
+            let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
+            let group = work.group;
+            let done = tokio::task::spawn_blocking(move || verdict::decide(&w, &c, group, &a)).await;
+            match done {
+                Ok(Ok(rows)) => Ok(Ok(Report {
+                    header: TaskReport {
+                        segments: rows.segments,
+                        objects: rows.objects,
+                        ..header(worker, task, attempt)
+                    },
+                    batches: rows.batches,
+                    trace: current(),
+                })),
+                Ok(Err(why)) => Err(Trouble::Outage(why)),
+                Err(e) => Ok(Err(End::GiveUp(format!("verdict: {e}")))),
+            }
+        }
+        _ => Err(Trouble::Fatal(format!("{} is no task of a chunk worker", task.task))),
+    }
+}
+
+/// Reads, scans and reports one chunk.
+async fn chunk(
+    worker: &Arc<Worker>,
+    _lane: Lane,
+    ctx: &Arc<JobContext>,
+    task: &Task,
+    work: &ChunkWork,
+    attempt: &str,
+) -> Result<Result<Report, End>, Trouble> {
+    let file = work.file_start..work.file_end;
+    task.task.parse::<TaskId>().map_err(|e| Trouble::Fatal(e.to_string()))?;
+    let windows = ctx.plan.chunks.windows(&ctx.plan.layout.runs, file.clone());
+    let Some(buffer) = worker.buffers.take().await else {
+        return Ok(Err(End::HandBack("stopping".into())));
+    };
+    if worker.stop.is_cancelled() {
+        return Ok(Err(End::HandBack("stopping".into())));
+    }
+    let slab = read(worker, ctx, &file, &windows, buffer).await?;
+    let bytes_read = slab.buffer.bytes.len() as u64;
+    let Ok(slot) = worker.slots.acquire().await else {
+        return Ok(Err(End::HandBack("stopping".into())));
+    };
+    let started = Instant::now();
+    let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
+    let span = tracing::Span::current();
+    let scanned = tokio::task::spawn_blocking(move || {
+        let _in = span.enter();
+        scan::scan(&w, &c, &slab, file, &windows, &a)
+    })
+    .await;
+    drop(slot);
+    worker.metrics.chunk(started.elapsed().as_secs_f64());
+    if worker.abandon.is_cancelled() {
+        return Ok(Err(End::HandBack("stopped before the chunk was finished".into())));
+    }
+    match scanned {
+        Ok(Ok(s)) => {
+            // The evidence may have been written to while it was read.
+            ctx.source.check_pin().await?;
+            Ok(Ok(report_of(worker, task, attempt, s, bytes_read)))
+        }
+        Ok(Err(ScanError::Source(e))) => Err(e.into()),
+        Ok(Err(ScanError::Store(why))) => Err(Trouble::Outage(why)),
+        Err(e) => Ok(Err(End::GiveUp(format!("{} took its scan down: {e}", task.task)))),
+    }
+}
+
+fn report_of(worker: &Worker, task: &Task, attempt: &str, s: Scanned, bytes_read: u64) -> Report {
+    let header = TaskReport {
+        hash: s.hash,
+        bytes_read,
+        cpu_micros: u64::try_from(s.cpu.as_micros()).unwrap_or(u64::MAX),
+        rule_matches: s.rule_matches,
+        rule_gaps: s.rule_gaps,
+        segments: s.rows.segments,
+        objects: s.rows.objects,
+        ..header(worker, task, attempt)
+    };
+    Report { header, batches: s.rows.batches, trace: current() }
+}
+
+/// Reads the bytes of a chunk and what lies around it.
+async fn read(
+    worker: &Worker,
+    ctx: &Arc<JobContext>,
+    file: &Range<u64>,
+    windows: &[ramsift_layers::ChunkWindow],
+    mut buffer: read::Buffer,
+) -> Result<Slab, Trouble> {
+    let started = Instant::now();
+    let around = ctx.plan.chunks.overlap + ctx.plan.chunks.behind;
+    let span = read::span(file, windows, around);
+    let (c, range) = (ctx.clone(), span.clone());
+    // A file source blocks, so the read has a thread of its own; an object's reads run elsewhere.
+    let here = tracing::info_span!("s3.read", bytes = span.end - span.start);
+    let done = tokio::task::spawn_blocking(move || {
+        let _in = here.enter();
+        let runtime = tokio::runtime::Handle::current();
+        let bad = runtime.block_on(read::read_range(c.source.as_ref(), range, &mut buffer.bytes));
+        (buffer, bad)
+    })
+    .await;
+    let (buffer, bad) = done.map_err(|e| Trouble::Outage(format!("read: {e}")))?;
+    worker.metrics.read(started.elapsed().as_secs_f64());
+    let bad = bad.inspect_err(|e| {
+        worker.metrics.read_error(if e.is_content() { "content" } else { "infrastructure" });
+    })?;
+    if !bad.is_empty() {
+        worker.metrics.read_error("content");
+    }
+    Ok(Slab { buffer, file: span, bad })
+}

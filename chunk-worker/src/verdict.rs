@@ -1,0 +1,157 @@
+//! Verdict tasks: the conditions of a group of rules, over the matches of all chunks.
+
+use crate::Worker;
+use crate::context::JobContext;
+use crate::scan::MATCH_CAP;
+use crate::sink::{Collected, Rows, rule_json};
+use ramsift_engines::yara::{
+    Incomplete, Outcome, PatternMatch, RuleSet, Unfinished, UnfinishedReason, Verdict,
+    VerdictGroup, evaluate, scope_severity,
+};
+use ramsift_layers::ImageOffset;
+use ramsift_proto::v1::RuleGap;
+use ramsift_store::job;
+use ramsift_store::tables::{
+    CoverageRow, FindingRow, MatchRow, detector_key, match_rows, read_segment, row_id,
+};
+use ramsift_store::VerdictPlan;
+use std::collections::{BTreeMap, BTreeSet};
+use tokio::runtime::Handle;
+
+/// Decides one group of the job's verdict plan. Runs on a blocking thread.
+pub(crate) fn decide(
+    worker: &Worker,
+    ctx: &JobContext,
+    group: u32,
+    attempt: &str,
+) -> Result<Collected, String> {
+    let rules = ctx.rules.as_ref().ok_or("the job has no rules")?;
+    let runtime = Handle::current();
+    let objects = worker.deps.objects.as_ref();
+    let (plan, _): (VerdictPlan, _) = runtime
+        .block_on(job::read(objects, &ctx.keys.verdicts()))
+        .map_err(|e| e.to_string())?;
+    let group = plan.groups.get(group as usize).ok_or("the verdict plan has no such group")?;
+    let group: VerdictGroup =
+        serde_json::from_value(group.clone()).map_err(|e| format!("verdict plan: {e}"))?;
+    let needs: BTreeSet<u32> = group.needs.iter().chain(&group.rules).copied().collect();
+    let found = if group.needs.is_empty() {
+        Vec::new()
+    } else {
+        matches(worker, &plan.segments, &needs)?
+    };
+    let incomplete = Incomplete {
+        failed_ranges: plan.failed_ranges,
+        unfinished: plan.gaps.iter().filter(|g| needs.contains(&g.rule)).map(unfinished).collect(),
+    };
+    let for_engine: Vec<PatternMatch> = found.iter().map(to_engine).collect();
+    let verdicts = evaluate(rules, &group, &for_engine, &incomplete);
+    let mut rows = Rows::new(ctx, worker.deps.objects.clone(), None, attempt, None);
+    for v in &verdicts {
+        report(ctx, rules, v, &found, &mut rows);
+    }
+    rows.finish()
+}
+
+fn unfinished(g: &RuleGap) -> Unfinished {
+    let reason = if g.reason == MATCH_CAP {
+        UnfinishedReason::MatchCap
+    } else {
+        UnfinishedReason::TimeLimit
+    };
+    Unfinished { rule: g.rule, pattern: g.pattern, reason }
+}
+
+fn to_engine(m: &MatchRow) -> PatternMatch {
+    PatternMatch {
+        rule: m.rule,
+        pattern: m.pattern,
+        offset: ImageOffset(m.image_offset),
+        len: m.length,
+        xor_key: m.xor_key,
+        more: m.more,
+        last: ImageOffset(m.last),
+        window_base: ImageOffset(m.window_base),
+        window: 0..0,
+    }
+}
+
+/// The matches of these rules in all chunks, each once although a chunk may have been tried twice.
+fn matches(
+    worker: &Worker,
+    segments: &[String],
+    wanted: &BTreeSet<u32>,
+) -> Result<Vec<MatchRow>, String> {
+    let runtime = Handle::current();
+    let mut out: BTreeMap<(u32, u32, u64), MatchRow> = BTreeMap::new();
+    for key in segments {
+        let (data, _) =
+            runtime.block_on(worker.deps.objects.get(key)).map_err(|e| e.to_string())?;
+        for b in read_segment(data).map_err(|e| format!("{key}: {e}"))? {
+            for m in match_rows(&b, &|r| wanted.contains(&r)) {
+                out.insert((m.rule, m.pattern, m.image_offset), m);
+            }
+        }
+    }
+    Ok(out.into_values().collect())
+}
+
+/// A fired rule becomes a finding, an undecided one a gap; the rest leaves no trace.
+fn report(ctx: &JobContext, rules: &RuleSet, v: &Verdict, found: &[MatchRow], rows: &mut Rows<'_>) {
+    let Some(r) = rules.rules().get(v.rule as usize) else { return };
+    let image_len = ctx.plan.layout.runs.image_len();
+    let (matches, counts, first, span) = match &v.outcome {
+        Outcome::NotFired => return,
+        Outcome::Unknown { reason } => {
+            rows.coverage.push(&CoverageRow {
+                engine: "yara verdicts".into(),
+                outcome: "unknown".into(),
+                start: 0,
+                end: image_len,
+                reason: Some(format!("{}: {reason}", r.full_name())),
+            });
+            return;
+        }
+        Outcome::Fired { matches, counts, first, span } => (matches, counts, first, span),
+    };
+    if r.private {
+        return;
+    }
+    let grade = scope_severity(r, v);
+    let at = first.unwrap_or(0);
+    let here = found.iter().find(|m| m.rule == v.rule && m.image_offset == at);
+    let length = matches.iter().find(|m| m.offset == at).map_or(0, |m| m.len);
+    let fields = serde_json::json!({
+        "matches": matches.iter().map(|m| serde_json::json!({
+            "pattern": m.name, "offset": m.offset, "length": m.len,
+        })).collect::<Vec<_>>(),
+        "counts": counts,
+        "span": span,
+        "dispersed": grade.dispersed,
+    });
+    let pa = first.and_then(|f| ctx.plan.layout.runs.to_phys(ImageOffset(f))).map(|p| p.0);
+    rows.findings.push(&FindingRow {
+        id: row_id(
+            detector_key(&format!("yara:{}", r.full_name()), &rules.digest()),
+            "image",
+            "",
+            at,
+            length,
+        ),
+        detector: "yara",
+        kind: "yara",
+        severity: grade.severity,
+        severity_reason: &grade.reason,
+        scope: "image",
+        image_offset: at,
+        physical_address: pa,
+        length,
+        value: &r.identifier,
+        encoding: None,
+        context: here.map(|m| m.window.as_slice()),
+        fields: Some(&fields.to_string()),
+        path: None,
+        artifact: None,
+        rule: Some(&rule_json(r)),
+    });
+}

@@ -1,0 +1,143 @@
+//! Which captures the user means: a file, a folder, an object, a prefix.
+
+use anyhow::{Context, Result, bail};
+use ramsift_layers::FileOffset;
+use ramsift_layers::format::{HEAD_LEN, looks_like_capture};
+use ramsift_layers::source::{Sources, split_s3_url};
+use ramsift_store::{Objects, S3Objects};
+use std::path::{Path, PathBuf};
+
+/// What a name stands for.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Captures, by path or URL.
+    pub(crate) captures: Vec<String>,
+    /// What was passed over, with the reason.
+    pub(crate) skipped: Vec<(String, String)>,
+}
+
+/// Finds the captures behind the names.
+pub(crate) async fn find(names: &[String], sources: &Sources) -> Result<Found> {
+    let mut out = Found::default();
+    for name in names {
+        match split_s3_url(name) {
+            Some((bucket, key)) => s3(name, bucket, key, sources, &mut out).await?,
+            None if Path::new(name).is_dir() => folder(Path::new(name), &mut out)?,
+            // What is named alone is scanned whatever it looks like.
+            None => out.captures.push(name.clone()),
+        }
+    }
+    if out.captures.is_empty() {
+        for (name, why) in &out.skipped {
+            eprintln!("skipped {name}: {why}");
+        }
+        bail!("no capture found in {}", names.join(", "));
+    }
+    Ok(out)
+}
+
+fn folder(dir: &Path, out: &mut Found) -> Result<()> {
+    let mut files: Vec<PathBuf> = Vec::new();
+    let mut todo = vec![dir.to_owned()];
+    while let Some(d) = todo.pop() {
+        let entries = std::fs::read_dir(&d).with_context(|| format!("folder {}", d.display()))?;
+        for e in entries {
+            let e = e?;
+            let kind = e.file_type()?;
+            // Links are not followed: a loop would never end.
+            if kind.is_dir() {
+                // Results of earlier scans are no captures.
+                if !e.path().join("jobs").is_dir() {
+                    todo.push(e.path());
+                }
+            } else if kind.is_file() {
+                files.push(e.path());
+            }
+        }
+    }
+    files.sort();
+    for f in files {
+        let name = f.display().to_string();
+        match head(&f) {
+            Ok((head, len)) => match looks_like_capture(&name, &head, len) {
+                Ok(()) => out.captures.push(name),
+                Err(why) => out.skipped.push((name, why)),
+            },
+            Err(e) => out.skipped.push((name, format!("can't be read: {e}"))),
+        }
+    }
+    Ok(())
+}
+
+fn head(f: &Path) -> std::io::Result<(Vec<u8>, u64)> {
+    use std::io::Read;
+    let file = std::fs::File::open(f)?;
+    let len = file.metadata()?.len();
+    let mut head = Vec::new();
+    file.take(HEAD_LEN as u64).read_to_end(&mut head)?;
+    Ok((head, len))
+}
+
+async fn s3(
+    name: &str,
+    bucket: &str,
+    key: &str,
+    sources: &Sources,
+    out: &mut Found,
+) -> Result<()> {
+    if !key.is_empty() && !key.ends_with('/') {
+        match sources.open(name).await {
+            Ok(_) => {
+                out.captures.push(name.to_owned());
+                return Ok(());
+            }
+            // Perhaps a prefix.
+            Err(ramsift_layers::SourceError::NotFound { .. }) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+    let objects = S3Objects::new(sources.s3().await, bucket, "");
+    let all = objects.list(key).await?;
+    if all.is_empty() {
+        bail!("{name} does not exist: no such object, and nothing under that prefix");
+    }
+    for m in all {
+        let url = format!("s3://{bucket}/{}", m.key);
+        let source = match sources.open(&url).await {
+            Ok(s) => s,
+            Err(e) => {
+                out.skipped.push((url, e.to_string()));
+                continue;
+            }
+        };
+        let n = usize::try_from(m.size).unwrap_or(usize::MAX).min(HEAD_LEN);
+        let head = source.read_vec(FileOffset(0), n).await?;
+        match looks_like_capture(&m.key, &head, m.size) {
+            Ok(()) => out.captures.push(url),
+            Err(why) => out.skipped.push((url, why)),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ramsift_layers::source::S3Config;
+
+    #[tokio::test]
+    async fn folders_give_captures_and_say_what_they_skip() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let write = |n: &str, b: &[u8]| std::fs::write(dir.path().join(n), b).expect("write");
+        write("a.mem", &[0; 8192]);
+        write("notes.txt", b"hello");
+        write("b.raw", b"");
+        let sources = Sources::new(S3Config::default());
+        let name = dir.path().display().to_string();
+        let f = find(std::slice::from_ref(&name), &sources).await.expect("one");
+        assert_eq!(f.captures, [dir.path().join("a.mem").display().to_string()]);
+        assert_eq!(f.skipped.len(), 2);
+        std::fs::remove_file(dir.path().join("a.mem")).expect("remove");
+        assert!(find(&[name], &sources).await.is_err());
+    }
+}

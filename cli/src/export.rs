@@ -1,0 +1,120 @@
+//! `ramsift export` and `ramsift artifact`: results in other formats, recovered files as files.
+
+use crate::args::{ArtifactArgs, ExportArgs, ExportFormat};
+use crate::config::Config;
+use crate::glue;
+use crate::results::{write_csv, write_json};
+use anyhow::{Context, Result, bail};
+use arrow::array::AsArray;
+use arrow::datatypes::UInt64Type;
+use futures::StreamExt;
+use ramsift_store::Keys;
+use ramsift_store::query::{QueryLimits, Tables};
+use sha2::{Digest, Sha256};
+use std::io::Write;
+
+/// Timesketch wants `message`, `datetime` and `timestamp_desc` in every line.
+/// Source: Timesketch documentation, "Create timeline from JSON/JSONL/CSV file".
+const TIMESKETCH: &str = "SELECT message, \
+    to_char(coalesce(time, inferred_time), '%Y-%m-%dT%H:%M:%S%.6f+00:00') AS datetime, \
+    CASE WHEN time IS NULL THEN concat(time_kind, ' (inferred: ', inferred_from, ')') \
+    ELSE time_kind END AS timestamp_desc, \
+    source AS data_type, host AS hostname, program, pid, raw_time, image_offset, fields, capture \
+    FROM events WHERE coalesce(time, inferred_time) IS NOT NULL \
+    ORDER BY coalesce(time, inferred_time), image_offset";
+
+/// `ramsift export`
+pub(crate) async fn export(config: &Config, args: ExportArgs) -> Result<u8> {
+    let objects = glue::existing_store(config).await?;
+    let job = glue::pick_job(objects.as_ref(), args.job.as_deref()).await?;
+    let t = Tables::new(objects.clone(), &QueryLimits::default())?;
+    let there = t.register_jobs(std::slice::from_ref(&job)).await?;
+    if there.is_empty() {
+        bail!("job {job} has no results yet; see ramsift status {job}");
+    }
+    std::fs::create_dir_all(&args.to)
+        .with_context(|| format!("folder {}", args.to.display()))?;
+    let timesketch = args.format == ExportFormat::Timesketch;
+    let tables = match (args.table.is_empty(), timesketch) {
+        (_, true) => vec!["events".to_owned()],
+        (true, false) => there.clone(),
+        (false, false) => args.table.clone(),
+    };
+    for table in tables {
+        if !there.contains(&table) {
+            bail!("there is no table {table}; there are: {}", there.join(", "));
+        }
+        let ending = match args.format {
+            ExportFormat::Jsonl => "jsonl",
+            ExportFormat::Csv => "csv",
+            ExportFormat::Parquet => "parquet",
+            ExportFormat::Timesketch => "timesketch.jsonl",
+        };
+        let path = args.to.join(format!("{table}.{ending}"));
+        let file = std::fs::File::create(&path)
+            .with_context(|| format!("file {}", path.display()))?;
+        let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
+        if args.format == ExportFormat::Parquet {
+            let (data, _) = objects.get(&Keys::new(&job).table(&table)).await?;
+            out.write_all(&data)?;
+        } else {
+            let sql = if timesketch { TIMESKETCH.to_owned() } else { format!("SELECT * FROM {table}") };
+            let mut rows = t.stream(&sql).await?;
+            let mut first = true;
+            while let Some(b) = rows.next().await {
+                let b = b?;
+                if args.format == ExportFormat::Csv {
+                    write_csv(&mut out, &b, std::mem::take(&mut first))?;
+                } else {
+                    write_json(&mut out, &b)?;
+                }
+            }
+        }
+        out.flush()?;
+        println!("{}", path.display());
+    }
+    Ok(0)
+}
+
+/// `ramsift artifact`
+pub(crate) async fn artifact(config: &Config, args: ArtifactArgs) -> Result<u8> {
+    let objects = glue::existing_store(config).await?;
+    let wanted = args.sha256.to_ascii_lowercase();
+    if wanted.len() < 4 || !wanted.bytes().all(|b| b.is_ascii_hexdigit()) {
+        bail!("{:?} is no SHA-256: give at least its first 4 hex digits", args.sha256);
+    }
+    let jobs = match &args.job {
+        Some(j) => vec![glue::pick_job(objects.as_ref(), Some(j)).await?],
+        None => objects.list_folders("jobs/").await?,
+    };
+    let t = Tables::new(objects.clone(), &QueryLimits::default())?;
+    t.register_jobs(&jobs).await?;
+    let sql = format!(
+        "SELECT DISTINCT ON (sha256) sha256, kind, object, object_offset, size, name FROM artifacts \
+         WHERE starts_with(sha256, '{wanted}') ORDER BY sha256, object LIMIT 2"
+    );
+    let batches = t.collect(&sql).await?;
+    let rows: usize = batches.iter().map(arrow::array::RecordBatch::num_rows).sum();
+    let Some(b) = batches.iter().find(|b| b.num_rows() > 0) else {
+        bail!("no artifact has a SHA-256 that begins with {wanted}");
+    };
+    if rows > 1 {
+        bail!("more than one artifact has a SHA-256 that begins with {wanted}: give more digits");
+    }
+    let text = |i: usize| b.column(i).as_string::<i32>().value(0).to_owned();
+    let num = |i: usize| b.column(i).as_primitive::<UInt64Type>().value(0);
+    let (sha, kind, object) = (text(0), text(1), text(2));
+    let data = objects.get_range(&object, num(3)..num(3) + num(4)).await?;
+    let found = hex::encode(Sha256::digest(&data));
+    if found != sha {
+        bail!("{} is damaged: its SHA-256 is {found}, not {sha}", objects.url(&object));
+    }
+    let to = args.to.unwrap_or_else(|| format!("{}.{kind}", &sha[..16]).into());
+    if to.as_os_str() == "-" {
+        std::io::stdout().write_all(&data)?;
+    } else {
+        std::fs::write(&to, &data).with_context(|| format!("file {}", to.display()))?;
+        println!("{}", to.display());
+    }
+    Ok(0)
+}

@@ -1,0 +1,78 @@
+//! Progress: bars on a terminal, plain lines otherwise.
+
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use ramsift_proto::v1::JobProgress;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// Shows one job's progress.
+pub(crate) struct Display {
+    bar: Option<ProgressBar>,
+    name: String,
+    said: Option<Instant>,
+    last: String,
+}
+
+/// Plain lines come this often at most.
+const EVERY: Duration = Duration::from_secs(5);
+
+impl Display {
+    pub(crate) fn new(name: &str) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let bar = ProgressBar::new(0);
+            let style = ProgressStyle::with_template(
+                "{prefix} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta} {msg}",
+            );
+            if let Ok(s) = style {
+                bar.set_style(s.progress_chars("=> "));
+            }
+            bar.set_prefix(name.to_owned());
+            bar.enable_steady_tick(Duration::from_millis(200));
+            bar
+        });
+        Self { bar, name: name.to_owned(), said: None, last: String::new() }
+    }
+
+    /// Shows where the job stands.
+    pub(crate) fn show(&mut self, p: &JobProgress) {
+        let phase = p.state.as_ref().map_or("", |s| s.phase().name());
+        if let Some(bar) = &self.bar {
+            bar.set_length(p.bytes_total);
+            bar.set_position(p.bytes_done);
+            bar.set_message(phase.to_owned());
+            return;
+        }
+        let line = self.line(p, phase);
+        let due = self.said.is_none_or(|t| t.elapsed() >= EVERY) || phase != self.last;
+        if due {
+            eprintln!("{line}");
+            self.said = Some(Instant::now());
+            phase.clone_into(&mut self.last);
+        }
+    }
+
+    fn line(&self, p: &JobProgress, phase: &str) -> String {
+        let speed = p.bytes_done as f64 / p.running_seconds.max(0.001);
+        let eta = if p.eta_seconds >= 0.0 && p.bytes_done < p.bytes_total {
+            format!(", eta {:.0} s", p.eta_seconds)
+        } else {
+            String::new()
+        };
+        format!(
+            "{}: {phase}, {} of {} ({}/s{eta}), {} of {} tasks",
+            self.name,
+            HumanBytes(p.bytes_done),
+            HumanBytes(p.bytes_total),
+            HumanBytes(speed as u64),
+            p.tasks_done,
+            p.tasks_total
+        )
+    }
+
+    /// Takes the bar away.
+    pub(crate) fn end(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

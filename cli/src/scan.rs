@@ -1,0 +1,196 @@
+//! `ramsift scan`: captures in, findings out, in this process.
+
+use crate::args::ScanArgs;
+use crate::config::Config;
+use crate::embedded::{self, Embedded};
+use crate::progress::Display;
+use crate::{CANNOT_RUN, capture, glue, summary};
+use anyhow::{Context, Result, bail};
+use ramsift_layers::source::Sources;
+use ramsift_layers::{Severity, SourcePin};
+use ramsift_proto::v1::{CommitRecord, JobPhase, JobSpec, JobState};
+use ramsift_store::job::{read, read_opt};
+use ramsift_store::{Keys, Objects};
+use std::sync::Arc;
+
+/// Findings at or above `--fail-on`.
+pub(crate) const FINDINGS: u8 = 1;
+/// Complete with gaps.
+pub(crate) const GAPS: u8 = 3;
+
+/// Name of the job for this evidence and these options: the same scan of the same bytes is the
+/// same job, so that it can go on where it stopped.
+fn job_name(pin: &SourcePin, spec: &JobSpec) -> Result<String> {
+    // Who and when don't make it another scan.
+    let same = JobSpec {
+        job: String::new(),
+        user: String::new(),
+        host: String::new(),
+        submitted_micros: 0,
+        ..spec.clone()
+    };
+    let mut h = blake3::Hasher::new();
+    h.update(&serde_json::to_vec(pin)?);
+    h.update(&serde_json::to_vec(&same)?);
+    let name: String = pin
+        .name()
+        .chars()
+        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' })
+        .take(60)
+        .collect();
+    Ok(format!("{}-{}", name.trim_start_matches('.'), &h.finalize().to_hex()[..12]))
+}
+
+/// Makes an ended job of this name run again: what it settled stays, what ended it goes.
+async fn revive(objects: &dyn Objects, job: &str) -> Result<()> {
+    let keys = Keys::new(job);
+    let Some((state, _)) = read_opt::<JobState>(objects, &keys.state()).await? else {
+        return Ok(());
+    };
+    if !matches!(state.phase(), JobPhase::Failed | JobPhase::Cancelled) {
+        return Ok(());
+    }
+    for m in objects.list(&keys.commits()).await? {
+        let (c, _): (CommitRecord, _) = read(objects, &m.key).await?;
+        if c.reports.iter().any(|r| r.fatal) {
+            objects.delete(&m.key).await?;
+        }
+    }
+    for key in [keys.cancel(), keys.frozen(), keys.state(), keys.spec()] {
+        objects.delete(&key).await?;
+    }
+    Ok(())
+}
+
+async fn remove(objects: &dyn Objects, job: &str) -> Result<()> {
+    for m in objects.list(&format!("jobs/{job}/")).await? {
+        objects.delete(&m.key).await?;
+    }
+    Ok(())
+}
+
+/// One capture on its way.
+pub(crate) struct Submission {
+    pub(crate) job: String,
+    pub(crate) source: String,
+}
+
+/// Runs the command. Returns the exit code.
+pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
+    let sources = Sources::new(config.s3.to_layers());
+    let found = capture::find(&args.images, &sources).await?;
+    for (name, why) in &found.skipped {
+        eprintln!("skipped {name}: {why}");
+    }
+    let store = args.out.clone().unwrap_or_else(|| config.store.url.clone());
+    let objects = glue::store(&store, &sources).await?;
+    ramsift_store::objects::check_conditions(objects.as_ref()).await.context("results store")?;
+    let clamd = glue::clamd(args.clamd.as_deref().unwrap_or(&config.clamd.address)).await?;
+    let rules = glue::compile_rules(objects.as_ref(), &args.job).await?;
+    let mut todo = Vec::new();
+    let mut worst = 0;
+    for source in found.captures {
+        let mut spec = glue::spec(config, &args.job, &source)?;
+        spec.clamav = clamd.is_some();
+        spec.rules_digest = rules.as_ref().map(|r| hex::encode(r.digest())).unwrap_or_default();
+        let opened = match sources.open(&source).await {
+            Ok(s) => s,
+            Err(e) => {
+                // The other captures are scanned all the same.
+                eprintln!("ramsift: {e}");
+                worst = worst.max(CANNOT_RUN);
+                continue;
+            }
+        };
+        spec.job = job_name(opened.pin(), &spec)?;
+        if args.fresh {
+            remove(objects.as_ref(), &spec.job).await?;
+        }
+        revive(objects.as_ref(), &spec.job).await?;
+        todo.push(spec);
+    }
+    if todo.is_empty() {
+        return Ok(CANNOT_RUN);
+    }
+    let names = todo.iter().map(|s| s.job.clone()).collect();
+    let services = embedded::start(config, objects.clone(), sources, clamd, names)?;
+    let done = drive(&services, objects.clone(), todo, &store, args.fail_on, worst).await;
+    services.stop().await;
+    done
+}
+
+/// Submits jobs one after the other and shows each.
+async fn drive(
+    services: &Embedded,
+    objects: Arc<dyn Objects>,
+    todo: Vec<JobSpec>,
+    store: &str,
+    fail_on: Option<Severity>,
+    mut worst: u8,
+) -> Result<u8> {
+    for spec in todo {
+        let s = Submission { job: spec.job.clone(), source: spec.source.clone() };
+        services.coordinator.submit(spec).await?;
+        let Some(state) = follow(services, &s).await? else {
+            eprintln!(
+                "stopped; what was settled is kept in {store}. Run the same command to go on."
+            );
+            return Ok(CANNOT_RUN);
+        };
+        match state.phase() {
+            JobPhase::Complete | JobPhase::CompleteWithGaps => {
+                let loudest = summary::print(&objects, &s.job, store).await?;
+                let loud = fail_on.zip(loudest).is_some_and(|(limit, l)| l >= limit);
+                if loud {
+                    worst = if worst == CANNOT_RUN { CANNOT_RUN } else { FINDINGS };
+                } else if state.phase() == JobPhase::CompleteWithGaps && worst == 0 {
+                    worst = GAPS;
+                }
+            }
+            phase => {
+                eprintln!("ramsift: {}: {}: {}", s.source, phase.name(), state.reason);
+                worst = CANNOT_RUN;
+            }
+        }
+    }
+    Ok(worst)
+}
+
+/// Shows a job until it ends. `None`: the user stopped it.
+async fn follow(services: &Embedded, s: &Submission) -> Result<Option<JobState>> {
+    let mut display = Display::new(s.source.rsplit('/').next().unwrap_or(&s.source));
+    let interrupt = tokio::signal::ctrl_c();
+    tokio::pin!(interrupt);
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    loop {
+        let p = services.coordinator.progress(&s.job).await?;
+        display.show(&p);
+        if let Some(state) = p.state.filter(|st| st.phase().is_final()) {
+            display.end();
+            return Ok(Some(state));
+        }
+        let changed = async {
+            let every = std::time::Duration::from_millis(100);
+            match services.coordinator.subscribe(&s.job) {
+                Some(mut w) => {
+                    let _ = tokio::time::timeout(every, w.changed()).await;
+                }
+                None => tokio::time::sleep(every).await,
+            }
+        };
+        tokio::select! {
+            () = changed => {}
+            r = &mut interrupt => {
+                display.end();
+                if let Err(e) = r {
+                    bail!("signals can't be received: {e}");
+                }
+                return Ok(None);
+            }
+            _ = terminate.recv() => {
+                display.end();
+                return Ok(None);
+            }
+        }
+    }
+}

@@ -1,0 +1,291 @@
+//! The four services, each until it is told to stop.
+
+use crate::config::Config;
+use crate::embedded::worker_config;
+use crate::glue::{self, YaraVerdicts, finalise_info};
+use anyhow::{Context, Result};
+use async_trait::async_trait;
+use ramsift_aggregator::{Aggregator, CommitLimits};
+use ramsift_coordinator::{Coordinator, Finaliser};
+use ramsift_layers::source::Sources;
+use ramsift_proto::MAX_MESSAGE;
+use ramsift_proto::v1::FinaliseRequest;
+use ramsift_proto::v1::aggregator_client::AggregatorClient;
+use ramsift_queue::{Queue, RabbitConfig, RabbitQueue};
+use ramsift_store::{Ledger, Objects, RedisLedger, RemoteReporter, Reporter};
+use ramsift_telemetry::Readiness;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tonic::transport::{Channel, Endpoint};
+
+/// Cancelled on SIGTERM and SIGINT.
+fn until_signal() -> Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let mut term = signal(SignalKind::terminate())?;
+    let mut int = signal(SignalKind::interrupt())?;
+    let token = stop.clone();
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        tracing::info!("stopping");
+        token.cancel();
+    });
+    Ok(stop)
+}
+
+fn address(name: &str, s: &str) -> Result<SocketAddr> {
+    s.to_socket_addrs()
+        .ok()
+        .and_then(|mut a| a.next())
+        .with_context(|| format!("{name} {s:?} is no address to listen on: use host:port"))
+}
+
+fn instance(what: &str) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("{what}@{}:{}", host.trim(), std::process::id())
+}
+
+struct Shared {
+    sources: Sources,
+    objects: Arc<dyn Objects>,
+    queue: Arc<dyn Queue>,
+    ledger: Arc<dyn Ledger>,
+    readiness: Readiness,
+    stop: CancellationToken,
+}
+
+/// Opens what all services use. Waits for a store that can't be reached, but not for one that
+/// can't work.
+async fn shared(config: &Config, what: &str) -> Result<Shared> {
+    let stop = until_signal()?;
+    let readiness = Readiness::default();
+    readiness.block("store", "not reached yet");
+    let http = address("http.listen", &config.http.listen)?;
+    let bound = ramsift_telemetry::serve(http, readiness.clone(), stop.clone())
+        .await
+        .with_context(|| format!("http.listen {http}"))?;
+    tracing::info!(address = %bound, "health endpoint");
+    let sources = Sources::new(config.s3.to_layers());
+    let objects = glue::store(&config.store.url, &sources).await?;
+    let queue: Arc<dyn Queue> = Arc::new(RabbitQueue::new(RabbitConfig {
+        url: config.queue.url.clone(),
+        prefix: config.queue.prefix.clone(),
+        name: instance(what),
+    }));
+    let ledger: Arc<dyn Ledger> =
+        Arc::new(RedisLedger::new(&config.ledger.url, &config.ledger.prefix));
+    await_store(objects.as_ref(), &readiness, &stop).await?;
+    Ok(Shared { sources, objects, queue, ledger, readiness, stop })
+}
+
+async fn await_store(
+    objects: &dyn Objects,
+    readiness: &Readiness,
+    stop: &CancellationToken,
+) -> Result<()> {
+    let mut wait = Duration::from_millis(500);
+    loop {
+        let e = match ramsift_store::objects::check_conditions(objects).await {
+            Ok(()) => {
+                readiness.ready("store");
+                return Ok(());
+            }
+            Err(e @ ramsift_store::ObjectError::Denied { .. }) => {
+                return Err(e).context("results store");
+            }
+            Err(e) => e,
+        };
+        tracing::warn!(error = %e, "results store not usable, trying again");
+        readiness.block("store", e.to_string());
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = stop.cancelled() => return Err(e).context("results store"),
+        }
+        wait = (wait * 2).min(Duration::from_secs(10));
+    }
+}
+
+/// Keeps the readiness of ledger, queue and aggregator up to date.
+fn watch_parts(s: &Shared, reporter: Option<Arc<dyn Reporter>>) {
+    let (ledger, queue, readiness, stop) =
+        (s.ledger.clone(), s.queue.clone(), s.readiness.clone(), s.stop.clone());
+    tokio::spawn(async move {
+        while !stop.is_cancelled() {
+            // The ledger is a cache: without it a service works, so it never blocks readiness.
+            if let Err(e) = ledger.check().await {
+                tracing::warn!(error = %e, "ledger does not answer; going on without it");
+            }
+            match queue.check().await {
+                Ok(()) => readiness.ready("queue"),
+                Err(e) => readiness.block("queue", e.to_string()),
+            }
+            if let Some(r) = &reporter {
+                match r.check().await {
+                    Ok(()) => readiness.ready("aggregator"),
+                    Err(e) => readiness.block("aggregator", e.to_string()),
+                }
+            }
+            tokio::select! {
+                () = tokio::time::sleep(Duration::from_secs(10)) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    });
+}
+
+/// Seals jobs through the aggregator.
+#[derive(Debug)]
+struct RemoteFinaliser {
+    channel: Channel,
+}
+
+#[async_trait]
+impl Finaliser for RemoteFinaliser {
+    async fn finalise(&self, job: &str) -> Result<bool, (String, bool)> {
+        let mut client = AggregatorClient::new(self.channel.clone())
+            .max_decoding_message_size(MAX_MESSAGE);
+        match client.finalise(FinaliseRequest { job: job.to_owned() }).await {
+            Ok(r) => Ok(r.into_inner().gaps),
+            Err(e) => {
+                let fatal = e.code() == tonic::Code::FailedPrecondition;
+                Err((e.message().to_owned(), fatal))
+            }
+        }
+    }
+}
+
+/// A channel that connects when it is first used.
+pub(crate) fn channel(name: &str, url: &str) -> Result<Channel> {
+    let e = Endpoint::from_shared(url.to_owned())
+        .with_context(|| format!("{name} {url:?}: use http://host:port"))?;
+    Ok(e.connect_timeout(Duration::from_secs(5)).connect_lazy())
+}
+
+/// `ramsift coordinator`
+pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
+    let s = shared(config, "coordinator").await?;
+    let c = &config.coordinator;
+    let listen = address("coordinator.listen", &c.listen)?;
+    let coordinator = Coordinator::new(
+        ramsift_coordinator::Config {
+            name: instance("coordinator"),
+            window: usize::try_from(c.window).unwrap_or(usize::MAX),
+            poll: Duration::from_millis(c.poll_milliseconds.max(1)),
+            republish: Duration::from_secs(c.republish_seconds),
+            lease: Duration::from_secs(c.lease_seconds.max(1)),
+            ..ramsift_coordinator::Config::default()
+        },
+        ramsift_coordinator::Deps {
+            queue: s.queue.clone(),
+            ledger: s.ledger.clone(),
+            objects: s.objects.clone(),
+            sources: s.sources.clone(),
+            verdicts: Arc::new(YaraVerdicts),
+            finaliser: Arc::new(RemoteFinaliser {
+                channel: channel("aggregator.url", &config.aggregator.url)?,
+            }),
+            readiness: s.readiness.clone(),
+        },
+    );
+    watch_parts(&s, None);
+    let (bound, server) =
+        ramsift_coordinator::serve(listen, coordinator.clone(), s.stop.clone()).await?;
+    tracing::info!(address = %bound, "coordinator listens");
+    coordinator.run(s.stop.clone()).await;
+    server.await?;
+    Ok(0)
+}
+
+/// `ramsift chunk-worker`
+pub(crate) async fn chunk_worker(config: &Config) -> Result<u8> {
+    let s = shared(config, "chunk-worker").await?;
+    let reporter: Arc<dyn Reporter> = Arc::new(RemoteReporter::new(&config.aggregator.url)?);
+    watch_parts(&s, Some(reporter.clone()));
+    let clamd = await_clamd(config, &s).await?;
+    let deps = ramsift_chunk_worker::Deps {
+        queue: s.queue,
+        ledger: s.ledger,
+        objects: s.objects,
+        reporter,
+        sources: s.sources,
+        clamd,
+        readiness: s.readiness,
+    };
+    ramsift_chunk_worker::run(worker_config(config, &instance("chunk-worker")), deps, s.stop).await;
+    Ok(0)
+}
+
+/// Waits for clamd where one is configured: without it, jobs that want it would go unscanned.
+async fn await_clamd(
+    config: &Config,
+    s: &Shared,
+) -> Result<Option<ramsift_engines::clamav::Clamd>> {
+    let mut wait = Duration::from_millis(500);
+    loop {
+        match glue::clamd(&config.clamd.address).await {
+            Ok(c) => {
+                s.readiness.ready("clamd");
+                return Ok(c);
+            }
+            Err(e) if s.stop.is_cancelled() => return Err(e),
+            Err(e) => {
+                tracing::warn!(error = format!("{e:#}"), "clamd not usable, trying again");
+                s.readiness.block("clamd", format!("{e:#}"));
+            }
+        }
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = s.stop.cancelled() => {}
+        }
+        wait = (wait * 2).min(Duration::from_secs(10));
+    }
+}
+
+/// `ramsift structured-worker`
+pub(crate) async fn structured_worker(config: &Config) -> Result<u8> {
+    let s = shared(config, "structured-worker").await?;
+    let reporter: Arc<dyn Reporter> = Arc::new(RemoteReporter::new(&config.aggregator.url)?);
+    watch_parts(&s, Some(reporter.clone()));
+    let deps = ramsift_structured_worker::Deps {
+        queue: s.queue,
+        ledger: s.ledger,
+        objects: s.objects,
+        reporter,
+        sources: s.sources,
+        readiness: s.readiness,
+    };
+    let c = ramsift_structured_worker::Config {
+        name: instance("structured-worker"),
+        cache: config.worker.cache_bytes,
+        patience: Duration::from_secs(config.worker.patience_seconds),
+        ..ramsift_structured_worker::Config::default()
+    };
+    ramsift_structured_worker::run(c, deps, s.stop).await;
+    Ok(0)
+}
+
+/// `ramsift aggregator`
+pub(crate) async fn aggregator(config: &Config) -> Result<u8> {
+    let s = shared(config, "aggregator").await?;
+    let listen = address("aggregator.listen", &config.aggregator.listen)?;
+    let limits = CommitLimits {
+        bytes: usize::try_from(config.aggregator.commit_bytes).unwrap_or(usize::MAX),
+        age: Duration::from_millis(config.aggregator.commit_milliseconds),
+        ..CommitLimits::default()
+    };
+    let clamd = glue::clamd(&config.clamd.address).await.unwrap_or_else(|e| {
+        tracing::warn!(error = format!("{e:#}"), "clamd's version will not be in manifests");
+        None
+    });
+    let a = Aggregator::new(s.objects.clone(), s.ledger.clone(), limits);
+    let info = finalise_info(config, clamd.as_ref())?;
+    let (bound, server) = ramsift_aggregator::serve(listen, a, info, s.stop.clone()).await?;
+    tracing::info!(address = %bound, "aggregator listens");
+    server.await?;
+    Ok(0)
+}

@@ -1,0 +1,434 @@
+//! One running job: which of its tasks are to be published, which are out, which are settled.
+
+use crate::{Config, Deps};
+use ramsift_proto::TaskId;
+use ramsift_proto::v1::task::Work;
+use ramsift_proto::v1::{
+    ChunkWork, CommitRecord, JobPhase, JobProgress, JobSpec, JobState, Outcome, RuleCount, RuleGap,
+    Task, TaskReport, VerdictWork, ViewWork,
+};
+use ramsift_queue::Lane;
+use ramsift_store::job::{self, now_micros, rules_key, to_json};
+use ramsift_store::tables::name;
+use ramsift_store::{Keys, Plan, StoreError, VerdictPlan};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Instant;
+
+/// What a job does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Not planned yet.
+    Unplanned,
+    /// Chunks are out.
+    Chunks,
+    /// Verdicts and views are out.
+    Rest,
+    /// Every task is settled.
+    Settled,
+}
+
+/// A job in the coordinator's memory; all of it can be read from the store again.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) spec: JobSpec,
+    pub(crate) keys: Keys,
+    pub(crate) plan: Option<Plan>,
+    pub(crate) state: JobState,
+    pub(crate) etag: String,
+    pub(crate) stage: Stage,
+    /// Something for this job runs apart from the loop (planning, sealing).
+    pub(crate) busy: bool,
+    pub(crate) cancel: Option<String>,
+    pending: VecDeque<TaskId>,
+    out: BTreeMap<TaskId, u32>,
+    open: BTreeSet<TaskId>,
+    settled: BTreeSet<String>,
+    split: BTreeSet<String>,
+    commits: BTreeSet<String>,
+    matched: BTreeMap<u32, u64>,
+    gaps: BTreeSet<(u32, Option<u32>, String)>,
+    failed_tasks: u64,
+    bytes_done: u64,
+    total: u64,
+    pub(crate) fatal: Option<String>,
+    started: Instant,
+    bytes_at_start: Option<u64>,
+    pub(crate) last_progress: Instant,
+}
+
+impl Job {
+    pub(crate) fn new(spec: JobSpec, state: JobState, etag: String) -> Self {
+        Self {
+            keys: Keys::new(&spec.job),
+            spec,
+            plan: None,
+            state,
+            etag,
+            stage: Stage::Unplanned,
+            busy: false,
+            cancel: None,
+            pending: VecDeque::new(),
+            out: BTreeMap::new(),
+            open: BTreeSet::new(),
+            settled: BTreeSet::new(),
+            split: BTreeSet::new(),
+            commits: BTreeSet::new(),
+            matched: BTreeMap::new(),
+            gaps: BTreeSet::new(),
+            failed_tasks: 0,
+            bytes_done: 0,
+            total: 0,
+            fatal: None,
+            started: Instant::now(),
+            bytes_at_start: None,
+            last_progress: Instant::now(),
+        }
+    }
+
+    /// Takes a plan over and works out what is left to do, from the records in the store.
+    pub(crate) async fn begin(&mut self, deps: &Deps, plan: Plan) -> Result<(), StoreError> {
+        let folder = self.keys.splits();
+        for m in deps.objects.list(&folder).await? {
+            if let Some(t) = m.key[folder.len()..].strip_suffix(".json") {
+                self.split.insert(t.to_owned());
+            }
+        }
+        let chunks = if plan.spec.unstructured { plan.chunk_count } else { 0 };
+        self.plan = Some(plan);
+        self.stage = Stage::Chunks;
+        for i in 0..chunks {
+            self.add(TaskId::chunk(i));
+        }
+        self.refresh(deps).await?;
+        self.bytes_at_start = Some(self.bytes_done);
+        self.started = Instant::now();
+        Ok(())
+    }
+
+    /// Adds a task, or its halves where it was cut.
+    fn add(&mut self, task: TaskId) {
+        let name = task.to_string();
+        if self.split.contains(&name) {
+            if let Some(halves) = task.halves() {
+                halves.into_iter().for_each(|h| self.add(h));
+            }
+            return;
+        }
+        self.total += 1;
+        if self.settled.contains(&name) {
+            return;
+        }
+        self.open.insert(task.clone());
+        self.pending.push_back(task);
+    }
+
+    /// Bytes of the file that a task reads.
+    fn range(&self, task: &TaskId) -> std::ops::Range<u64> {
+        let (Some(plan), TaskId::Chunk { index, .. }) = (&self.plan, task) else { return 0..0 };
+        let start = index * plan.chunks.size;
+        task.narrow(start..(start + plan.chunks.size).min(plan.pin.size()))
+    }
+
+    fn bytes(&self, task: &TaskId) -> u64 {
+        let r = self.range(task);
+        r.end - r.start
+    }
+
+    /// Reads the commit records that are new. Returns the names of newly settled tasks.
+    pub(crate) async fn refresh(&mut self, deps: &Deps) -> Result<Vec<String>, StoreError> {
+        let mut news = Vec::new();
+        for m in deps.objects.list(&self.keys.commits()).await? {
+            if self.commits.contains(&m.key) {
+                continue;
+            }
+            let (record, _): (CommitRecord, _) = job::read(deps.objects.as_ref(), &m.key).await?;
+            self.commits.insert(m.key);
+            for r in record.reports {
+                if let Some(name) = self.settle(r) {
+                    news.push(name);
+                }
+            }
+        }
+        if !news.is_empty() {
+            self.last_progress = Instant::now();
+        }
+        Ok(news)
+    }
+
+    fn settle(&mut self, r: TaskReport) -> Option<String> {
+        if r.fatal {
+            self.fatal.get_or_insert_with(|| r.reason.clone());
+        }
+        if self.split.contains(&r.task) || !self.settled.insert(r.task.clone()) {
+            return None;
+        }
+        let id = r.task.parse::<TaskId>().ok()?;
+        if r.outcome() == Outcome::Failed {
+            self.failed_tasks += 1;
+        }
+        self.bytes_done += self.bytes(&id);
+        for c in r.rule_matches {
+            *self.matched.entry(c.rule).or_default() += c.count;
+        }
+        self.gaps.extend(r.rule_gaps.into_iter().map(|g| (g.rule, g.pattern, g.reason)));
+        self.open.remove(&id);
+        self.out.remove(&id);
+        self.pending.retain(|t| *t != id);
+        Some(r.task)
+    }
+
+    /// Bytes that the next task reads, when one may be published now.
+    pub(crate) fn next_cost(&self, window: usize) -> Option<u64> {
+        if self.busy || self.cancel.is_some() || self.fatal.is_some() || self.out.len() >= window {
+            return None;
+        }
+        self.pending.front().map(|t| self.bytes(t).max(1 << 20))
+    }
+
+    /// The next task, and the lane it goes to.
+    pub(crate) fn take(&mut self) -> Option<(Lane, Task)> {
+        let id = self.pending.pop_front()?;
+        let n = self.out.entry(id.clone()).or_insert(0);
+        *n += 1;
+        let publication = *n;
+        let (lane, work) = match &id {
+            TaskId::Chunk { index, .. } => {
+                let r = self.range(&id);
+                let work = ChunkWork {
+                    index: *index,
+                    file_start: r.start,
+                    file_end: r.end,
+                    suspect: false,
+                };
+                (Lane::Chunks, Work::Chunk(work))
+            }
+            TaskId::Verdict(group) => {
+                (Lane::Chunks, Work::Verdict(VerdictWork { group: *group }))
+            }
+            TaskId::View(view) => (Lane::Views, Work::View(ViewWork { view: view.clone() })),
+        };
+        let task = Task {
+            job: self.spec.job.clone(),
+            task: id.to_string(),
+            publication,
+            work: Some(work),
+        };
+        Some((lane, task))
+    }
+
+    /// A task could not be published after all.
+    pub(crate) fn put_back(&mut self, task: &str) {
+        if let Ok(id) = task.parse::<TaskId>() {
+            self.out.remove(&id);
+            if self.open.contains(&id) {
+                self.pending.push_front(id);
+            }
+        }
+    }
+
+    /// Publishes everything again that is out: nothing has come back for too long.
+    pub(crate) fn republish(&mut self) {
+        self.last_progress = Instant::now();
+        for id in self.open.clone() {
+            if self.out.contains_key(&id) && !self.pending.contains(&id) {
+                self.pending.push_back(id);
+            }
+        }
+        self.out.clear();
+    }
+
+    pub(crate) fn has_out(&self) -> bool {
+        !self.out.is_empty()
+    }
+
+    /// Moves on when all tasks of a stage are settled.
+    pub(crate) async fn advance(&mut self, deps: &Deps) -> Result<(), StoreError> {
+        if !self.open.is_empty() {
+            return Ok(());
+        }
+        match self.stage {
+            Stage::Chunks => {
+                let groups = self.plan_verdicts(deps).await?;
+                self.stage = Stage::Rest;
+                for g in 0..groups {
+                    self.add(TaskId::Verdict(u32::try_from(g).unwrap_or(u32::MAX)));
+                }
+                let views = self.plan.as_ref().map(|p| p.views.clone()).unwrap_or_default();
+                for v in views {
+                    self.add(TaskId::View(v));
+                }
+                if self.open.is_empty() {
+                    self.stage = Stage::Settled;
+                }
+            }
+            Stage::Rest => self.stage = Stage::Settled,
+            Stage::Unplanned | Stage::Settled => {}
+        }
+        Ok(())
+    }
+
+    /// Groups the rules, once; the stored plan counts. Returns the number of groups.
+    async fn plan_verdicts(&self, deps: &Deps) -> Result<usize, StoreError> {
+        let digest = &self.spec.rules_digest;
+        if digest.is_empty() || !self.spec.unstructured {
+            return Ok(0);
+        }
+        let key = self.keys.verdicts();
+        let objects = deps.objects.as_ref();
+        if let Some((v, _)) = job::read_opt::<VerdictPlan>(objects, &key).await? {
+            return Ok(v.groups.len());
+        }
+        let (rules, _) = objects.get(&rules_key(digest)).await?;
+        let matched: Vec<RuleCount> =
+            self.matched.iter().map(|(rule, count)| RuleCount { rule: *rule, count: *count }).collect();
+        let planner = deps.verdicts.clone();
+        let groups = tokio::task::spawn_blocking(move || planner.groups(&rules, &matched))
+            .await
+            .map_err(|e| StoreError::Query(e.to_string()))?
+            .map_err(StoreError::Query)?;
+        let gaps = self.gaps.iter().map(|(rule, pattern, reason)| RuleGap {
+            rule: *rule,
+            pattern: *pattern,
+            reason: reason.clone(),
+        });
+        let missing = self.plan.as_ref().is_some_and(|p| !p.layout.runs.missing().is_empty());
+        let v = VerdictPlan {
+            groups,
+            gaps: gaps.collect(),
+            failed_ranges: self.failed_tasks > 0 || missing,
+            segments: self.match_segments(deps).await?,
+        };
+        let n = v.groups.len();
+        match objects.put_new(&key, to_json(&v)?).await {
+            Ok(_) => Ok(n),
+            Err(e) if e.is_conflict() => {
+                Ok(job::read::<VerdictPlan>(objects, &key).await?.0.groups.len())
+            }
+            Err(e) => Err(e.into()),
+        }
+    }
+
+    async fn match_segments(&self, deps: &Deps) -> Result<Vec<String>, StoreError> {
+        let mut out = Vec::new();
+        for c in job::commits(deps.objects.as_ref(), &self.keys).await? {
+            let of_reports = c.reports.iter().flat_map(|r| &r.segments);
+            out.extend(
+                c.segments
+                    .iter()
+                    .chain(of_reports)
+                    .filter(|s| s.table == name::MATCHES)
+                    .map(|s| s.key.clone()),
+            );
+        }
+        Ok(out)
+    }
+
+    /// A task took a worker down even alone: cut it in two, or note it as failed when it is too
+    /// small to cut.
+    pub(crate) async fn bury(
+        &mut self,
+        deps: &Deps,
+        config: &Config,
+        task: &str,
+    ) -> Result<(), StoreError> {
+        let Ok(id) = task.parse::<TaskId>() else { return Ok(()) };
+        if !self.open.contains(&id) {
+            return Ok(());
+        }
+        let halves = id.halves().filter(|_| self.bytes(&id) > config.smallest);
+        if let Some(halves) = halves {
+            let data = to_json(&serde_json::json!({"task": task, "micros": now_micros()}))?;
+            match deps.objects.put_new(&self.keys.split(task), data).await {
+                Err(e) if !e.is_conflict() => return Err(e.into()),
+                _ => {}
+            }
+            tracing::warn!(job = %self.spec.job, task, "took workers down, cut in two");
+            self.split.insert(task.to_owned());
+            self.open.remove(&id);
+            self.out.remove(&id);
+            self.pending.retain(|t| *t != id);
+            self.total = self.total.saturating_sub(1);
+            halves.into_iter().for_each(|h| self.add(h));
+            return Ok(());
+        }
+        let attempt = uuid::Uuid::now_v7().to_string();
+        let report = TaskReport {
+            job: self.spec.job.clone(),
+            task: task.to_owned(),
+            attempt: attempt.clone(),
+            worker: config.name.clone(),
+            outcome: Outcome::Failed.into(),
+            reason: "every worker that tried it died".into(),
+            ..TaskReport::default()
+        };
+        let record = CommitRecord {
+            id: attempt.clone(),
+            job: self.spec.job.clone(),
+            time_micros: now_micros(),
+            reports: vec![report],
+            segments: Vec::new(),
+        };
+        deps.objects.put_new(&self.keys.commit(&attempt), to_json(&record)?).await?;
+        Ok(())
+    }
+
+    /// Bytes of unsettled chunk tasks.
+    pub(crate) fn backlog(&self) -> u64 {
+        self.open.iter().map(|t| self.bytes(t)).sum()
+    }
+
+    /// Age of the job, seconds.
+    pub(crate) fn age(&self) -> f64 {
+        (now_micros() - self.spec.submitted_micros).max(0) as f64 / 1e6
+    }
+
+    /// Where it stands.
+    pub(crate) fn progress(&self) -> JobProgress {
+        let running = self.started.elapsed().as_secs_f64();
+        let total = self
+            .plan
+            .as_ref()
+            .filter(|p| p.spec.unstructured)
+            .map_or(0, |p| p.pin.size());
+        let speed = self
+            .bytes_at_start
+            .map_or(0.0, |b| self.bytes_done.saturating_sub(b) as f64 / running.max(0.001));
+        let eta = if speed > 0.0 {
+            total.saturating_sub(self.bytes_done) as f64 / speed
+        } else {
+            -1.0
+        };
+        JobProgress {
+            state: Some(self.state.clone()),
+            source: self.spec.source.clone(),
+            bytes_total: total,
+            bytes_done: self.bytes_done,
+            tasks_total: self.total,
+            tasks_done: self.settled.len() as u64,
+            tasks_failed: self.failed_tasks,
+            running_seconds: running,
+            eta_seconds: eta,
+            priority: self.spec.priority,
+        }
+    }
+
+    /// Whether the job has ended.
+    pub(crate) fn is_final(&self) -> bool {
+        self.state.phase().is_final()
+    }
+
+    /// Names of settled tasks.
+    pub(crate) fn settled(&self) -> Vec<String> {
+        self.settled.iter().cloned().collect()
+    }
+
+    pub(crate) fn set_phase(&mut self, phase: JobPhase, reason: &str, epoch: u64) {
+        self.state = JobState {
+            job: self.spec.job.clone(),
+            phase: phase.into(),
+            reason: reason.to_owned(),
+            epoch,
+            updated_micros: now_micros(),
+        };
+    }
+}

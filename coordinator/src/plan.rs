@@ -1,0 +1,107 @@
+//! Planning: pin the evidence, find its format, cut it into chunks.
+
+use ramsift_layers::format::{self, FormatError};
+use ramsift_layers::source::{SourceError, Sources};
+use ramsift_layers::{ByteSource, ChunkParams};
+use ramsift_proto::v1::JobSpec;
+use ramsift_store::Plan;
+use std::sync::Arc;
+
+/// Why a job can't be planned.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PlanError {
+    /// The evidence.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// Its container.
+    #[error("{source_name}: {error}")]
+    Format {
+        /// The capture.
+        source_name: String,
+        /// What is wrong.
+        error: FormatError,
+    },
+    /// The parameters.
+    #[error("{0}")]
+    Parameters(String),
+}
+
+impl PlanError {
+    /// Whether another try may do.
+    pub fn is_outage(&self) -> bool {
+        match self {
+            Self::Source(e) | Self::Format { error: FormatError::Source(e), .. } => {
+                matches!(e, SourceError::Unavailable { .. })
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Opens a capture and plans its job. Reads a few KiB.
+pub async fn plan(
+    sources: &Sources,
+    spec: JobSpec,
+) -> Result<(Plan, Arc<dyn ByteSource>), PlanError> {
+    let chunks = ChunkParams {
+        size: spec.chunk_size,
+        overlap: spec.overlap,
+        ..ChunkParams::default()
+    };
+    chunks.validate().map_err(|e| PlanError::Parameters(e.to_string()))?;
+    if chunks.overlap > chunks.size {
+        let why = format!("an overlap of {} bytes is more than a chunk", chunks.overlap);
+        return Err(PlanError::Parameters(why));
+    }
+    let source = sources.open(&spec.source).await?;
+    let layout = format::open(source.as_ref())
+        .await
+        .map_err(|error| PlanError::Format { source_name: spec.source.clone(), error })?;
+    let pin = source.pin().clone();
+    let views = if spec.structured { vec!["system".to_owned()] } else { Vec::new() };
+    let what = match &pin {
+        ramsift_layers::SourcePin::S3 { .. } => "the object's last modification",
+        _ => "the capture file's modification time",
+    };
+    let reference_time = pin.mtime_ns().map(|ns| (ns / 1000, what.to_owned()));
+    let chunk_count = chunks.count(source.len());
+    Ok((Plan { spec, pin, layout, chunks, chunk_count, views, reference_time }, source))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ramsift_layers::source::S3Config;
+
+    fn spec(source: &str) -> JobSpec {
+        JobSpec {
+            source: source.to_owned(),
+            chunk_size: 64 << 20,
+            overlap: 1 << 20,
+            unstructured: true,
+            structured: true,
+            ..JobSpec::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sparse_quarter_tebibyte_is_planned_without_reading_it() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("big.raw");
+        std::fs::File::create(&path).and_then(|f| f.set_len(256 << 30)).expect("sparse file");
+        let sources = Sources::new(S3Config::default());
+        let (p, _) = plan(&sources, spec(&path.display().to_string())).await.expect("plan");
+        assert_eq!(p.chunk_count, 4096);
+        assert_eq!(p.layout.format, "raw");
+    }
+
+    #[tokio::test]
+    async fn bad_parameters_and_files_are_named() {
+        let sources = Sources::new(S3Config::default());
+        let e = plan(&sources, JobSpec { chunk_size: 5000, ..spec("x") }).await.expect_err("size");
+        assert!(e.to_string().contains("5000"), "{e}");
+        let e = plan(&sources, spec("/no/such.mem")).await.expect_err("missing");
+        assert!(e.to_string().contains("/no/such.mem"), "{e}");
+    }
+}

@@ -1,0 +1,123 @@
+//! Byte classes, and characters that are one byte or two bytes (UTF-16LE) apart.
+
+/// Letters and digits.
+pub(crate) const ALNUM: u8 = 1;
+/// Hexadecimal digits.
+pub(crate) const HEX: u8 = 2;
+/// What host names are made of, and `_`, which tells that something is no host name.
+pub(crate) const HOST: u8 = 4;
+/// What the part of an e-mail address before the `@` is made of.
+pub(crate) const LOCAL: u8 = 8;
+/// What URLs are made of, less `'`, which ends strings far more often than it is part of a URL.
+pub(crate) const URL: u8 = 16;
+/// Printable ASCII and the tab.
+pub(crate) const LINE: u8 = 32;
+/// Digits.
+pub(crate) const DIGIT: u8 = 64;
+/// Letters.
+pub(crate) const ALPHA: u8 = 128;
+
+/// The classes of each byte.
+pub(crate) static CLASS: [u8; 256] = build();
+
+const fn build() -> [u8; 256] {
+    let mut t = [0u8; 256];
+    let mut i = 0;
+    while i < 128 {
+        let b = i as u8;
+        let mut c = 0;
+        if b.is_ascii_alphanumeric() {
+            c |= ALNUM | HOST | LOCAL | URL;
+        }
+        if b.is_ascii_digit() {
+            c |= DIGIT;
+        }
+        if b.is_ascii_alphabetic() {
+            c |= ALPHA;
+        }
+        if b.is_ascii_hexdigit() {
+            c |= HEX;
+        }
+        if matches!(b, b'.' | b'-' | b'_') {
+            c |= HOST | LOCAL | URL;
+        }
+        if matches!(b, b'%' | b'+') {
+            c |= LOCAL;
+        }
+        if matches!(
+            b,
+            b'~' | b':' | b'/' | b'?' | b'#' | b'[' | b']' | b'@' | b'!' | b'$' | b'&' | b'('
+                | b')' | b'*' | b'+' | b',' | b';' | b'=' | b'%'
+        ) {
+            c |= URL;
+        }
+        if (b >= 0x20 && b < 0x7f) || b == b'\t' {
+            c |= LINE;
+        }
+        t[i] = c;
+        i += 1;
+    }
+    t
+}
+
+/// True when `b` is in one of the classes.
+#[inline(always)]
+pub(crate) fn is(b: u8, class: u8) -> bool {
+    CLASS[b as usize] & class != 0
+}
+
+/// Bytes as characters that are `STEP` bytes apart: 1, or 2 for UTF-16LE.
+#[derive(Clone, Copy)]
+pub(crate) struct Chars<'a, const STEP: usize>(pub(crate) &'a [u8]);
+
+impl<const STEP: usize> Chars<'_, STEP> {
+    /// The character at byte `i`; 0 where there is none or it is not ASCII.
+    #[inline(always)]
+    pub(crate) fn at(&self, i: usize) -> u8 {
+        if STEP == 2 && self.0.get(i + 1) != Some(&0) {
+            return 0;
+        }
+        self.0.get(i).copied().unwrap_or(0)
+    }
+
+    /// The character before byte `i`.
+    #[inline(always)]
+    pub(crate) fn before(&self, i: usize) -> u8 {
+        i.checked_sub(STEP).map_or(0, |j| self.at(j))
+    }
+
+    /// The first byte of the run of `class` that reaches back from `i`, which need not be in it.
+    /// `None` when the run is longer than `max` characters.
+    #[inline(always)]
+    pub(crate) fn back(&self, i: usize, class: u8, max: usize) -> Option<usize> {
+        let mut p = i;
+        for _ in 0..=max {
+            if !is(self.before(p), class) {
+                return Some(p);
+            }
+            p -= STEP;
+        }
+        None
+    }
+
+    /// The end of the run of `class` that begins at `i`; at most `max` characters are looked at.
+    #[inline(always)]
+    pub(crate) fn forward(&self, i: usize, class: u8, max: usize) -> usize {
+        let mut p = i;
+        for _ in 0..max {
+            if !is(self.at(p), class) {
+                break;
+            }
+            p += STEP;
+        }
+        p
+    }
+
+    /// The characters from byte `from` to byte `to`, all of them ASCII.
+    pub(crate) fn text<'b>(&self, from: usize, to: usize, buf: &'b mut Vec<u8>) -> &'b str {
+        buf.clear();
+        let bytes = self.0.get(from..to).unwrap_or_default();
+        buf.extend(bytes.iter().step_by(STEP).copied());
+        std::str::from_utf8(buf).unwrap_or_default()
+    }
+}

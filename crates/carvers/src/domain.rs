@@ -1,0 +1,151 @@
+//! Host names under a real top-level domain, in ASCII and UTF-16LE.
+//!
+//! ```text
+//! label . label . tld        RFC 1035 section 2.3.1, RFC 1123 section 2.1
+//! <- a maximal run of letters, digits, '.', '-', '_', at most 253 characters ->
+//! ```
+//!
+//! Memory is full of words with dots that are no host names: files, methods, packages. The policy,
+//! for names that stand alone:
+//!
+//! * after `://` or `@` nothing is reported: the URL or the address is;
+//! * after `/` or `\` it is a path, before `(` a method, with `_` an identifier;
+//! * `com.`, `org.`, `net.`, `io.`, `java.`, ... first means a package, `www.` a host in any case;
+//! * lower case throughout, or upper case throughout;
+//! * a top-level domain that is also a file suffix (`.py`, `.so`, `.zip`) needs `www.`;
+//! * one that is also a word in code (`.name`, `.id`, `.info`) needs three labels or a digit or
+//!   `-` in the label before it;
+//! * with two labels only, the first needs three characters.
+
+use crate::chars::{HOST, is};
+use crate::feature::Place;
+use crate::tld::{self, Trust};
+
+pub(crate) const VERSION: u32 = 1;
+
+/// Longest host name (RFC 1035 section 2.3.4, less the length bytes).
+const LONGEST: usize = 253;
+
+/// First labels that tell of a package or an object and not of a host.
+const PACKAGES: &[&str] = &[
+    "com", "org", "net", "io", "edu", "gov", "dev", "java", "javax", "jdk", "sun", "android", "androidx",
+    "kotlin", "scala", "system", "windows", "microsoft", "self", "this", "os", "sys", "lib", "console",
+    "window", "document", "math", "json", "string", "object", "array", "std", "core", "err", "ctx",
+    "go", "github", "e", "de", "me", "ru", "cn", "jp", "fr", "uk", "eu", "us", "io", "app", "tk",
+];
+
+/// Looks at the dot at byte `at`; the whole run of host-name characters is dealt with at once.
+pub(crate) fn visit<const STEP: usize>(
+    place: &mut Place<'_>,
+    at: usize,
+    domains: bool,
+    addresses: bool,
+) {
+    if at < place.run_end[STEP - 1] {
+        return;
+    }
+    let chars = place.chars::<STEP>();
+    let start = chars.back(at, HOST, LONGEST);
+    let end = chars.forward(at, HOST, LONGEST + 2);
+    place.run_end[STEP - 1] = end;
+    let Some(mut from) = start else { return };
+    if is(chars.at(end), HOST) || (end - from) / STEP > LONGEST + 2 {
+        return;
+    }
+    while matches!(chars.at(from), b'.' | b'-') && from < end {
+        from += STEP;
+    }
+    let mut to = end;
+    while to > from && matches!(chars.before(to), b'.' | b'-') {
+        to -= STEP;
+    }
+    let (before, after) = (chars.before(from), chars.at(end));
+    if chars.before(to).is_ascii_digit() {
+        if addresses {
+            crate::ip::quad::<STEP>(place, from, to);
+        }
+        return;
+    }
+    let path = matches!(before, b'/' | b'\\' | b'@' | b'$' | b'%' | b'#');
+    if !domains || path || matches!(after, b'(' | b'@' | b'\\') {
+        return;
+    }
+    if after == b':' && chars.at(end + STEP) == b':' {
+        return;
+    }
+    let name = place.text::<STEP>(from, to);
+    if is_name(name) && stands_alone(name) {
+        place.report::<STEP>("domain", "domain", from, to);
+    }
+}
+
+/// Two or more labels of letters, digits and inner hyphens, the last of letters or `xn--`.
+pub(crate) fn is_name(name: &str) -> bool {
+    let mut labels = 0;
+    let mut last = "";
+    for label in name.split('.') {
+        let fine = !label.is_empty()
+            && label.len() <= 63
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+        if !fine {
+            return false;
+        }
+        labels += 1;
+        last = label;
+    }
+    let letters = last.bytes().all(|b| b.is_ascii_alphabetic());
+    labels >= 2 && last.len() >= 2 && (letters || last.starts_with("xn--"))
+}
+
+/// The policy for names that no URL and no address vouch for.
+fn stands_alone(name: &str) -> bool {
+    let lower = name.bytes().any(|b| b.is_ascii_lowercase());
+    let upper = name.bytes().any(|b| b.is_ascii_uppercase());
+    let Some(trust) = tld::trust(name) else { return false };
+    if lower && upper {
+        return false;
+    }
+    let first = name.split('.').next().unwrap_or_default();
+    if first.eq_ignore_ascii_case("www") {
+        return name.matches('.').count() >= 2;
+    }
+    let dots = name.matches('.').count();
+    let rest = name.rsplit('.').nth(1).unwrap_or_default();
+    if PACKAGES.iter().any(|p| first.eq_ignore_ascii_case(p)) || rest.len() < 2 {
+        return false;
+    }
+    // Hashes, versions and numbers with a suffix are no names.
+    let numbers = rest.bytes().all(|b| b.is_ascii_digit());
+    match trust {
+        Trust::File => false,
+        _ if dots == 1 && rest.len() < 3 => false,
+        _ if numbers && rest.len() < 4 && dots == 1 => false,
+        Trust::Word => dots >= 2 || rest.bytes().any(|b| b.is_ascii_digit() || b == b'-'),
+        Trust::Plain => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_and_not_files_methods_or_packages() {
+        for good in [
+            "zqabc.c2-example.org", "example.com", "evil-update.xyz", "a.b.co.uk", "WWW.EXAMPLE.COM",
+            "www.example.rs", "update.cdn77.info", "mail.google.com", "bad.ru", "x1.name",
+        ] {
+            let named = is_name(good) && stands_alone(good);
+            assert!(named || good == "x1.name", "{good}");
+        }
+        for bad in [
+            "foo.py", "libc.so", "main.rs", "run.sh", "a.zip", "System.Net", "java.net", "com.example.io",
+            "user.name", "self.id", "x.c", "foo.o", "a.com", "1.2.3", "foo..com", "-a.com", "a-.com",
+            "config.json", "data.info", "foo_bar.com",
+        ] {
+            assert!(!(is_name(bad) && stands_alone(bad)), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What a parser makes of a line, and the small readers that all of them use.
+
+use crate::api::Field;
+use crate::zone::Civil;
+
+/// When, as the line says it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Stamp {
+    /// A date and time.
+    Civil(Civil),
+    /// Microseconds since 1970 UTC.
+    Micros(i64),
+}
+
+/// The extra fields of a line.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Fields<'a> {
+    items: [(&'static str, Field<'a>); 12],
+    len: usize,
+}
+
+impl<'a> Fields<'a> {
+    pub(crate) fn new() -> Self {
+        Self { items: [("", Field::Int(0)); 12], len: 0 }
+    }
+
+    fn push(&mut self, name: &'static str, value: Field<'a>) {
+        if let Some(slot) = self.items.get_mut(self.len) {
+            *slot = (name, value);
+            self.len += 1;
+        }
+    }
+
+    /// Adds text; none when it is empty or `-`, which stands for nothing in most formats.
+    pub(crate) fn str(&mut self, name: &'static str, value: &'a str) {
+        if !value.is_empty() && value != "-" {
+            self.push(name, Field::Str(value));
+        }
+    }
+
+    /// Adds a number.
+    pub(crate) fn int(&mut self, name: &'static str, value: impl Into<i64>) {
+        self.push(name, Field::Int(value.into()));
+    }
+
+    /// Adds a number if the text is one.
+    pub(crate) fn number(&mut self, name: &'static str, value: &str) {
+        if let Ok(n) = value.parse::<i64>() {
+            self.int(name, n);
+        }
+    }
+
+    pub(crate) fn as_slice(&self) -> &[(&'static str, Field<'a>)] {
+        &self.items[..self.len]
+    }
+}
+
+/// A parsed line.
+#[derive(Clone, Debug)]
+pub(crate) struct Record<'a> {
+    pub(crate) kind: &'static str,
+    pub(crate) stamp: Stamp,
+    pub(crate) raw_time: &'a str,
+    pub(crate) host: Option<&'a str>,
+    pub(crate) program: Option<&'a str>,
+    pub(crate) pid: Option<u32>,
+    pub(crate) message: &'a str,
+    pub(crate) fields: Fields<'a>,
+}
+
+/// Where a parser leaves its record: true comes back when there was one.
+pub(crate) type Emit<'e> = dyn FnMut(&Record<'_>) + 'e;
+
+/// Two digits at byte `i`.
+pub(crate) fn two(b: &[u8], i: usize) -> Option<u8> {
+    match *b.get(i..i + 2)? {
+        [x @ b'0'..=b'9', y @ b'0'..=b'9'] => Some((x - b'0') * 10 + (y - b'0')),
+        _ => None,
+    }
+}
+
+/// Four digits at byte `i`.
+pub(crate) fn four(b: &[u8], i: usize) -> Option<i32> {
+    Some(i32::from(two(b, i)?) * 100 + i32::from(two(b, i + 2)?))
+}
+
+/// The month whose English abbreviation stands at byte `i`.
+pub(crate) fn month(b: &[u8], i: usize) -> Option<u8> {
+    const NAMES: &[u8; 36] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
+    let name = b.get(i..i + 3)?;
+    NAMES.chunks_exact(3).position(|n| n == name).map(|m| m as u8 + 1)
+}
+
+/// `HH:MM:SS` at byte `i`, into `civil`.
+pub(crate) fn clock(b: &[u8], i: usize, civil: &mut Civil) -> Option<()> {
+    civil.hour = two(b, i)?;
+    civil.minute = two(b, i + 3)?;
+    civil.second = two(b, i + 6)?;
+    (b[i + 2] == b':' && b[i + 5] == b':').then_some(())
+}
+
+/// A fraction at byte `i`, if one of `.` and `,` and digits follow; where it ends.
+pub(crate) fn fraction(b: &[u8], i: usize, civil: &mut Civil) -> usize {
+    let digits = |n: &usize| b.get(*n).is_some_and(u8::is_ascii_digit);
+    if !matches!(b.get(i), Some(b'.' | b',')) || !digits(&(i + 1)) {
+        return i;
+    }
+    let end = (i + 1..b.len()).find(|n| !digits(n)).unwrap_or(b.len());
+    let six = (i + 1..i + 7).map(|n| if n < end { u32::from(b[n] - b'0') } else { 0 });
+    civil.micros = six.fold(0, |m, d| m * 10 + d);
+    end
+}
+
+/// A zone at byte `i`: `Z`, `+hh:mm`, `+hhmm`, `+hh`, ` UTC`; where it ends.
+pub(crate) fn zone(b: &[u8], i: usize, civil: &mut Civil) -> usize {
+    match b.get(i) {
+        Some(b'Z') => {
+            civil.zone = Some(0);
+            i + 1
+        }
+        Some(&sign @ (b'+' | b'-')) => {
+            let Some(hours) = two(b, i + 1) else { return i };
+            let colon = usize::from(b.get(i + 3) == Some(&b':'));
+            let minutes = two(b, i + 3 + colon);
+            let east = i32::from(hours) * 3600 + i32::from(minutes.unwrap_or(0)) * 60;
+            if hours > 15 || minutes.is_some_and(|m| m > 59) {
+                return i;
+            }
+            civil.zone = Some(if sign == b'-' { -east } else { east });
+            if minutes.is_some() { i + 5 + colon } else { i + 3 }
+        }
+        Some(b' ') => match b.get(i + 1..i + 4) {
+            Some(b"UTC" | b"GMT") if b.get(i + 4).is_none_or(|c| !c.is_ascii_alphanumeric()) => {
+                civil.zone = Some(0);
+                i + 4
+            }
+            // As in `2024-01-02 03:04:05 +0000`.
+            Some([b'+' | b'-', b'0'..=b'9', b'0'..=b'9']) => zone(b, i + 1, civil),
+            _ => i,
+        },
+        _ => i,
+    }
+}
+
+/// An ISO 8601 date and time at byte `i`, zone and fraction if any; where it ends.
+pub(crate) fn iso(b: &[u8], i: usize) -> Option<(Civil, usize)> {
+    let mut c = Civil { year: Some(four(b, i)?), ..Civil::default() };
+    (c.month, c.day) = (two(b, i + 5)?, two(b, i + 8)?);
+    let fits = b[i + 4] == b'-' && b[i + 7] == b'-' && matches!(b.get(i + 10), Some(b'T' | b' '));
+    if !fits {
+        return None;
+    }
+    clock(b, i + 11, &mut c)?;
+    let end = fraction(b, i + 19, &mut c);
+    let end = zone(b, end, &mut c);
+    c.is_valid().then_some((c, end))
+}
+
+/// The text up to `until` and what follows it.
+pub(crate) fn cut<'a>(text: &'a str, until: &str) -> Option<(&'a str, &'a str)> {
+    text.split_once(until)
+}
+
+/// True for what a host name or a program's name may look like in a log.
+pub(crate) fn wordlike(s: &str, longest: usize) -> bool {
+    !s.is_empty() && s.len() <= longest && s.bytes().all(|b| b > b' ' && b != 0x7f)
+}
+
+/// Reads `prog[pid]: rest`, `prog: rest`; the program may have a `(...)` part.
+pub(crate) fn tag(text: &str) -> Option<(&str, Option<u32>, &str)> {
+    let end = text.bytes().take(128).position(|b| matches!(b, b':' | b'[' | b' '))?;
+    let (name, rest) = text.split_at(end);
+    if name.is_empty() {
+        return None;
+    }
+    if let Some(inner) = rest.strip_prefix('[') {
+        let (pid, rest) = cut(inner, "]")?;
+        let rest = rest.strip_prefix(':')?;
+        return Some((name, pid.parse().ok(), rest.strip_prefix(' ').unwrap_or(rest)));
+    }
+    let rest = rest.strip_prefix(':')?;
+    Some((name, None, rest.strip_prefix(' ')?))
+}

@@ -1,0 +1,172 @@
+//! Class bitmaps: 64 bytes in, one `u64` for each class out.
+
+/// Bytes of a block.
+pub(crate) const BLOCK: usize = 64;
+/// Blocks of a page, and one on either side.
+pub(crate) const BLOCKS: usize = crate::page::PAGE / BLOCK + 2;
+
+/// The classes of 64 bytes: bit n tells of byte n.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Masks {
+    /// Letters, digits.
+    pub(crate) alnum: u64,
+    /// Digits.
+    pub(crate) digit: u64,
+    /// `-` and `_`.
+    pub(crate) join: u64,
+    pub(crate) dot: u64,
+    pub(crate) at: u64,
+    pub(crate) colon: u64,
+    pub(crate) slash: u64,
+    pub(crate) brace: u64,
+    pub(crate) zero: u64,
+    /// Printable ASCII, tab, line ends, and whatever has the high bit.
+    pub(crate) text: u64,
+    /// Line feeds and carriage returns.
+    pub(crate) end: u64,
+}
+
+/// Fills `out` with the classes of a page and of the blocks before and after it.
+pub(crate) fn classify(bytes: &[u8; BLOCKS * BLOCK], out: &mut [Masks; BLOCKS]) {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2, as was just asked.
+        unsafe { avx2::classify(bytes, out) };
+        return;
+    }
+    portable(bytes, out);
+}
+
+fn portable(bytes: &[u8; BLOCKS * BLOCK], out: &mut [Masks; BLOCKS]) {
+    let (blocks, _) = bytes.as_chunks::<BLOCK>();
+    for (m, b) in out.iter_mut().zip(blocks) {
+        *m = Masks {
+            alnum: mask(b, |x| (x | 0x20).wrapping_sub(b'a') < 26 || x.wrapping_sub(b'0') < 10),
+            digit: mask(b, |x| x.wrapping_sub(b'0') < 10),
+            join: mask(b, |x| x == b'-' || x == b'_'),
+            dot: mask(b, |x| x == b'.'),
+            at: mask(b, |x| x == b'@'),
+            colon: mask(b, |x| x == b':'),
+            slash: mask(b, |x| x == b'/'),
+            brace: mask(b, |x| x == b'{'),
+            zero: mask(b, |x| x == 0),
+            text: mask(b, |x| (x >= 0x20 && x != 0x7f) || x == b'\t' || x == b'\n' || x == b'\r'),
+            end: mask(b, |x| x == b'\n' || x == b'\r'),
+        };
+    }
+}
+
+/// One bit for each byte, eight at a time: the multiplication gathers the low bits of 8 bytes.
+fn mask(block: &[u8; BLOCK], is: impl Fn(u8) -> bool) -> u64 {
+    let (words, _) = block.as_chunks::<8>();
+    words.iter().rev().fold(0, |m, w| {
+        let bits = u64::from_le_bytes(w.map(|b| u8::from(is(b))));
+        m << 8 | bits.wrapping_mul(0x0102_0408_1020_4080) >> 56
+    })
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx2 {
+    use super::{BLOCK, BLOCKS, Masks};
+    use std::arch::x86_64::*;
+
+    /// As [`super::portable`], several times as fast: every page that is not constant goes
+    /// through here.
+    #[target_feature(enable = "avx2")]
+    pub(super) fn classify(bytes: &[u8; BLOCKS * BLOCK], out: &mut [Masks; BLOCKS]) {
+        let (blocks, _) = bytes.as_chunks::<BLOCK>();
+        for (m, b) in out.iter_mut().zip(blocks) {
+            let (halves, _) = b.as_chunks::<32>();
+            let (lo, hi) = (load(&halves[0]), load(&halves[1]));
+            macro_rules! both {
+                ($is:ident $(, $arg:expr)*) => {
+                    bits($is(lo $(, $arg)*), $is(hi $(, $arg)*))
+                };
+            }
+            *m = Masks {
+                alnum: both!(alnum),
+                digit: both!(within, b'0', 9),
+                join: both!(either, b'-', b'_'),
+                dot: both!(equal, b'.'),
+                at: both!(equal, b'@'),
+                colon: both!(equal, b':'),
+                slash: both!(equal, b'/'),
+                brace: both!(equal, b'{'),
+                zero: both!(equal, 0),
+                text: both!(text),
+                end: both!(either, b'\n', b'\r'),
+            };
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn load(b: &[u8; 32]) -> __m256i {
+        let (w, _) = b.as_chunks::<8>();
+        let w: [i64; 4] = std::array::from_fn(|i| i64::from_le_bytes(w[i]));
+        _mm256_set_epi64x(w[3], w[2], w[1], w[0])
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn bits(lo: __m256i, hi: __m256i) -> u64 {
+        let low = |v| u64::from(_mm256_movemask_epi8(v) as u32);
+        low(lo) | low(hi) << 32
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn equal(v: __m256i, b: u8) -> __m256i {
+        _mm256_cmpeq_epi8(v, _mm256_set1_epi8(b as i8))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn either(v: __m256i, a: u8, b: u8) -> __m256i {
+        _mm256_or_si256(equal(v, a), equal(v, b))
+    }
+
+    /// Bytes from `first` to `first + span`.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn within(v: __m256i, first: u8, span: u8) -> __m256i {
+        let d = _mm256_sub_epi8(v, _mm256_set1_epi8(first as i8));
+        _mm256_cmpeq_epi8(_mm256_min_epu8(d, _mm256_set1_epi8(span as i8)), d)
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn alnum(v: __m256i) -> __m256i {
+        let lower = _mm256_or_si256(v, _mm256_set1_epi8(0x20));
+        _mm256_or_si256(within(lower, b'a', 25), within(v, b'0', 9))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn text(v: __m256i) -> __m256i {
+        let most = _mm256_andnot_si256(equal(v, 0x7f), within(v, 0x20, 0xdf));
+        _mm256_or_si256(most, _mm256_or_si256(equal(v, b'\t'), either(v, b'\n', b'\r')))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_ways_agree_on_every_byte() {
+        let bytes: [u8; BLOCKS * BLOCK] = std::array::from_fn(|i| (i * 167 >> 3) as u8 ^ i as u8);
+        assert!((0..=255u8).all(|b| bytes.contains(&b)));
+        let (mut a, mut b) = ([Masks::default(); BLOCKS], [Masks::default(); BLOCKS]);
+        classify(&bytes, &mut a);
+        portable(&bytes, &mut b);
+        assert_eq!(a, b);
+        for (i, &x) in bytes.iter().enumerate() {
+            let (m, bit) = (&a[i / BLOCK], 1 << (i % BLOCK));
+            assert_eq!(m.alnum & bit != 0, x.is_ascii_alphanumeric(), "{x}");
+            assert_eq!(m.join & bit != 0, x == b'-' || x == b'_', "{x}");
+            let text = matches!(x, b'\t' | b'\n' | b'\r' | 0x20..=0x7e | 0x80..);
+            assert_eq!(m.text & bit != 0, text, "{x}");
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Which system was captured: banner, architecture, and candidates for the page-table root.
+//!
+//! For Linux, VMCOREINFO names the top page table and how the kernel image lies in physical
+//! memory. A candidate counts as confirmed when walking it from the virtual address of
+//! `init_uts_ns` leads to the physical page where the kernel image says it is, and the release
+//! stands there.
+//!
+//! Source: Linux, `Documentation/admin-guide/kdump/vmcoreinfo.rst`: on x86-64 the kernel image maps
+//! `va - 0xffffffff80000000 + phys_base`; on arm64 `va - kimage_voffset`.
+
+use crate::view::ViewInput;
+use ramsift_layers::translate::{AARCH64_4K_48, PhysRead, Shape, X86_64, X86_64_LA57, walk};
+use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
+use ramsift_symbols::VmCoreInfo;
+use std::collections::BTreeMap;
+
+/// Where x86-64 links its kernel.
+const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
+
+/// A spot that helps to find the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Anchor {
+    /// `linux_banner`, `vmcoreinfo`, `rsds`, ...
+    pub kind: String,
+    /// First byte.
+    pub image_offset: u64,
+    /// The bytes that tell.
+    pub data: Vec<u8>,
+}
+
+/// A candidate for the top page table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PageTable {
+    /// Its physical address.
+    pub dtb: Dtb,
+    /// Name of its shape.
+    pub shape: &'static str,
+    /// Where the candidate comes from.
+    pub source: &'static str,
+    /// Whether a walk through it led where it should.
+    pub confirmed: bool,
+}
+
+/// What is known of the captured system.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Discovery {
+    /// `linux` or `windows`.
+    pub os: Option<&'static str>,
+    /// `x86_64` or `aarch64`.
+    pub architecture: Option<String>,
+    /// The kernel's banner.
+    pub banner: Option<String>,
+    /// Its image offset.
+    pub banner_offset: Option<u64>,
+    /// Kernel release.
+    pub release: Option<String>,
+    /// Build id.
+    pub build_id: Option<String>,
+    /// Candidates, confirmed ones first.
+    pub page_tables: Vec<PageTable>,
+    /// How many anchors of each kind there were.
+    pub anchors: BTreeMap<String, usize>,
+    /// Why structured analysis is not possible.
+    pub impossible: Option<String>,
+}
+
+/// Looks at the anchors and reads what they point at.
+pub fn discover(input: &ViewInput<'_>) -> Discovery {
+    let mut d = Discovery { architecture: input.arch.map(str::to_owned), ..Discovery::default() };
+    for a in input.anchors {
+        *d.anchors.entry(a.kind.clone()).or_default() += 1;
+    }
+    let infos: Vec<VmCoreInfo> = of_kind(input, "vmcoreinfo")
+        .filter_map(|a| VmCoreInfo::parse(&a.data).ok())
+        .filter(|v| v.len() > 10)
+        .collect();
+    banner(input, &infos, &mut d);
+    for v in &infos {
+        from_vmcoreinfo(input.memory, v, &mut d);
+    }
+    if let Some(v) = infos.first() {
+        d.os = Some("linux");
+        d.release = v.release().map(str::to_owned);
+        d.build_id = v.build_id().map(str::to_owned);
+    }
+    for hint in input.dtb_hints {
+        let known = d.page_tables.iter().any(|p| p.dtb.0 == *hint);
+        if !known {
+            let shape = if d.architecture.as_deref() == Some("aarch64") { AARCH64_4K_48 } else { X86_64 };
+            d.page_tables.push(PageTable {
+                dtb: Dtb(*hint),
+                shape: shape.name,
+                source: "the container's processor state",
+                confirmed: false,
+            });
+        }
+    }
+    d.page_tables.sort_by_key(|p| (!p.confirmed, p.dtb));
+    d.impossible = reason(&d);
+    d
+}
+
+fn of_kind<'a>(input: &'a ViewInput<'_>, kind: &'a str) -> impl Iterator<Item = &'a Anchor> {
+    input.anchors.iter().filter(move |a| a.kind == kind)
+}
+
+/// The banner: one that names the release of VMCOREINFO if there is such, else one with a build
+/// number (a weak banner without it also lies in the kernel's read-only data).
+fn banner(input: &ViewInput<'_>, infos: &[VmCoreInfo], d: &mut Discovery) {
+    let all: Vec<(String, u64)> = of_kind(input, "linux_banner")
+        .map(|a| (String::from_utf8_lossy(&a.data).trim_end().to_owned(), a.image_offset))
+        .collect();
+    let release = infos.first().and_then(VmCoreInfo::release);
+    let named = release.and_then(|r| {
+        let start = format!("Linux version {r} ");
+        all.iter().find(|(b, _)| b.starts_with(&start) && b.contains(" #"))
+    });
+    if let Some((b, at)) = named.or_else(|| all.iter().find(|(b, _)| b.contains(" #"))) {
+        d.os = Some("linux");
+        d.banner = Some(b.clone());
+        d.banner_offset = Some(*at);
+        let release = b.split_whitespace().nth(2).map(str::to_owned);
+        d.release = d.release.take().or(release);
+    } else if of_kind(input, "rsds").next().is_some() {
+        d.os = Some("windows");
+    }
+}
+
+/// Candidates from one VMCOREINFO block, checked by a walk.
+fn from_vmcoreinfo(memory: &dyn PhysRead, v: &VmCoreInfo, d: &mut Discovery) {
+    let Some(root) = v.symbol("swapper_pg_dir") else { return };
+    let arm = v.number("kimage_voffset");
+    let (to_pa, shape, arch): (Box<dyn Fn(u64) -> u64>, Shape, &str) = match arm {
+        Some(off) => (Box::new(move |va: u64| va.wrapping_sub(off)), AARCH64_4K_48, "aarch64"),
+        None => {
+            let base = v.number("phys_base").unwrap_or(0);
+            let five = v.number("pgtable_l5_enabled") == Some(1);
+            let to = move |va: u64| va.wrapping_sub(START_KERNEL_MAP).wrapping_add(base);
+            (Box::new(to), if five { X86_64_LA57 } else { X86_64 }, "x86_64")
+        }
+    };
+    d.architecture.get_or_insert_with(|| arch.to_owned());
+    let dtb = Dtb(to_pa(root));
+    if d.page_tables.iter().any(|p| p.dtb == dtb) {
+        return;
+    }
+    let confirmed = v.symbol("init_uts_ns").is_some_and(|va| {
+        let want = PhysAddr(to_pa(va));
+        walk(memory, &shape, dtb, VirtAddr(va)).is_ok_and(|t| t.pa == want)
+            && v.release().is_some_and(|r| holds(memory, want, r))
+    });
+    d.page_tables.push(PageTable { dtb, shape: shape.name, source: "VMCOREINFO", confirmed });
+}
+
+/// Whether `text` stands in the 512 bytes from `pa`.
+fn holds(memory: &dyn PhysRead, pa: PhysAddr, text: &str) -> bool {
+    let mut buf = [0; 512];
+    memory.read_phys(pa, &mut buf).is_ok()
+        && buf.windows(text.len()).any(|w| w == text.as_bytes())
+}
+
+fn reason(d: &Discovery) -> Option<String> {
+    if d.page_tables.iter().any(|p| p.confirmed) {
+        return None;
+    }
+    Some(match d.os {
+        None => "no kernel was found in the image (no Linux banner, no VMCOREINFO, no Windows \
+                 kernel debug record)"
+            .into(),
+        Some("windows") => "a Windows kernel was found; its page tables are not looked for yet".into(),
+        Some(_) if !d.anchors.contains_key("vmcoreinfo") => {
+            "a Linux banner was found, but no VMCOREINFO: the page tables can't be located".into()
+        }
+        Some(_) => "the page table that VMCOREINFO names does not translate the kernel; the image \
+                    is incomplete, or its physical base is not known"
+            .into(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ramsift_layers::run::RunMap;
+    use ramsift_layers::translate::PhysError;
+
+    struct Nothing;
+
+    impl PhysRead for Nothing {
+        fn read_phys(&self, pa: PhysAddr, _: &mut [u8]) -> Result<(), PhysError> {
+            Err(PhysError::NotInImage { pa })
+        }
+    }
+
+    fn input<'a>(runs: &'a RunMap, anchors: &'a [Anchor]) -> ViewInput<'a> {
+        ViewInput { memory: &Nothing, runs, arch: None, dtb_hints: &[], anchors }
+    }
+
+    #[test]
+    fn nothing_found_says_what_was_looked_for() {
+        let runs = RunMap::raw(4096);
+        let d = discover(&input(&runs, &[]));
+        assert!(d.impossible.expect("a reason").contains("no kernel was found"));
+    }
+
+    #[test]
+    fn a_weak_banner_is_passed_over() {
+        let runs = RunMap::raw(4096);
+        let banner = |text: &str, at| Anchor {
+            kind: "linux_banner".into(),
+            image_offset: at,
+            data: text.as_bytes().to_vec(),
+        };
+        let anchors = [
+            banner("Linux version 6.1.0 (x) SMP", 1),
+            banner("Linux version 6.1.0 (x) #1 SMP Debian", 2),
+        ];
+        let d = discover(&input(&runs, &anchors));
+        assert_eq!((d.os, d.banner_offset), (Some("linux"), Some(2)));
+        assert_eq!(d.release.as_deref(), Some("6.1.0"));
+        assert!(d.impossible.expect("a reason").contains("no VMCOREINFO"));
+    }
+}

@@ -1,0 +1,113 @@
+//! Anchors: from the reports of the chunk workers, or from a pass of our own.
+
+use ramsift_carvers::api::{
+    self, Artifact, Event, Finding, LOOK_BEHIND, MoreError, ReadMore, Sink, Window,
+};
+use ramsift_carvers::{CarverOptions, CarverSet};
+use ramsift_layers::{ByteSource, FileOffset, ImageOffset};
+use ramsift_os::kernel::Anchor;
+use ramsift_store::job;
+use ramsift_store::tables::{anchor_rows, name, read_segment};
+use ramsift_store::{Keys, Objects, Plan};
+use std::sync::Arc;
+use tokio::runtime::Handle;
+
+/// Anchors of one kind that are kept: hostile memory can be full of them.
+const PER_KIND: usize = 256;
+
+/// The anchors in the committed segments, each once, in image order.
+pub(crate) async fn reported(objects: &dyn Objects, keys: &Keys) -> Result<Vec<Anchor>, String> {
+    let mut out = Vec::new();
+    for c in job::commits(objects, keys).await.map_err(|e| e.to_string())? {
+        let of_reports = c.reports.iter().flat_map(|r| &r.segments);
+        for s in c.segments.iter().chain(of_reports).filter(|s| s.table == name::ANCHORS) {
+            let (data, _) = objects.get(&s.key).await.map_err(|e| e.to_string())?;
+            for b in read_segment(data).map_err(|e| format!("{}: {e}", s.key))? {
+                out.extend(anchor_rows(&b).into_iter().map(|(kind, image_offset, _, data)| {
+                    Anchor { kind, image_offset, data }
+                }));
+            }
+        }
+    }
+    Ok(thin(out))
+}
+
+fn thin(mut all: Vec<Anchor>) -> Vec<Anchor> {
+    all.sort_by(|a, b| (&a.kind, a.image_offset).cmp(&(&b.kind, b.image_offset)));
+    all.dedup();
+    let mut seen = std::collections::BTreeMap::<String, usize>::new();
+    all.retain(|a| {
+        let n = seen.entry(a.kind.clone()).or_default();
+        *n += 1;
+        *n <= PER_KIND
+    });
+    all
+}
+
+#[derive(Default)]
+struct Collect(Vec<Anchor>);
+
+impl Sink for Collect {
+    fn finding(&mut self, _: &Finding<'_>) {}
+    fn event(&mut self, _: &Event<'_>) {}
+    fn artifact(&mut self, _: &Artifact<'_>) {}
+    fn anchor(&mut self, a: &api::Anchor<'_>) {
+        self.0.push(Anchor {
+            kind: a.kind.to_owned(),
+            image_offset: a.offset.0,
+            data: a.data.to_vec(),
+        });
+    }
+}
+
+/// Anchors are short: what a window's overlap doesn't hold isn't one.
+struct Nothing;
+
+impl ReadMore for Nothing {
+    fn read_more(&mut self, _: ImageOffset, _: usize, _: &mut Vec<u8>) -> Result<(), MoreError> {
+        Err(MoreError::Budget)
+    }
+}
+
+/// Bytes of a window of the streaming pass.
+const STEP: u64 = 16 << 20;
+
+/// One pass over the image for anchors alone.
+pub(crate) async fn stream(source: Arc<dyn ByteSource>, plan: &Plan) -> Result<Vec<Anchor>, String> {
+    let runs = plan.layout.runs.clone();
+    let done = tokio::task::spawn_blocking(move || {
+        let only = Some(vec!["anchors".to_owned()]);
+        let options = CarverOptions { only, ..CarverOptions::default() };
+        let carvers = CarverSet::new(options).map_err(|e| e.to_string())?;
+        let mut found = Collect::default();
+        let mut buf = Vec::new();
+        let runtime = Handle::current();
+        for stretch in runs.stored_in(0..u64::MAX) {
+            let mut at = stretch.start;
+            while at < stretch.end {
+                let end = (at + STEP).min(stretch.end);
+                let from = at.saturating_sub(LOOK_BEHIND as u64).max(stretch.start);
+                let to = (end + 8192).min(stretch.end);
+                buf.clear();
+                for p in runs.pieces(from..to) {
+                    let n = buf.len();
+                    buf.resize(n + usize::try_from(p.len).unwrap_or(0), 0);
+                    let read = source.read_at(FileOffset(p.file), &mut buf[n..]);
+                    runtime.block_on(read).map_err(|e| e.to_string())?;
+                }
+                let offset = |image: u64| usize::try_from(image - from).unwrap_or(usize::MAX);
+                let window = Window {
+                    data: &buf,
+                    base: ImageOffset(from),
+                    core_start: offset(at),
+                    core_end: offset(end),
+                    image_len: stretch.end,
+                };
+                carvers.scan(&window, &mut Nothing, &mut found, &|| false);
+                at = end;
+            }
+        }
+        Ok::<_, String>(thin(found.0))
+    });
+    done.await.map_err(|e| e.to_string())?
+}
