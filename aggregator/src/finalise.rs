@@ -157,7 +157,9 @@ pub async fn finalise(
     }
     let chosen = choose(records, &split);
     let evidence = evidence_hash(&plan, &chosen);
-    check_expected(&plan, evidence.as_deref())?;
+    let sha256 = evidence_sha256(&plan, &chosen);
+    let sha = sha256.as_ref().map(|(h, _)| h.as_str());
+    check_expected(&plan, evidence.as_deref(), sha)?;
     let capture = capture_id(&plan, evidence.as_deref());
     let temp = tempfile::tempdir_in(&info.limits.spill)?;
     let mut limits = info.limits.clone();
@@ -179,6 +181,7 @@ pub async fn finalise(
     let system = system_row(objects, segments.get(name::SYSTEM)).await?;
     let manifest = manifest_of(&plan, &chosen, info, Facts {
         evidence,
+        sha256,
         coverage,
         gaps,
         system,
@@ -214,19 +217,28 @@ fn evidence_hash(plan: &Plan, chosen: &Chosen) -> Option<String> {
     Some(hash::whole(&pieces)?.to_hex().to_string())
 }
 
-fn check_expected(plan: &Plan, blake3: Option<&str>) -> Result<(), FinaliseError> {
+/// SHA-256 of the evidence and where it comes from: the provider, or a pass of our own.
+fn evidence_sha256(plan: &Plan, chosen: &Chosen) -> Option<(String, &'static str)> {
+    if let ramsift_layers::SourcePin::S3 { sha256: Some(s), .. } = &plan.pin {
+        return Some((s.clone(), "the provider's checksum of the full object"));
+    }
+    let report = chosen.reports.get("view-sha256").filter(|r| !r.hash.is_empty())?;
+    Some((report.hash.clone(), "a sequential pass over every byte"))
+}
+
+fn check_expected(
+    plan: &Plan,
+    blake3: Option<&str>,
+    sha256: Option<&str>,
+) -> Result<(), FinaliseError> {
     let want = plan.spec.expect_hash.to_ascii_lowercase();
-    let sha = match &plan.pin {
-        ramsift_layers::SourcePin::S3 { sha256, .. } => sha256.as_deref(),
-        _ => None,
-    };
-    if want.is_empty() || [blake3, sha].contains(&Some(want.as_str())) {
+    if want.is_empty() || [blake3, sha256].contains(&Some(want.as_str())) {
         return Ok(());
     }
     Err(FinaliseError::Evidence(format!(
-        "the evidence does not have the expected hash {want}: its BLAKE3 is {}{}",
+        "the evidence does not have the expected hash {want}: its BLAKE3 is {}, its SHA-256 {}",
         blake3.unwrap_or("not known"),
-        sha.map(|s| format!(", its SHA-256 {s}")).unwrap_or_default(),
+        sha256.unwrap_or("not known (ask for it with --hash sha256)"),
     )))
 }
 
@@ -465,6 +477,7 @@ async fn system_row(
 /// What was found out while sealing.
 struct Facts {
     evidence: Option<String>,
+    sha256: Option<(String, &'static str)>,
     coverage: BTreeMap<String, Coverage>,
     gaps: Vec<String>,
     system: Option<tables::SystemRow>,
@@ -473,12 +486,7 @@ struct Facts {
 
 fn manifest_of(plan: &Plan, chosen: &Chosen, info: &FinaliseInfo, f: Facts) -> Manifest {
     let complete = f.gaps.is_empty() && !f.coverage.values().any(Coverage::has_gaps);
-    let (evidence_sha256, from) = match &plan.pin {
-        ramsift_layers::SourcePin::S3 { sha256: Some(s), .. } => {
-            (Some(s.clone()), Some("the provider's checksum of the full object".to_owned()))
-        }
-        _ => (None, None),
-    };
+    let (evidence_sha256, from) = f.sha256.map(|(h, from)| (h, from.to_owned())).unzip();
     let structured = match &f.system {
         _ if !plan.spec.structured => Err("not asked for".to_owned()),
         Some(s) if s.status == "recognised" => Ok(()),

@@ -59,7 +59,15 @@ pub async fn plan(
         .await
         .map_err(|error| PlanError::Format { source_name: spec.source.clone(), error })?;
     let pin = source.pin().clone();
-    let views = if spec.structured { vec!["system".to_owned()] } else { Vec::new() };
+    let mut views = Vec::new();
+    if spec.structured {
+        views.push("system".to_owned());
+    }
+    match spec.hash.as_str() {
+        "" => {}
+        "sha256" => views.push("sha256".to_owned()),
+        other => return Err(PlanError::Parameters(format!("unknown hash {other:?}: use sha256"))),
+    }
     let what = match &pin {
         ramsift_layers::SourcePin::S3 { .. } => "the object's last modification",
         _ => "the capture file's modification time",

@@ -5,7 +5,8 @@
 mod anchors;
 
 use prost::Message as _;
-use ramsift_layers::source::{CachedPhys, Sources};
+use ramsift_layers::FileOffset;
+use ramsift_layers::source::{CachedPhys, SourceError, Sources};
 use ramsift_os::view::{ViewInput, ViewOutput, by_name};
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{Outcome, Task, TaskReport};
@@ -15,6 +16,7 @@ use ramsift_store::ledger::Wanted;
 use ramsift_store::tables::{SystemRow, name, system_batch};
 use ramsift_store::{Ack, Keys, Ledger, Objects, Plan, Report, Reporter};
 use ramsift_telemetry::{Readiness, current, set_parent};
+use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -169,6 +171,9 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     let Some(Work::View(work)) = &task.work else {
         return Ok(failed(worker, task, "this is no task of a structured worker".into()));
     };
+    if work.view == SHA256 {
+        return sha256(worker, task).await;
+    }
     let Some(view) = by_name(&work.view) else {
         return Ok(failed(worker, task, format!("there is no view {}", work.view)));
     };
@@ -209,6 +214,54 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
             Ok(Report { header, batches, trace: current() })
         }
         Err(e) => Ok(failed(worker, task, format!("the view failed: {e}"))),
+    }
+}
+
+/// Name of the task that hashes the evidence in one sequential pass.
+pub const SHA256: &str = "sha256";
+
+/// Bytes hashed at a time.
+const HASH_STEP: u64 = 8 << 20;
+
+/// SHA-256 of the whole file or object.
+async fn sha256(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
+    let keys = Keys::new(&task.job);
+    let objects = worker.deps.objects.as_ref();
+    let (plan, _): (Plan, _) = read(objects, &keys.plan()).await.map_err(|e| e.to_string())?;
+    let source = match worker.deps.sources.open_pinned(&plan.pin).await {
+        Ok(s) => s,
+        Err(e) if e.is_fatal() => return Ok(failed(worker, task, e.to_string())),
+        Err(e) => return Err(e.to_string()),
+    };
+    let done = tokio::task::spawn_blocking(move || {
+        let runtime = tokio::runtime::Handle::current();
+        let mut h = Sha256::new();
+        let mut buf = Vec::new();
+        let mut at = 0;
+        while at < source.len() {
+            let n = HASH_STEP.min(source.len() - at);
+            buf.resize(usize::try_from(n).unwrap_or(0), 0);
+            runtime.block_on(source.read_at(FileOffset(at), &mut buf))?;
+            h.update(&buf);
+            at += n;
+        }
+        Ok::<_, SourceError>((h.finalize(), at))
+    });
+    match done.await.map_err(|e| e.to_string())? {
+        Ok((hash, bytes_read)) => {
+            let hash = hash.iter().map(|b| format!("{b:02x}")).collect();
+            let header = TaskReport { hash, bytes_read, ..header(worker, task) };
+            Ok(Report { header, batches: Vec::new(), trace: current() })
+        }
+        Err(e) if e.is_content() || e.is_fatal() => Ok(Report {
+            header: TaskReport {
+                outcome: Outcome::Failed.into(),
+                reason: e.to_string(),
+                ..header(worker, task)
+            },
+            ..Report::default()
+        }),
+        Err(e) => Err(e.to_string()),
     }
 }
 

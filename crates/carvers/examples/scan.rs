@@ -8,6 +8,12 @@ use ramsift_layers::ImageOffset;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+/// CPU seconds of this thread so far, where the system tells.
+fn cpu() -> Option<f64> {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
+    Some(text.split(' ').next()?.parse::<f64>().ok()? / 1e9)
+}
+
 #[derive(Default)]
 struct Count {
     dump: bool,
@@ -37,7 +43,15 @@ impl Sink for Count {
             let fields = format!("{:?}", e.fields).replace('\n', " ");
             println!(
                 "E\t{}\t{}\t{}\t{:?}\t{:?}\t{}\t{:?}\t{:?}\t{:?}\t{message}\t{fields}",
-                e.kind, e.offset.0, e.len, e.time, e.inferred_time, e.raw_time, e.host, e.program, e.pid
+                e.kind,
+                e.offset.0,
+                e.len,
+                e.time,
+                e.inferred_time,
+                e.raw_time,
+                e.host,
+                e.program,
+                e.pid
             );
         }
     }
@@ -48,7 +62,13 @@ impl Sink for Count {
             self.add("partial", a.kind, a.data.len() as u64);
         }
         if self.dump {
-            println!("A\t{}\t{}\t{}\t{:?}", a.kind, a.offset.0, a.data.len(), a.partial);
+            println!(
+                "A\t{}\t{}\t{}\t{:?}",
+                a.kind,
+                a.offset.0,
+                a.data.len(),
+                a.partial
+            );
         }
     }
 
@@ -63,7 +83,12 @@ impl Sink for Count {
 struct Rest<'a>(&'a [u8]);
 
 impl ReadMore for Rest<'_> {
-    fn read_more(&mut self, at: ImageOffset, len: usize, buf: &mut Vec<u8>) -> Result<(), MoreError> {
+    fn read_more(
+        &mut self,
+        at: ImageOffset,
+        len: usize,
+        buf: &mut Vec<u8>,
+    ) -> Result<(), MoreError> {
         let at = (at.0 as usize).min(self.0.len());
         buf.extend_from_slice(&self.0[at..at.saturating_add(len).min(self.0.len())]);
         Ok(())
@@ -73,14 +98,27 @@ impl ReadMore for Rest<'_> {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let dump = args.iter().any(|a| a == "--dump");
-    let only = args.iter().position(|a| a == "--only").and_then(|i| args.get(i + 1));
+    let only = args
+        .iter()
+        .position(|a| a == "--only")
+        .and_then(|i| args.get(i + 1));
     let only = only.map(|o| o.split(',').map(str::to_owned).collect());
     let image = std::fs::read(args.first().ok_or("which image?")?)?;
-    let chunk = args.get(1).and_then(|a| a.parse::<usize>().ok()).unwrap_or(64) << 20;
-    let set = CarverSet::new(CarverOptions { only, ..Default::default() })?;
-    let mut count = Count { dump, ..Count::default() };
+    let chunk = args
+        .get(1)
+        .and_then(|a| a.parse::<usize>().ok())
+        .unwrap_or(64)
+        << 20;
+    let set = CarverSet::new(CarverOptions {
+        only,
+        ..Default::default()
+    })?;
+    let mut count = Count {
+        dump,
+        ..Count::default()
+    };
     let mut rest = Rest(&image);
-    let begin = Instant::now();
+    let (begin, cpu_begin) = (Instant::now(), cpu());
     let (mut sparse, mut partial) = (0, 0);
     for start in (0..image.len()).step_by(chunk) {
         let from = start.saturating_sub(ramsift_carvers::api::LOOK_BEHIND);
@@ -102,6 +140,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     let took = begin.elapsed().as_secs_f64();
     let rate = image.len() as f64 / 1e6 / took;
+    if let Some(cpu) = cpu().zip(cpu_begin).map(|(b, a)| b - a) {
+        eprintln!(
+            "{cpu:.3} CPU s, {:.0} MB per CPU second",
+            image.len() as f64 / 1e6 / cpu
+        );
+    }
     eprintln!("{took:.3} s, {rate:.0} MB/s; sparse {sparse} bytes, {partial} partial ranges");
     for ((what, kind), (n, bytes)) in &count.kinds {
         eprintln!("{what:9} {kind:22} {n:9} {bytes:12}");

@@ -24,8 +24,13 @@ const SWAPPER: &[u8] = b"swapper/0";
 const RSDS: &[u8] = b"RSDS";
 
 /// Names of the Windows kernel's symbol files.
-const PDBS: &[&[u8]] =
-    &[b"ntkrnlmp.pdb", b"ntoskrnl.pdb", b"ntkrpamp.pdb", b"ntkrnlpa.pdb", b"ntkrnlup.pdb"];
+const PDBS: &[&[u8]] = &[
+    b"ntkrnlmp.pdb",
+    b"ntoskrnl.pdb",
+    b"ntkrpamp.pdb",
+    b"ntkrnlpa.pdb",
+    b"ntkrnlup.pdb",
+];
 
 impl Carver for Anchors {
     fn name(&self) -> &'static str {
@@ -63,7 +68,10 @@ fn recognise(rest: &[u8]) -> Option<(&'static str, usize)> {
     }
     if let Some(text) = rest.strip_prefix(VMCOREINFO) {
         let version = text.first().is_some_and(u8::is_ascii_digit);
-        let end = rest.iter().position(|b| !printable(b) && *b != b'\n').unwrap_or(rest.len());
+        let end = rest
+            .iter()
+            .position(|b| !printable(b) && *b != b'\n')
+            .unwrap_or(rest.len());
         let block = memmem::find(&rest[..end], b"\nPAGESIZE=").is_some()
             || memmem::find(&rest[..end], b"\nSYMBOL(").is_some();
         return (version && block).then_some(("vmcoreinfo", end));
@@ -103,7 +111,10 @@ mod tests {
         let banner = b"Linux version 6.1.0-18-amd64 (debian-kernel) #1 SMP\n\0";
         assert_eq!(recognise(banner), Some(("linux_banner", banner.len() - 2)));
         assert_eq!(recognise(b"Linux version %s (%s)"), None);
-        assert_eq!(recognise(b"OSRELEASE=6.1\nPAGESIZE=4096\n\0"), Some(("vmcoreinfo", 28)));
+        assert_eq!(
+            recognise(b"OSRELEASE=6.1\nPAGESIZE=4096\n\0"),
+            Some(("vmcoreinfo", 28))
+        );
         assert_eq!(recognise(b"OSRELEASE=%s\n"), None);
         assert_eq!(recognise(b"swapper/0\0"), Some(("swapper", 9)));
         assert_eq!(recognise(b"swapper/01"), None);

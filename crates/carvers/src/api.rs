@@ -41,7 +41,12 @@ pub enum MoreError {
 /// Bytes after the window, for artifacts that are longer than the overlap.
 pub trait ReadMore {
     /// Appends image bytes from `at` to `buf`, `len` of them or as many as the image still has.
-    fn read_more(&mut self, at: ImageOffset, len: usize, buf: &mut Vec<u8>) -> Result<(), MoreError>;
+    fn read_more(
+        &mut self,
+        at: ImageOffset,
+        len: usize,
+        buf: &mut Vec<u8>,
+    ) -> Result<(), MoreError>;
 }
 
 /// How text was stored in the image.

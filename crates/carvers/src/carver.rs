@@ -101,11 +101,16 @@ impl<'w> Hit<'_, 'w> {
         let offset = ImageOffset(self.source.base + at as u64);
         if !self.source.charge(extent.len / 4) {
             let why = "the work limit for following artifacts was reached".to_owned();
-            self.partial.push((self.carver, offset.0, extent.len as u64, why));
+            self.partial
+                .push((self.carver, offset.0, extent.len as u64, why));
             return;
         }
         let (bytes, short) = self.source.upto(at, extent.len);
-        let fields: Vec<_> = extent.fields.iter().map(|&(k, v)| (k, Field::Int(v))).collect();
+        let fields: Vec<_> = extent
+            .fields
+            .iter()
+            .map(|&(k, v)| (k, Field::Int(v)))
+            .collect();
         self.sink.artifact(&Artifact {
             carver: self.carver,
             kind: extent.kind,
@@ -127,7 +132,11 @@ impl<'w> Hit<'_, 'w> {
         if self.owns(at) {
             let offset = ImageOffset(self.source.base + at as u64);
             let end = (at + len).min(self.source.data.len());
-            self.sink.anchor(&Anchor { kind, offset, data: &self.source.data[at..end] });
+            self.sink.anchor(&Anchor {
+                kind,
+                offset,
+                data: &self.source.data[at..end],
+            });
         }
     }
 }

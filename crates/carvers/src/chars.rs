@@ -46,8 +46,24 @@ const fn build() -> [u8; 256] {
         }
         if matches!(
             b,
-            b'~' | b':' | b'/' | b'?' | b'#' | b'[' | b']' | b'@' | b'!' | b'$' | b'&' | b'('
-                | b')' | b'*' | b'+' | b',' | b';' | b'=' | b'%'
+            b'~' | b':'
+                | b'/'
+                | b'?'
+                | b'#'
+                | b'['
+                | b']'
+                | b'@'
+                | b'!'
+                | b'$'
+                | b'&'
+                | b'('
+                | b')'
+                | b'*'
+                | b'+'
+                | b','
+                | b';'
+                | b'='
+                | b'%'
         ) {
             c |= URL;
         }
@@ -58,6 +74,25 @@ const fn build() -> [u8; 256] {
         i += 1;
     }
     t
+}
+
+/// Length of the printable ASCII and tabs, with `ENDS` line ends too, at the start of `bytes`.
+pub(crate) fn printable_len<const ENDS: bool>(bytes: &[u8]) -> usize {
+    let odd = |b: u8| {
+        let printable = b.wrapping_sub(0x20) < 0x5f;
+        !(printable | (b == b'\t') | (ENDS & ((b == b'\n') | (b == b'\r'))))
+    };
+    // Whole chunks first, without a branch for each byte, so that it becomes vector code.
+    let (chunks, _) = bytes.as_chunks::<32>();
+    let whole = chunks
+        .iter()
+        .take_while(|c| !c.iter().fold(false, |a, &b| a | odd(b)))
+        .count();
+    let at = whole * 32;
+    at + bytes[at..]
+        .iter()
+        .position(|&b| odd(b))
+        .unwrap_or(bytes.len() - at)
 }
 
 /// True when `b` is in one of the classes.

@@ -10,7 +10,11 @@ const fn tables() -> [[u32; 256]; 8] {
         let mut c = i as u32;
         let mut k = 0;
         while k < 8 {
-            c = if c & 1 != 0 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 };
+            c = if c & 1 != 0 {
+                c >> 1 ^ 0xedb8_8320
+            } else {
+                c >> 1
+            };
             k += 1;
         }
         t[0][i] = c;
@@ -40,7 +44,9 @@ fn update(mut c: u32, bytes: &[u8]) -> u32 {
         let x = u64::from_le_bytes(*w) ^ u64::from(c);
         c = (0..8).fold(0, |a, i| a ^ TABLES[7 - i][(x >> (8 * i) & 0xff) as usize]);
     }
-    rest.iter().fold(c, |c, &b| c >> 8 ^ TABLES[0][((c ^ u32::from(b)) & 0xff) as usize])
+    rest.iter().fold(c, |c, &b| {
+        c >> 8 ^ TABLES[0][((c ^ u32::from(b)) & 0xff) as usize]
+    })
 }
 
 #[cfg(test)]

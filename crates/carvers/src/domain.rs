@@ -28,10 +28,65 @@ const LONGEST: usize = 253;
 
 /// First labels that tell of a package or an object and not of a host.
 const PACKAGES: &[&str] = &[
-    "com", "org", "net", "io", "edu", "gov", "dev", "java", "javax", "jdk", "sun", "android", "androidx",
-    "kotlin", "scala", "system", "windows", "microsoft", "self", "this", "os", "sys", "lib", "console",
-    "window", "document", "math", "json", "string", "object", "array", "std", "core", "err", "ctx",
-    "go", "github", "e", "de", "me", "ru", "cn", "jp", "fr", "uk", "eu", "us", "io", "app", "tk",
+    "com",
+    "org",
+    "net",
+    "io",
+    "edu",
+    "gov",
+    "dev",
+    "java",
+    "javax",
+    "jdk",
+    "sun",
+    "android",
+    "androidx",
+    "kotlin",
+    "scala",
+    "system",
+    "windows",
+    "microsoft",
+    "self",
+    "this",
+    "os",
+    "sys",
+    "lib",
+    "console",
+    "window",
+    "document",
+    "math",
+    "json",
+    "string",
+    "object",
+    "array",
+    "std",
+    "core",
+    "err",
+    "ctx",
+    "llvm",
+    "data",
+    "note",
+    "plt",
+    "spec",
+    "types",
+    "clang",
+    "rust",
+    "python",
+    "go",
+    "github",
+    "e",
+    "de",
+    "me",
+    "ru",
+    "cn",
+    "jp",
+    "fr",
+    "uk",
+    "eu",
+    "us",
+    "io",
+    "app",
+    "tk",
 ];
 
 /// Looks at the dot at byte `at`; the whole run of host-name characters is dealt with at once.
@@ -88,7 +143,9 @@ pub(crate) fn is_name(name: &str) -> bool {
             && label.len() <= 63
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-');
+            && label
+                .bytes()
+                .all(|b| b.is_ascii_alphanumeric() || b == b'-');
         if !fine {
             return false;
         }
@@ -103,7 +160,9 @@ pub(crate) fn is_name(name: &str) -> bool {
 fn stands_alone(name: &str) -> bool {
     let lower = name.bytes().any(|b| b.is_ascii_lowercase());
     let upper = name.bytes().any(|b| b.is_ascii_uppercase());
-    let Some(trust) = tld::trust(name) else { return false };
+    let Some(trust) = tld::trust(name) else {
+        return false;
+    };
     if lower && upper {
         return false;
     }
@@ -134,16 +193,41 @@ mod tests {
     #[test]
     fn hosts_and_not_files_methods_or_packages() {
         for good in [
-            "zqabc.c2-example.org", "example.com", "evil-update.xyz", "a.b.co.uk", "WWW.EXAMPLE.COM",
-            "www.example.rs", "update.cdn77.info", "mail.google.com", "bad.ru", "x1.name",
+            "zqabc.c2-example.org",
+            "example.com",
+            "evil-update.xyz",
+            "a.b.co.uk",
+            "WWW.EXAMPLE.COM",
+            "www.example.rs",
+            "update.cdn77.info",
+            "mail.google.com",
+            "bad.ru",
+            "x1.name",
         ] {
             let named = is_name(good) && stands_alone(good);
             assert!(named || good == "x1.name", "{good}");
         }
         for bad in [
-            "foo.py", "libc.so", "main.rs", "run.sh", "a.zip", "System.Net", "java.net", "com.example.io",
-            "user.name", "self.id", "x.c", "foo.o", "a.com", "1.2.3", "foo..com", "-a.com", "a-.com",
-            "config.json", "data.info", "foo_bar.com",
+            "foo.py",
+            "libc.so",
+            "main.rs",
+            "run.sh",
+            "a.zip",
+            "System.Net",
+            "java.net",
+            "com.example.io",
+            "user.name",
+            "self.id",
+            "x.c",
+            "foo.o",
+            "a.com",
+            "1.2.3",
+            "foo..com",
+            "-a.com",
+            "a-.com",
+            "config.json",
+            "data.info",
+            "foo_bar.com",
         ] {
             assert!(!(is_name(bad) && stands_alone(bad)), "{bad}");
         }

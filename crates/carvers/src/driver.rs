@@ -31,7 +31,6 @@ struct Kept {
     holes: Vec<Range<usize>>,
     spans: Vec<Range<usize>>,
     runs: [Runs; 3],
-    masks: Vec<Masks>,
     partial: Vec<(&'static str, u64, u64, String)>,
 }
 
@@ -51,8 +50,16 @@ pub(crate) fn scan(
     let window_end = window.base.0 + window.data.len() as u64;
     let last = window_end >= window.image_len;
     let enough = window.data.len().saturating_sub(AHEAD);
-    let middle = if last { end } else { end.min(enough).max(start) };
-    let in_place = Window { core_start: start, core_end: middle, ..*window };
+    let middle = if last {
+        end
+    } else {
+        end.min(enough).max(start)
+    };
+    let in_place = Window {
+        core_start: start,
+        core_end: middle,
+        ..*window
+    };
     if !parts(set, &in_place, more, sink, stop, &mut kept, &mut stats) {
         let from = window.base.0 + start as u64;
         finish(&mut stats, kept.partial, from..window.base.0 + end as u64);
@@ -66,7 +73,8 @@ pub(crate) fn scan(
         if let Err(e) = more.read_more(ImageOffset(window_end), missing, &mut data) {
             data.truncate(before);
             let from = window.base.0 + middle as u64;
-            kept.partial.push((ALL, from, (end - middle) as u64, e.to_string()));
+            kept.partial
+                .push((ALL, from, (end - middle) as u64, e.to_string()));
         }
         let tail = Window {
             data: &data,
@@ -83,11 +91,7 @@ pub(crate) fn scan(
 }
 
 /// Clips what is partial to the core, and merges neighbours.
-fn finish(
-    stats: &mut ScanStats,
-    partial: Vec<(&'static str, u64, u64, String)>,
-    core: Range<u64>,
-) {
+fn finish(stats: &mut ScanStats, partial: Vec<(&'static str, u64, u64, String)>, core: Range<u64>) {
     for (name, from, len, why) in partial {
         let from = from.clamp(core.start, core.end);
         let to = from.saturating_add(len).clamp(from, core.end);
@@ -113,12 +117,23 @@ fn parts(
     while at < window.core_end {
         let end = window.core_end.min(at + PART);
         let core = at..end;
-        let w = Window { core_start: at, core_end: end, ..*window };
-        let mut part = Part { set, w, core, kept, stop };
+        let w = Window {
+            core_start: at,
+            core_end: end,
+            ..*window
+        };
+        let mut part = Part {
+            set,
+            w,
+            core,
+            kept,
+            stop,
+        };
         if !part.pages(sink, stats) || !part.literals(more, sink) {
             let from = window.base.0 + at as u64;
             let len = (window.core_end - at) as u64;
-            kept.partial.push((ALL, from, len, "out of time".to_owned()));
+            kept.partial
+                .push((ALL, from, len, "out of time".to_owned()));
             return false;
         }
         part.text(sink);
@@ -143,7 +158,11 @@ impl Part<'_, '_> {
         let start = self.core.start.saturating_sub(LOOK_BEHIND);
         // The first whole page, save at the start of the image.
         let cut = (self.w.base.0 + start as u64) % PAGE as u64;
-        let start = if cut == 0 { start } else { start + PAGE - cut as usize };
+        let start = if cut == 0 {
+            start
+        } else {
+            start + PAGE - cut as usize
+        };
         let end = self.core.end + crate::text::CUT as usize + PAGE;
         let over = (self.w.base.0 + end as u64) % PAGE as u64;
         start.min(self.core.start)..(end - over as usize).min(self.w.data.len())
@@ -179,7 +198,9 @@ impl Part<'_, '_> {
                     Some(s) if s.end == p => s.end = q,
                     _ => kept.spans.push(p..q),
                 }
-                let around = p.checked_sub(BLOCK).and_then(|a| data.get(a..a + BLOCKS * BLOCK));
+                let around = p
+                    .checked_sub(BLOCK)
+                    .and_then(|a| data.get(a..a + BLOCKS * BLOCK));
                 let around = match around.and_then(|b| b.try_into().ok()) {
                     Some(b) if q - p == PAGE => b,
                     _ => {
@@ -189,7 +210,15 @@ impl Part<'_, '_> {
                 };
                 classify(around, &mut masks);
                 let near = p < self.core.end + FEATURE_TAIL && q > self.core.start;
-                let scans = if near { self.set.scans } else { Scans { log: self.set.scans.log, text: self.set.scans.text, ..Scans::default() } };
+                let scans = if near {
+                    self.set.scans
+                } else {
+                    Scans {
+                        log: self.set.scans.log,
+                        text: self.set.scans.text,
+                        ..Scans::default()
+                    }
+                };
                 candidates(&masks, p, q, scans, &mut place, &mut lines, &mut kept.runs);
             }
             p = q;
@@ -200,15 +229,25 @@ impl Part<'_, '_> {
 
     /// Searches for the literals; false when told to stop.
     fn literals(&mut self, more: &mut dyn ReadMore, sink: &mut dyn Sink) -> bool {
-        let Some(searcher) = &self.set.searcher else { return true };
+        let Some(searcher) = &self.set.searcher else {
+            return true;
+        };
         let kept = &mut *self.kept;
         let data = self.w.data;
-        let mut source =
-            Source::new(&self.w, self.set.options.max_artifact, more, &mut kept.scratch);
+        let mut source = Source::new(
+            &self.w,
+            self.set.options.max_artifact,
+            more,
+            &mut kept.scratch,
+        );
         let mut zip = crate::zip::Memory::default();
         // The first page may be cut by the window's start: it is no span, but may hold a literal.
         let first = self.core.start.saturating_sub(LOOK_BEHIND);
-        let lead = kept.spans.first().map_or(self.core.start, |s| s.start).min(first + PAGE);
+        let lead = kept
+            .spans
+            .first()
+            .map_or(self.core.start, |s| s.start)
+            .min(first + PAGE);
         let spans = std::iter::once(first..lead).chain(kept.spans.iter().cloned());
         for span in spans {
             // A literal may begin in a page of one byte, or end in one.
@@ -353,14 +392,18 @@ fn candidates(
             continue;
         }
         if scans.log {
-            each(clock::<1>(prev, m, next), at, |p| lines.time_of_day::<1>(p, place.sink));
+            each(clock::<1>(prev, m, next), at, |p| {
+                lines.time_of_day::<1>(p, place.sink)
+            });
         }
         if features {
             shapes::<1>(prev, m, next, at, scans, place);
         }
         if (m.colon | m.dot | m.at) & after(m.zero, next.zero, 1) != 0 {
             if scans.log {
-                each(clock::<2>(prev, m, next), at, |p| lines.time_of_day::<2>(p, place.sink));
+                each(clock::<2>(prev, m, next), at, |p| {
+                    lines.time_of_day::<2>(p, place.sink)
+                });
             }
             if features {
                 shapes::<2>(prev, m, next, at, scans, place);
@@ -380,7 +423,11 @@ fn clock<const STEP: u32>(prev: &Masks, m: &Masks, next: &Masks) -> u64 {
     let mut bits = colons & before(d, dp, 2 * STEP) & before(d, dp, STEP);
     bits &= after(d, dn, STEP) & after(d, dn, 2 * STEP);
     bits &= after(d, dn, 4 * STEP) & after(d, dn, 5 * STEP);
-    if STEP == 2 { bits & after(m.zero, next.zero, 1) } else { bits }
+    if STEP == 2 {
+        bits & after(m.zero, next.zero, 1)
+    } else {
+        bits
+    }
 }
 
 /// The shapes of indicators.
@@ -395,12 +442,18 @@ fn shapes<const STEP: usize>(
 ) {
     let n = STEP as u32;
     // In UTF-16 every character's second byte is zero.
-    let wide = if STEP == 2 { after(m.zero, next.zero, 1) } else { !0 };
+    let wide = if STEP == 2 {
+        after(m.zero, next.zero, 1)
+    } else {
+        !0
+    };
     let name_before = before(m.alnum | m.join, prev.alnum | prev.join, n);
     let letter_after = after(m.alnum, next.alnum, n);
     let inside = name_before & letter_after & wide;
     if scans.domain || scans.ip {
-        each(m.dot & inside, at, |p| domain::visit::<STEP>(place, p, scans.domain, scans.ip));
+        each(m.dot & inside, at, |p| {
+            domain::visit::<STEP>(place, p, scans.domain, scans.ip)
+        });
     }
     if scans.email {
         each(m.at & inside, at, |p| email::visit::<STEP>(place, p));
@@ -416,8 +469,11 @@ fn shapes<const STEP: usize>(
     if scans.ip {
         let c = |k: u32| after(m.colon, next.colon, k * n);
         // `::`, or four groups of up to four digits: two colons are a time of day.
-        let third = c(4) | c(5) | c(6) | c(7) | c(8) | c(9) | c(10) | c(11) | c(12) | c(13) | c(14) | c(15);
+        let third =
+            c(4) | c(5) | c(6) | c(7) | c(8) | c(9) | c(10) | c(11) | c(12) | c(13) | c(14) | c(15);
         let groups = (c(2) | c(3) | c(4) | c(5)) & third & before(m.alnum, prev.alnum, n);
-        each(colon & (c(1) | groups), at, |p| ip::colons::<STEP>(place, p));
+        each(colon & (c(1) | groups), at, |p| {
+            ip::colons::<STEP>(place, p)
+        });
     }
 }

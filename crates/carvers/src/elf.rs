@@ -89,7 +89,10 @@ fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
     if phnum > 0 {
         end = end.max(segments(item, &l, phoff, phnum, phentsize)?);
     }
-    let mut extent = Extent { kind: "elf", ..Extent::default() };
+    let mut extent = Extent {
+        kind: "elf",
+        ..Extent::default()
+    };
     extent.fields = vec![("type", kind as i64), ("machine", machine as i64)];
     if shoff == 0 && shnum == 0 {
         extent.len = usize::try_from(end).ok()?;
@@ -152,6 +155,9 @@ fn sections(item: &mut Item<'_, '_>, l: &Layout, off: u64, n: u64, names: u64) -
     }
     let (at, len) = names_at?;
     let (at, len) = (usize::try_from(at).ok()?, usize::try_from(len).ok()?);
-    let ends = (item.get(at, 1)?[0], item.get(at.checked_add(len)? - 1, 1)?[0]);
+    let ends = (
+        item.get(at, 1)?[0],
+        item.get(at.checked_add(len)? - 1, 1)?[0],
+    );
     (ends == (0, 0)).then_some(end)
 }

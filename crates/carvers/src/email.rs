@@ -17,7 +17,9 @@ pub(crate) const VERSION: u32 = 1;
 /// Looks at the `@` at byte `at`.
 pub(crate) fn visit<const STEP: usize>(place: &mut Place<'_>, at: usize) {
     let chars = place.chars::<STEP>();
-    let Some(mut from) = chars.back(at, LOCAL, 64) else { return };
+    let Some(mut from) = chars.back(at, LOCAL, 64) else {
+        return;
+    };
     while from < at && !is(chars.at(from), ALNUM) && chars.at(from) != b'_' {
         from += STEP;
     }
@@ -25,7 +27,9 @@ pub(crate) fn visit<const STEP: usize>(place: &mut Place<'_>, at: usize) {
     if from == at || chars.before(at) == b'.' || is(chars.at(end), HOST) {
         return;
     }
-    let name = place.text::<STEP>(at + STEP, end).trim_end_matches(['.', '-', '_']);
+    let name = place
+        .text::<STEP>(at + STEP, end)
+        .trim_end_matches(['.', '-', '_']);
     let to = at + STEP + name.len() * STEP;
     if crate::domain::is_name(name) && tld::known(name) {
         place.report::<STEP>("email", "email", from, to);

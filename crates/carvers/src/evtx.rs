@@ -100,17 +100,29 @@ impl Carver for EvtxChunk {
                 Health::Sound => None,
                 Health::Damaged(why) => Some(why.to_owned()),
             };
-            Some(Extent { kind: "evtx_chunk", len: chunk.len(), partial, ..Extent::default() })
+            Some(Extent {
+                kind: "evtx_chunk",
+                len: chunk.len(),
+                partial,
+                ..Extent::default()
+            })
         });
         if (hit.stop)() {
             let from = hit.source.base + at as u64;
-            hit.partial.push((hit.carver, from, CHUNK as u64, "out of time".to_owned()));
+            hit.partial
+                .push((hit.carver, from, CHUNK as u64, "out of time".to_owned()));
             return;
         }
         let mut bytes = chunk.to_vec();
         bytes.resize(CHUNK, 0);
         // The parser keeps to its bounds, but it is not ours and the bytes are hostile.
-        let read = catch_unwind(AssertUnwindSafe(|| records(bytes, at, hit)));
+        let read = catch_unwind(AssertUnwindSafe(|| {
+            records(bytes.clone(), at, hit).or_else(|| {
+                // The table of names is only a short cut to them, and may point to lost pages.
+                bytes[128..HEADER].fill(0);
+                records(bytes, at, hit)
+            })
+        }));
         if !matches!(read, Ok(Some(()))) {
             let from = hit.source.base + at as u64;
             let why = "the records could not be read".to_owned();
@@ -199,8 +211,10 @@ fn flatten(v: &Value, name: &str, out: &mut String, depth: usize) {
     }
     match v {
         Value::Object(o) => {
-            for (k, v) in o.iter().filter(|(k, _)| *k != "#attributes") {
-                flatten(v, if k == "#text" { name } else { k }, out, depth + 1);
+            for (k, v) in o.iter().filter(|(k, _)| !k.starts_with("xmlns")) {
+                // Attributes tell as much as text does in what programs log as user data.
+                let own = k == "#text" || k == "#attributes";
+                flatten(v, if own { name } else { k }, out, depth + 1);
             }
         }
         Value::Array(a) => a.iter().for_each(|v| flatten(v, name, out, depth + 1)),
@@ -208,7 +222,9 @@ fn flatten(v: &Value, name: &str, out: &mut String, depth: usize) {
         other => {
             let value = text(other).unwrap_or_default();
             let clean = value.split_whitespace().collect::<Vec<_>>().join(" ");
-            let mut room = MESSAGE.saturating_sub(out.len() + name.len()).min(clean.len());
+            let mut room = MESSAGE
+                .saturating_sub(out.len() + name.len())
+                .min(clean.len());
             while !clean.is_char_boundary(room) {
                 room -= 1;
             }
@@ -264,5 +280,11 @@ fn file(item: &mut Item<'_, '_>) -> Option<Extent> {
     let missing = (chunks as i64) < count;
     let partial = missing.then(|| format!("{chunks} of {count} chunks lie behind its header"));
     let fields = vec![("chunks", chunks as i64)];
-    Some(Extent { kind: "evtx", len, partial, fields, name: None })
+    Some(Extent {
+        kind: "evtx",
+        len,
+        partial,
+        fields,
+        name: None,
+    })
 }

@@ -29,7 +29,15 @@ impl<'a> Place<'a> {
         core: Range<usize>,
         sink: &'a mut dyn Sink,
     ) -> Self {
-        Self { data, base, core, sink, buf: Vec::new(), run_end: [0; 2], colons_end: [0; 2] }
+        Self {
+            data,
+            base,
+            core,
+            sink,
+            buf: Vec::new(),
+            run_end: [0; 2],
+            colons_end: [0; 2],
+        }
     }
 
     pub(crate) fn chars<const STEP: usize>(&self) -> Chars<'a, STEP> {
@@ -53,14 +61,21 @@ impl<'a> Place<'a> {
             return;
         }
         let value = Chars::<STEP>(self.data).text(from, to, &mut self.buf);
-        let (a, b) = (from.saturating_sub(CONTEXT), (to + CONTEXT).min(self.data.len()));
+        let (a, b) = (
+            from.saturating_sub(CONTEXT),
+            (to + CONTEXT).min(self.data.len()),
+        );
         self.sink.finding(&Finding {
             carver,
             kind,
             offset: ImageOffset(self.base + from as u64),
             len: (to - from) as u64,
             value,
-            encoding: if STEP == 2 { Encoding::Utf16Le } else { Encoding::Utf8 },
+            encoding: if STEP == 2 {
+                Encoding::Utf16Le
+            } else {
+                Encoding::Utf8
+            },
             context: &self.data[a..b],
         });
     }

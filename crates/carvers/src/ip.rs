@@ -11,8 +11,8 @@
 //! 127.0.0.0/8 and 240.0.0.0/4, which holds netmasks and the broadcast address: no analyst can act
 //! on them. Private and multicast addresses are reported.
 //!
-//! Policy, IPv6. `::` and `::1` are not reported. With `::` there must be three groups, or a first
-//! one of three digits or more; there must be a digit; the neighbours must be no letters or
+//! Policy, IPv6. `::` and `::1` are not reported. With `::` there must be three groups, or two of
+//! which the first has three digits or more; there must be a digit; the neighbours must be no letters or
 //! digits.
 
 use crate::chars::{ALNUM, Chars, is};
@@ -22,8 +22,13 @@ use std::net::Ipv6Addr;
 pub(crate) const VERSION: u32 = 1;
 
 /// Addresses of public resolvers that look like versions.
-const RESOLVERS: [[u8; 4]; 5] =
-    [[1, 1, 1, 1], [1, 0, 0, 1], [8, 8, 8, 8], [8, 8, 4, 4], [9, 9, 9, 9]];
+const RESOLVERS: [[u8; 4]; 5] = [
+    [1, 1, 1, 1],
+    [1, 0, 0, 1],
+    [8, 8, 8, 8],
+    [8, 8, 4, 4],
+    [9, 9, 9, 9],
+];
 
 /// The octets between the bytes `from` and `to`.
 fn octets<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, to: usize) -> Option<[u8; 4]> {
@@ -55,7 +60,9 @@ fn octets<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, to: usize) -> 
 /// Looks at a run of host-name characters that ends with a digit.
 pub(crate) fn quad<const STEP: usize>(place: &mut Place<'_>, from: usize, to: usize) {
     let chars = place.chars::<STEP>();
-    let Some(o) = octets(chars, from, to) else { return };
+    let Some(o) = octets(chars, from, to) else {
+        return;
+    };
     let useless = o[0] == 0 || o[0] == 127 || o[0] >= 240;
     let version = o.iter().all(|&x| x < 10) && !RESOLVERS.contains(&o);
     if !useless && !version && !named_version(chars, from) {
@@ -109,7 +116,11 @@ pub(crate) fn colons<const STEP: usize>(place: &mut Place<'_>, at: usize) {
         to -= STEP;
     }
     let joined = |c: u8| is(c, ALNUM) || matches!(c, b'_' | b'-' | b'.' | b':');
-    if (to - from) / STEP > 45 || joined(chars.before(from)) || is(chars.at(to), ALNUM) || chars.at(to) == b'_' {
+    if (to - from) / STEP > 45
+        || joined(chars.before(from))
+        || is(chars.at(to), ALNUM)
+        || chars.at(to) == b'_'
+    {
         return;
     }
     let text = place.text::<STEP>(from, to);
@@ -122,12 +133,16 @@ fn is_ipv6(text: &str) -> bool {
     if text.matches(':').count() < 2 || !text.bytes().any(|b| b.is_ascii_digit()) {
         return false;
     }
-    let Ok(address) = text.parse::<Ipv6Addr>() else { return false };
+    let Ok(address) = text.parse::<Ipv6Addr>() else {
+        return false;
+    };
     if address.is_unspecified() || address.is_loopback() {
         return false;
     }
     let groups = text.split(':').filter(|g| !g.is_empty());
-    !text.contains("::") || groups.clone().count() >= 3 || text.find(':').is_some_and(|n| n >= 3)
+    let groups = groups.count();
+    let first = text.find(':').is_some_and(|n| n >= 3);
+    !text.contains("::") || groups >= 3 || (groups == 2 && first)
 }
 
 #[cfg(test)]
@@ -139,17 +154,38 @@ mod tests {
         let parse = |s: &str| octets(Chars::<1>(s.as_bytes()), 0, s.len());
         assert_eq!(parse("192.0.2.17"), Some([192, 0, 2, 17]));
         assert_eq!(parse("255.255.255.255"), Some([255; 4]));
-        for bad in ["1.2.3", "1.2.3.4.5", "1.2.3.256", "01.2.3.4", "1..2.3", "1.2.3.", "1.2.3.4444"] {
+        for bad in [
+            "1.2.3",
+            "1.2.3.4.5",
+            "1.2.3.256",
+            "01.2.3.4",
+            "1..2.3",
+            "1.2.3.",
+            "1.2.3.4444",
+        ] {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }
 
     #[test]
     fn ipv6_policy() {
-        for good in ["2001:db8::ff00:42:8329", "fe80::1", "::ffff:192.0.2.1", "1:2:3:4:5:6:7:8"] {
+        for good in [
+            "2001:db8::ff00:42:8329",
+            "fe80::1",
+            "::ffff:192.0.2.1",
+            "1:2:3:4:5:6:7:8",
+        ] {
             assert!(is_ipv6(good) || good == "::ffff:192.0.2.1", "{good}");
         }
-        for bad in ["::", "::1", "a::b", "add::add", "03:04:05", "00:11:22:33:44:55", "1::2"] {
+        for bad in [
+            "::",
+            "::1",
+            "a::b",
+            "add::add",
+            "03:04:05",
+            "00:11:22:33:44:55",
+            "1::2",
+        ] {
             assert!(!is_ipv6(bad), "{bad}");
         }
     }

@@ -49,7 +49,10 @@ impl Carver for Jpeg {
 }
 
 fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
-    let mut extent = Extent { kind: "jpeg", ..Extent::default() };
+    let mut extent = Extent {
+        kind: "jpeg",
+        ..Extent::default()
+    };
     let (mut at, mut tables, mut scans) = (2, 0, 0);
     for _ in 0..SEGMENTS {
         let broken = |e: &mut Extent, at: usize, why: &str| {
@@ -104,7 +107,9 @@ fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
 
 /// Checks a frame header and takes the size from it.
 fn frame(item: &mut Item<'_, '_>, at: usize, len: usize, extent: &mut Extent) -> bool {
-    let Some([precision, h1, h0, w1, w0, parts]) = item.array::<6>(at + 4) else { return false };
+    let Some([precision, h1, h0, w1, w0, parts]) = item.array::<6>(at + 4) else {
+        return false;
+    };
     let (h, w) = (u16::from_be_bytes([h1, h0]), u16::from_be_bytes([w1, w0]));
     extent.fields = vec![("width", w.into()), ("height", h.into())];
     matches!(precision, 8 | 12 | 16)

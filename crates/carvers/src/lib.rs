@@ -98,24 +98,43 @@ pub struct CarverSet {
 
 impl std::fmt::Debug for CarverSet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("CarverSet").field("names", &self.names()).finish_non_exhaustive()
+        f.debug_struct("CarverSet")
+            .field("names", &self.names())
+            .finish_non_exhaustive()
     }
 }
 
 impl CarverSet {
     /// Prepares the carvers that `options` asks for.
     pub fn new(options: CarverOptions) -> Result<Self, CarverError> {
-        let all = || REGISTRY.iter().map(|c| c.name()).chain(SCANNERS.iter().map(|s| s.0));
+        let all = || {
+            REGISTRY
+                .iter()
+                .map(|c| c.name())
+                .chain(SCANNERS.iter().map(|s| s.0))
+        };
         for name in options.only.iter().flatten() {
             if !all().any(|n| n == name) {
                 let mut known: Vec<_> = all().collect();
                 known.sort_unstable();
                 let known = known.join(", ");
-                return Err(CarverError::UnknownCarver { name: name.clone(), known });
+                return Err(CarverError::UnknownCarver {
+                    name: name.clone(),
+                    known,
+                });
             }
         }
-        let wanted = |n: &str| options.only.as_ref().is_none_or(|o| o.iter().any(|x| x == n));
-        let carvers: Vec<_> = REGISTRY.iter().copied().filter(|c| wanted(c.name())).collect();
+        let wanted = |n: &str| {
+            options
+                .only
+                .as_ref()
+                .is_none_or(|o| o.iter().any(|x| x == n))
+        };
+        let carvers: Vec<_> = REGISTRY
+            .iter()
+            .copied()
+            .filter(|c| wanted(c.name()))
+            .collect();
         let mut owners = Vec::new();
         let mut literals = Vec::new();
         for (i, c) in carvers.iter().enumerate() {
@@ -139,8 +158,15 @@ impl CarverSet {
             ip: wanted("ip"),
         };
         let clock = options.clock();
-        let mut set =
-            Self { options, clock, scans, carvers, searcher, owners, digest: [0; 32] };
+        let mut set = Self {
+            options,
+            clock,
+            scans,
+            carvers,
+            searcher,
+            owners,
+            digest: [0; 32],
+        };
         set.digest = set.compute_digest();
         Ok(set)
     }
@@ -152,7 +178,12 @@ impl CarverSet {
             Some(only) => only.iter().any(|x| x == n),
         };
         let scanners = SCANNERS.iter().map(|s| s.0).filter(|n| wanted(n));
-        let mut names: Vec<_> = self.carvers.iter().map(|c| c.name()).chain(scanners).collect();
+        let mut names: Vec<_> = self
+            .carvers
+            .iter()
+            .map(|c| c.name())
+            .chain(scanners)
+            .collect();
         names.sort_unstable();
         names
     }
@@ -165,7 +196,10 @@ impl CarverSet {
 
     /// The version of a carver; 0 for a name that no carver has.
     pub fn carver_version(&self, name: &str) -> u32 {
-        let literal = REGISTRY.iter().find(|c| c.name() == name).map(|c| c.version());
+        let literal = REGISTRY
+            .iter()
+            .find(|c| c.name() == name)
+            .map(|c| c.version());
         let scanner = SCANNERS.iter().find(|s| s.0 == name).map(|s| s.1);
         literal.or(scanner).unwrap_or(0)
     }
@@ -208,7 +242,11 @@ mod tests {
     fn no_two_literals_overlap() {
         // Searches report non-overlapping hits: this is what makes them complete, and the same
         // wherever a search begins.
-        let all: Vec<&[u8]> = REGISTRY.iter().flat_map(|c| c.literals()).copied().collect();
+        let all: Vec<&[u8]> = REGISTRY
+            .iter()
+            .flat_map(|c| c.literals())
+            .copied()
+            .collect();
         assert!(all.len() <= 64, "the packed searcher takes 64");
         for (i, a) in all.iter().enumerate() {
             assert!(a.len() >= 4 && a.len() <= driver::LONGEST_LITERAL, "{a:?}");
@@ -224,9 +262,18 @@ mod tests {
 
     #[test]
     fn unknown_names_are_refused_and_digests_tell_sets_apart() {
-        let only = |n: &str| CarverOptions { only: Some(vec![n.into()]), ..Default::default() };
-        assert!(matches!(CarverSet::new(only("nope")), Err(CarverError::UnknownCarver { .. })));
-        let (a, b) = (CarverSet::new(only("png")).unwrap(), CarverSet::new(only("url")).unwrap());
+        let only = |n: &str| CarverOptions {
+            only: Some(vec![n.into()]),
+            ..Default::default()
+        };
+        assert!(matches!(
+            CarverSet::new(only("nope")),
+            Err(CarverError::UnknownCarver { .. })
+        ));
+        let (a, b) = (
+            CarverSet::new(only("png")).unwrap(),
+            CarverSet::new(only("url")).unwrap(),
+        );
         assert_eq!((a.names(), b.names()), (vec!["png"], vec!["url"]));
         assert_ne!(a.digest(), b.digest());
         assert_eq!(a.digest(), CarverSet::new(only("png")).unwrap().digest());

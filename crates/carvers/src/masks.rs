@@ -41,7 +41,9 @@ fn portable(bytes: &[u8; BLOCKS * BLOCK], out: &mut [Masks; BLOCKS]) {
     let (blocks, _) = bytes.as_chunks::<BLOCK>();
     for (m, b) in out.iter_mut().zip(blocks) {
         *m = Masks {
-            alnum: mask(b, |x| (x | 0x20).wrapping_sub(b'a') < 26 || x.wrapping_sub(b'0') < 10),
+            alnum: mask(b, |x| {
+                (x | 0x20).wrapping_sub(b'a') < 26 || x.wrapping_sub(b'0') < 10
+            }),
             digit: mask(b, |x| x.wrapping_sub(b'0') < 10),
             join: mask(b, |x| x == b'-' || x == b'_'),
             dot: mask(b, |x| x == b'.'),
@@ -50,7 +52,9 @@ fn portable(bytes: &[u8; BLOCKS * BLOCK], out: &mut [Masks; BLOCKS]) {
             slash: mask(b, |x| x == b'/'),
             brace: mask(b, |x| x == b'{'),
             zero: mask(b, |x| x == 0),
-            text: mask(b, |x| (x >= 0x20 && x != 0x7f) || x == b'\t' || x == b'\n' || x == b'\r'),
+            text: mask(b, |x| {
+                (x >= 0x20 && x != 0x7f) || x == b'\t' || x == b'\n' || x == b'\r'
+            }),
             end: mask(b, |x| x == b'\n' || x == b'\r'),
         };
     }
@@ -145,7 +149,10 @@ mod avx2 {
     #[target_feature(enable = "avx2")]
     fn text(v: __m256i) -> __m256i {
         let most = _mm256_andnot_si256(equal(v, 0x7f), within(v, 0x20, 0xdf));
-        _mm256_or_si256(most, _mm256_or_si256(equal(v, b'\t'), either(v, b'\n', b'\r')))
+        _mm256_or_si256(
+            most,
+            _mm256_or_si256(equal(v, b'\t'), either(v, b'\n', b'\r')),
+        )
     }
 }
 

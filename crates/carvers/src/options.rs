@@ -19,7 +19,12 @@ pub struct CarverOptions {
 
 impl Default for CarverOptions {
     fn default() -> Self {
-        Self { timezone: None, reference_time: None, max_artifact: 64 << 20, only: None }
+        Self {
+            timezone: None,
+            reference_time: None,
+            max_artifact: 64 << 20,
+            only: None,
+        }
     }
 }
 

@@ -10,7 +10,9 @@ pub fn constant_page(page: &[u8]) -> Option<u8> {
     if rest.iter().take(16).any(|&b| b != first) {
         return None;
     }
-    let same = page.chunks(512).all(|c| c.iter().fold(0u8, |a, &b| a | (b ^ first)) == 0);
+    let same = page
+        .chunks(512)
+        .all(|c| c.iter().fold(0u8, |a, &b| a | (b ^ first)) == 0);
     same.then_some(first)
 }
 

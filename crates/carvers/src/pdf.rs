@@ -56,7 +56,9 @@ fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
         let part = &part[..header.unwrap_or(part.len())];
         let last = part.len() < STEP + 16;
         let limit = part.len().min(STEP);
-        let ends: Vec<usize> = memmem::find_iter(part, b"%%EOF").filter(|&n| n < limit || last).collect();
+        let ends: Vec<usize> = memmem::find_iter(part, b"%%EOF")
+            .filter(|&n| n < limit || last)
+            .collect();
         for n in ends {
             let end = line_end(item, at + n + 5);
             match startxref(item, at + n) {
@@ -70,7 +72,11 @@ fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
         }
         at += STEP;
     }
-    let mut extent = Extent { kind: "pdf", len: whole, ..Extent::default() };
+    let mut extent = Extent {
+        kind: "pdf",
+        len: whole,
+        ..Extent::default()
+    };
     if whole == 0 {
         extent.len = broken;
         extent.partial = Some("its cross-references are not where they should be".to_owned());
@@ -80,7 +86,20 @@ fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
 
 /// A header of another document, and not text about one.
 fn is_header(b: &[u8]) -> bool {
-    matches!(b, [b'%', b'P', b'D', b'F', b'-', b'1' | b'2', b'.', b'0'..=b'9', ..])
+    matches!(
+        b,
+        [
+            b'%',
+            b'P',
+            b'D',
+            b'F',
+            b'-',
+            b'1' | b'2',
+            b'.',
+            b'0'..=b'9',
+            ..
+        ]
+    )
 }
 
 /// The end of line after `%%EOF` belongs to the document.

@@ -17,7 +17,9 @@ pub(crate) struct Pe;
 /// Furthest that the PE header may lie behind the MZ header.
 const STUB: usize = 4096;
 /// Machines of COFF headers: x86, x86-64, ARM, ARM Thumb-2, ARM64, IA-64, EFI byte code, RISC-V.
-const MACHINES: &[u16] = &[0x14c, 0x8664, 0x1c0, 0x1c4, 0xaa64, 0x200, 0xebc, 0x5032, 0x5064];
+const MACHINES: &[u16] = &[
+    0x14c, 0x8664, 0x1c0, 0x1c4, 0xaa64, 0x200, 0xebc, 0x5032, 0x5064,
+];
 
 impl Carver for Pe {
     fn name(&self) -> &'static str {
@@ -38,7 +40,9 @@ impl Carver for Pe {
 
     fn visit(&self, at: usize, hit: &mut Hit<'_, '_>) {
         let data = hit.source.data;
-        let Some(machine) = data.get(at + 4..at + 6) else { return };
+        let Some(machine) = data.get(at + 4..at + 6) else {
+            return;
+        };
         if !MACHINES.contains(&u16::from_le_bytes([machine[0], machine[1]])) {
             return;
         }
@@ -46,7 +50,9 @@ impl Carver for Pe {
         let first = at - before.len();
         for n in memchr::memmem::rfind_iter(before, b"MZ") {
             let mz = first + n;
-            let Some(lfanew) = data.get(mz + 0x3c..mz + 0x40) else { continue };
+            let Some(lfanew) = data.get(mz + 0x3c..mz + 0x40) else {
+                continue;
+            };
             let lfanew = u32::from_le_bytes([lfanew[0], lfanew[1], lfanew[2], lfanew[3]]);
             if mz + lfanew as usize == at {
                 hit.follow(mz, |item| walk(item, at - mz));
@@ -84,7 +90,10 @@ fn walk(item: &mut Item<'_, '_>, pe: usize) -> Option<Extent> {
             end = end.max(raw_at + raw_size);
         }
     }
-    let mut extent = Extent { kind: "pe", ..Extent::default() };
+    let mut extent = Extent {
+        kind: "pe",
+        ..Extent::default()
+    };
     extent.fields = vec![
         ("machine", machine.into()),
         ("timestamp", stamp.into()),

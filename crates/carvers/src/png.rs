@@ -33,7 +33,10 @@ impl Carver for Png {
 }
 
 fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
-    let mut extent = Extent { kind: "png", ..Extent::default() };
+    let mut extent = Extent {
+        kind: "png",
+        ..Extent::default()
+    };
     let mut at = 8;
     loop {
         let head: Option<[u8; 8]> = item.array(at);

@@ -70,17 +70,29 @@ impl<'w> Source<'w> {
         if !held.contains(&from) || held.end < window_end {
             s.bytes.clear();
             s.at = from;
-            s.bytes.extend_from_slice(&self.data[at.min(self.data.len())..]);
+            s.bytes
+                .extend_from_slice(&self.data[at.min(self.data.len())..]);
         }
         let want = (from + len as u64).min(self.image_len);
         let have = s.at + s.bytes.len() as u64;
         if want > have {
             // Geometric, so that a walk of small steps reads each byte once.
             let grow = (want - have).max(s.bytes.len() as u64 / 2).max(64 << 10);
-            let cap = (from + self.max_artifact as u64).max(want).min(self.image_len);
+            let cap = (from + self.max_artifact as u64)
+                .max(want)
+                .min(self.image_len);
             let grow = grow.min(cap - have);
             let before = s.bytes.len();
-            let got = self.more.read_more(have.into(), grow as usize, &mut s.bytes);
+            let mut got = self
+                .more
+                .read_more(have.into(), grow as usize, &mut s.bytes);
+            if got.is_err() && grow > want - have {
+                // What is left of the budget may be enough for what is needed now.
+                s.bytes.truncate(before);
+                got = self
+                    .more
+                    .read_more(have.into(), (want - have) as usize, &mut s.bytes);
+            }
             if let Err(e) = got {
                 s.bytes.truncate(before);
                 return Err(e);
@@ -128,7 +140,12 @@ pub(crate) struct Item<'s, 'w> {
 
 impl<'s, 'w> Item<'s, 'w> {
     pub(crate) fn new(source: &'s mut Source<'w>, at: usize) -> Self {
-        Self { source, at, starved: None, tired: false }
+        Self {
+            source,
+            at,
+            starved: None,
+            tired: false,
+        }
     }
 
     /// Where in the image it begins.
@@ -139,7 +156,9 @@ impl<'s, 'w> Item<'s, 'w> {
     /// Bytes that an artifact here may have: up to the limit and the image's end.
     pub(crate) fn room(&self) -> usize {
         let left = self.source.image_len.saturating_sub(self.offset());
-        usize::try_from(left).unwrap_or(usize::MAX).min(self.source.max_artifact)
+        usize::try_from(left)
+            .unwrap_or(usize::MAX)
+            .min(self.source.max_artifact)
     }
 
     /// Why bytes could not be had, when they could not.
@@ -198,9 +217,5 @@ impl<'s, 'w> Item<'s, 'w> {
 
     pub(crate) fn u32le(&mut self, off: usize) -> Option<u32> {
         self.array(off).map(u32::from_le_bytes)
-    }
-
-    pub(crate) fn u32be(&mut self, off: usize) -> Option<u32> {
-        self.array(off).map(u32::from_be_bytes)
     }
 }

@@ -50,7 +50,10 @@ fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
     if !sound {
         return None;
     }
-    let mut extent = Extent { kind: "sqlite", ..Extent::default() };
+    let mut extent = Extent {
+        kind: "sqlite",
+        ..Extent::default()
+    };
     extent.fields = vec![("page_size", page as i64), ("pages", be32(28).into())];
     let pages = be32(28) as usize;
     if pages == 0 || be32(24) != be32(92) {
@@ -60,7 +63,9 @@ fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
     }
     for n in 1..pages {
         // Overflow pages, free pages and pointer maps begin with other small numbers.
-        let first = item.charge(64).then(|| item.get(n.checked_mul(page)?, page).map(|p| p[0]));
+        let first = item
+            .charge(64)
+            .then(|| item.get(n.checked_mul(page)?, page).map(|p| p[0]));
         let why = match first.flatten() {
             Some(0..=5 | 10 | 13) => continue,
             Some(_) => format!("page {} is no page of a database", n + 1),

@@ -10,7 +10,7 @@
 //! regions bounded and independent of windows; pages of one repeated byte are no text.
 
 use crate::api::{Artifact, Field, Sink};
-use crate::chars::{LINE, is};
+use crate::chars::{LINE, is, printable_len};
 use crate::lines::{is_wide, utf8};
 use crate::masks::BLOCK;
 use ramsift_layers::ImageOffset;
@@ -61,7 +61,11 @@ impl Text<'_> {
             let mut at = self.begin::<STEP>(run.start + odd, done);
             while at < run.end && at < self.core.end {
                 let limit = self.limit(at);
-                let end = if limit > at { text_end::<STEP>(&self.data[at..limit]) + at } else { at };
+                let end = if limit > at {
+                    text_end::<STEP>(&self.data[at..limit]) + at
+                } else {
+                    at
+                };
                 if end - at >= SHORTEST && self.core.contains(&at) {
                     self.emit::<STEP>(at, end, sink);
                 }
@@ -83,7 +87,11 @@ impl Text<'_> {
         let hole = self.holes.partition_point(|c| c.start <= at);
         let claim = claim.checked_sub(1).map_or(0, |i| self.claims[i].end);
         let hole = hole.checked_sub(1).map_or(0, |i| self.holes[i].end);
-        let low = at.saturating_sub(cell as usize).max(done).max(claim).max(hole);
+        let low = at
+            .saturating_sub(cell as usize)
+            .max(done)
+            .max(claim)
+            .max(hole);
         let mut p = at;
         while p >= low + 2 && is_text16(self.data[p - 2], self.data[p - 1]) {
             p -= 2;
@@ -149,13 +157,14 @@ fn is_text16(low: u8, high: u8) -> bool {
 fn text_end<const STEP: usize>(bytes: &[u8]) -> usize {
     if STEP == 2 {
         let (units, _) = bytes.as_chunks::<2>();
-        return 2 * units.iter().position(|u| !is_text16(u[0], u[1])).unwrap_or(units.len());
+        return 2 * units
+            .iter()
+            .position(|u| !is_text16(u[0], u[1]))
+            .unwrap_or(units.len());
     }
     let mut p = 0;
     loop {
-        let rest = &bytes[p..];
-        let stop = |b: &u8| !is(*b, LINE) && !matches!(b, b'\n' | b'\r');
-        p += rest.iter().position(stop).unwrap_or(rest.len());
+        p += printable_len::<true>(&bytes[p..]);
         let n = utf8(&bytes[p..]);
         if n == 0 {
             return p;

@@ -16,31 +16,57 @@ pub(crate) enum Trust {
     File,
 }
 
-/// All top-level domains, sorted.
-static ALL: LazyLock<Vec<&'static str>> = LazyLock::new(|| sorted(NAMES));
-static WORDS: LazyLock<Vec<&'static str>> = LazyLock::new(|| sorted(WORD_NAMES));
-static FILES: LazyLock<Vec<&'static str>> = LazyLock::new(|| sorted(FILE_NAMES));
-
-fn sorted(names: &'static str) -> Vec<&'static str> {
-    let mut v: Vec<_> = names.split_ascii_whitespace().collect();
-    v.sort_unstable();
-    v
+/// All of them, as numbers where they fit into one: compared in one step.
+struct Table {
+    short: Vec<(u64, Trust)>,
+    long: Vec<&'static str>,
 }
 
-/// How much the name's last label says; `None` when it is no top-level domain.
-pub(crate) fn trust(name: &str) -> Option<Trust> {
-    let label = name.rsplit('.').next()?.as_bytes();
-    let mut buf = [0u8; 32];
-    let lower = buf.get_mut(..label.len())?;
-    lower.copy_from_slice(label);
-    lower.make_ascii_lowercase();
-    let lower = std::str::from_utf8(lower).ok()?;
-    ALL.binary_search(&lower).ok()?;
-    if FILES.binary_search(&lower).is_ok() {
-        return Some(Trust::File);
+static TABLE: LazyLock<Table> = LazyLock::new(|| {
+    let listed = |list: &'static str, n: &str| list.split_ascii_whitespace().any(|x| x == n);
+    let mut t = Table {
+        short: Vec::new(),
+        long: Vec::new(),
+    };
+    for n in NAMES.split_ascii_whitespace() {
+        let trust = match n {
+            n if listed(FILE_NAMES, n) => Trust::File,
+            n if listed(WORD_NAMES, n) => Trust::Word,
+            _ => Trust::Plain,
+        };
+        match number(n.as_bytes()) {
+            Some(x) => t.short.push((x, trust)),
+            None => t.long.push(n),
+        }
     }
-    let word = WORDS.binary_search(&lower).is_ok();
-    Some(if word { Trust::Word } else { Trust::Plain })
+    t.short.sort_unstable_by_key(|x| x.0);
+    t.long.sort_unstable();
+    t
+});
+
+/// Up to eight letters in lower case as a number.
+fn number(label: &[u8]) -> Option<u64> {
+    let mut b = [0u8; 8];
+    b.get_mut(..label.len())?.copy_from_slice(label);
+    b.make_ascii_lowercase();
+    Some(u64::from_le_bytes(b))
+}
+
+/// How much the name's last label says; `None` when it is no top-level domain. Those of more than
+/// eight letters are hardly words of code: they count as plain.
+pub(crate) fn trust(name: &str) -> Option<Trust> {
+    let label = name.rsplit('.').next()?;
+    let table = &*TABLE;
+    if let Some(x) = number(label.as_bytes()) {
+        let i = table.short.binary_search_by_key(&x, |e| e.0).ok()?;
+        return Some(table.short[i].1);
+    }
+    let lower = label.to_ascii_lowercase();
+    table
+        .long
+        .binary_search(&lower.as_str())
+        .ok()
+        .map(|_| Trust::Plain)
 }
 
 /// True when the name ends in a top-level domain.
@@ -206,8 +232,12 @@ mod tests {
         assert_eq!(trust("foo.py"), Some(Trust::File));
         assert_eq!(trust("foo.txt"), None);
         assert!(known("x.onion") && known("x.xn--p1ai"));
-        for n in WORDS.iter().chain(FILES.iter()) {
-            assert!(ALL.binary_search(n).is_ok(), "{n}");
+        assert_eq!(trust("foo.photography"), Some(Trust::Plain));
+        for n in WORD_NAMES
+            .split_ascii_whitespace()
+            .chain(FILE_NAMES.split_ascii_whitespace())
+        {
+            assert!(known(&format!("x.{n}")), "{n}");
         }
     }
 }

@@ -20,12 +20,66 @@ const LONGEST: usize = 2048;
 
 /// The schemes that are looked for.
 const SCHEMES: &[&str] = &[
-    "http", "https", "hxxp", "hxxps", "ftp", "ftps", "sftp", "tftp", "ws", "wss", "ssh", "git",
-    "svn", "ldap", "ldaps", "smb", "cifs", "nfs", "tcp", "udp", "tls", "ssl", "rtsp", "rtmp", "rtp", "irc",
-    "ircs", "sip", "s3", "gs", "redis", "rediss", "mysql", "postgres", "postgresql", "mongodb",
-    "amqp", "amqps", "mqtt", "telnet", "vnc", "rdp", "socks", "socks4", "socks5", "stratum",
-    "magnet", "gopher", "dict", "imap", "imaps", "pop3", "smtp", "smtps", "xmpp", "docker",
-    "unix", "jdbc", "ipfs", "kafka",
+    "http",
+    "https",
+    "hxxp",
+    "hxxps",
+    "ftp",
+    "ftps",
+    "sftp",
+    "tftp",
+    "ws",
+    "wss",
+    "ssh",
+    "git",
+    "svn",
+    "ldap",
+    "ldaps",
+    "smb",
+    "cifs",
+    "nfs",
+    "tcp",
+    "udp",
+    "tls",
+    "ssl",
+    "rtsp",
+    "rtmp",
+    "rtp",
+    "irc",
+    "ircs",
+    "sip",
+    "s3",
+    "gs",
+    "redis",
+    "rediss",
+    "mysql",
+    "postgres",
+    "postgresql",
+    "mongodb",
+    "amqp",
+    "amqps",
+    "mqtt",
+    "telnet",
+    "vnc",
+    "rdp",
+    "socks",
+    "socks4",
+    "socks5",
+    "stratum",
+    "magnet",
+    "gopher",
+    "dict",
+    "imap",
+    "imaps",
+    "pop3",
+    "smtp",
+    "smtps",
+    "xmpp",
+    "docker",
+    "unix",
+    "jdbc",
+    "ipfs",
+    "kafka",
 ];
 
 /// The first byte of the known scheme that ends before the colon at byte `at`.
@@ -50,7 +104,9 @@ fn scheme<const STEP: usize>(chars: Chars<'_, STEP>, at: usize) -> Option<usize>
 /// Looks at the colon of `://` at byte `at`.
 pub(crate) fn visit<const STEP: usize>(place: &mut Place<'_>, at: usize) {
     let chars = place.chars::<STEP>();
-    let Some(from) = scheme(chars, at) else { return };
+    let Some(from) = scheme(chars, at) else {
+        return;
+    };
     if !place.core.contains(&from) || inside(chars, from) {
         return;
     }
@@ -151,7 +207,11 @@ fn host<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, end: usize) -> b
     let name = chars.forward(start, HOST, 254).min(stop);
     let letter = is(chars.at(start), ALNUM) && is(chars.before(name), ALNUM | ALPHA);
     let port = chars.at(name) == b':' && name < stop;
-    let digits = if port { chars.forward(name + STEP, DIGIT, 5) } else { name };
+    let digits = if port {
+        chars.forward(name + STEP, DIGIT, 5)
+    } else {
+        name
+    };
     // One letter is a drive or a variable.
     letter && name - start > STEP && digits == stop
 }

@@ -60,10 +60,16 @@ impl Carver for Zip {
 
 /// A local header's length with name and extra field, and its data's length if it tells.
 fn local(b: &[u8]) -> Option<(usize, Option<usize>)> {
-    let n = |i: usize| Some(usize::from(u16::from_le_bytes([*b.get(i)?, *b.get(i + 1)?])));
+    let n = |i: usize| {
+        Some(usize::from(u16::from_le_bytes([
+            *b.get(i)?,
+            *b.get(i + 1)?,
+        ])))
+    };
     let (version, flags, method, name, extra) = (n(4)?, n(6)?, n(8)?, n(26)?, n(28)?);
     let known = matches!(method, 0 | 1 | 6 | 8 | 9 | 12 | 14 | 93 | 95 | 98 | 99);
-    if !b.starts_with(b"PK\x03\x04") || version & 0xff > 63 || !known || !(1..=1024).contains(&name) {
+    if !b.starts_with(b"PK\x03\x04") || version & 0xff > 63 || !known || !(1..=1024).contains(&name)
+    {
         return None;
     }
     let size = u32::from_le_bytes([b[18], b[19], b[20], b[21]]);
@@ -79,7 +85,9 @@ fn walk(item: &mut Item<'_, '_>, memory: &mut Memory) -> Option<Extent> {
     }
     let mut from = 0;
     for _ in 0..TRIES {
-        let Some(end) = next_end(item, memory, from) else { break };
+        let Some(end) = next_end(item, memory, from) else {
+            break;
+        };
         if let Some(extent) = whole(item, end) {
             return Some(extent);
         }
@@ -93,7 +101,11 @@ fn next_end(item: &mut Item<'_, '_>, memory: &mut Memory, from: usize) -> Option
     let base = item.offset();
     let want = base + from as u64;
     if want < memory.from || want > memory.to {
-        *memory = Memory { ends: Vec::new(), from: want, to: want };
+        *memory = Memory {
+            ends: Vec::new(),
+            from: want,
+            to: want,
+        };
     }
     loop {
         let i = memory.ends.partition_point(|&e| e < want);
@@ -120,7 +132,8 @@ fn next_end(item: &mut Item<'_, '_>, memory: &mut Memory, from: usize) -> Option
 fn whole(item: &mut Item<'_, '_>, end: usize) -> Option<Extent> {
     let record: [u8; END] = item.array(end)?;
     let n16 = |i: usize| usize::from(u16::from_le_bytes([record[i], record[i + 1]]));
-    let n32 = |i: usize| u32::from_le_bytes([record[i], record[i + 1], record[i + 2], record[i + 3]]);
+    let n32 =
+        |i: usize| u32::from_le_bytes([record[i], record[i + 1], record[i + 2], record[i + 3]]);
     let (disk, entries, comment) = (n16(4), n16(10), n16(20));
     let (size, offset) = (n32(12) as usize, n32(16) as usize);
     if disk != 0 || entries == 0 || size < 46 * entries.min(0xfffe) {
@@ -137,7 +150,11 @@ fn whole(item: &mut Item<'_, '_>, end: usize) -> Option<Extent> {
     }
     let len = end + END + comment;
     let kind = kind(item, directory, size, entries);
-    let mut extent = Extent { kind, len, ..Extent::default() };
+    let mut extent = Extent {
+        kind,
+        len,
+        ..Extent::default()
+    };
     extent.fields = vec![("entries", entries as i64)];
     if item.get(0, len).is_none() {
         extent.len = end + END;
@@ -150,7 +167,9 @@ fn whole(item: &mut Item<'_, '_>, end: usize) -> Option<Extent> {
 fn kind(item: &mut Item<'_, '_>, mut at: usize, size: usize, entries: usize) -> &'static str {
     let stop = at + size;
     for _ in 0..entries.min(256) {
-        let Some(h) = item.get(at, 46).filter(|h| h.starts_with(b"PK\x01\x02")) else { break };
+        let Some(h) = item.get(at, 46).filter(|h| h.starts_with(b"PK\x01\x02")) else {
+            break;
+        };
         let n = |i: usize| usize::from(u16::from_le_bytes([h[i], h[i + 1]]));
         let (name, rest) = (n(28), n(30) + n(32));
         let name_bytes = item.get(at + 46, name).unwrap_or_default();
@@ -176,7 +195,9 @@ fn kind(item: &mut Item<'_, '_>, mut at: usize, size: usize, entries: usize) -> 
 fn run(item: &mut Item<'_, '_>, mut at: usize) -> Option<Extent> {
     let mut entries = 1;
     while entries < RUN && item.charge(32) {
-        let Some((head, told)) = item.get(at, 30).and_then(local) else { break };
+        let Some((head, told)) = item.get(at, 30).and_then(local) else {
+            break;
+        };
         let next = at + head + told.unwrap_or(0);
         if next > item.room() {
             break;
@@ -190,7 +211,11 @@ fn run(item: &mut Item<'_, '_>, mut at: usize) -> Option<Extent> {
     if entries < 2 || at > item.room() || preceded(item) {
         return None;
     }
-    let mut extent = Extent { kind: "zip", len: at, ..Extent::default() };
+    let mut extent = Extent {
+        kind: "zip",
+        len: at,
+        ..Extent::default()
+    };
     extent.partial = Some("its directory was not found".to_owned());
     extent.fields = vec![("entries", entries as i64)];
     Some(extent)

@@ -83,7 +83,10 @@ impl Clock {
     pub(crate) fn new(zone: Option<TimeZone>, reference: Option<(i64, String)>) -> Self {
         let basis = reference.as_ref().map_or("", |r| r.1.as_str());
         let year = format!("year: latest before {basis}");
-        let zoned = match zone.as_ref().map(|z| z.iana_name().unwrap_or("fixed offset")) {
+        let zoned = match zone
+            .as_ref()
+            .map(|z| z.iana_name().unwrap_or("fixed offset"))
+        {
             Some(name) => format!("{year}; zone: {name} as configured"),
             None => format!("{year}; zone: assumed UTC"),
         };
@@ -102,7 +105,9 @@ impl Clock {
         if let Some(east) = civil.zone {
             return Some(local - i64::from(east) * SECOND);
         }
-        let Some(zone) = &self.zone else { return Some(local) };
+        let Some(zone) = &self.zone else {
+            return Some(local);
+        };
         // Second 60 is not in jiff's calendar: it is looked up as 59 and put back.
         let extra = u8::from(civil.second == 60);
         let date = jiff::civil::Date::new(
@@ -125,23 +130,44 @@ impl Clock {
         if let Some(year) = civil.year {
             let at = self.instant(civil, year);
             return if civil.zone.is_some() || self.zone.is_some() {
-                When { time: at, ..When::default() }
+                When {
+                    time: at,
+                    ..When::default()
+                }
             } else {
-                When { inferred: at, from: at.map(|_| self.no_zone.as_str()), time: None }
+                When {
+                    inferred: at,
+                    from: at.map(|_| self.no_zone.as_str()),
+                    time: None,
+                }
             };
         }
-        let Some(reference) = self.reference else { return When::default() };
+        let Some(reference) = self.reference else {
+            return When::default();
+        };
         let last = 1970 + (reference.div_euclid(SECOND * 86_400 * 365) as i32).clamp(0, 230);
         // Nine years reach back over the eight between leap years around a century.
         for year in (last - 9..=last + 1).rev() {
-            if !(Civil { year: Some(year), ..*civil }).is_valid() {
+            if !(Civil {
+                year: Some(year),
+                ..*civil
+            })
+            .is_valid()
+            {
                 continue;
             }
             let at = self.instant(civil, year);
             if at.is_some_and(|t| t <= reference) {
-                let words =
-                    if civil.zone.is_some() { &self.no_year_zoned } else { &self.no_year };
-                return When { time: None, inferred: at, from: Some(words) };
+                let words = if civil.zone.is_some() {
+                    &self.no_year_zoned
+                } else {
+                    &self.no_year
+                };
+                return When {
+                    time: None,
+                    inferred: at,
+                    from: Some(words),
+                };
             }
         }
         When::default()
@@ -153,15 +179,31 @@ mod tests {
     use super::*;
 
     fn civil(year: Option<i32>, month: u8, day: u8, zone: Option<i32>) -> Civil {
-        Civil { year, month, day, hour: 3, minute: 4, second: 5, micros: 6, zone }
+        Civil {
+            year,
+            month,
+            day,
+            hour: 3,
+            minute: 4,
+            second: 5,
+            micros: 6,
+            zone,
+        }
     }
 
     #[test]
     fn days_agree_with_jiff() {
-        for (y, m, d) in [(1970, 1, 1), (2000, 2, 29), (2024, 2, 29), (2026, 12, 31), (2100, 3, 1)]
-        {
+        for (y, m, d) in [
+            (1970, 1, 1),
+            (2000, 2, 29),
+            (2024, 2, 29),
+            (2026, 12, 31),
+            (2100, 3, 1),
+        ] {
             let epoch = jiff::civil::date(1970, 1, 1);
-            let want = jiff::civil::date(y, m, d).since((jiff::Unit::Day, epoch)).unwrap();
+            let want = jiff::civil::date(y, m, d)
+                .since((jiff::Unit::Day, epoch))
+                .unwrap();
             assert_eq!(days(y.into(), m as u8, d as u8), i64::from(want.get_days()));
         }
     }
@@ -174,7 +216,13 @@ mod tests {
         assert!(!civil(None, 2, 30, None).is_valid());
         assert!(!civil(None, 13, 1, None).is_valid());
         assert!(!civil(None, 0, 1, None).is_valid());
-        assert!(!Civil { hour: 25, ..civil(None, 1, 1, None) }.is_valid());
+        assert!(
+            !Civil {
+                hour: 25,
+                ..civil(None, 1, 1, None)
+            }
+            .is_valid()
+        );
     }
 
     #[test]
@@ -185,25 +233,36 @@ mod tests {
         assert_eq!((w.time, w.inferred), (None, Some(11_045_000_006)));
         assert_eq!(w.from, Some("zone: assumed UTC"));
         let w = c.when(&civil(Some(1970), 1, 1, Some(3600)));
-        assert_eq!((w.time, w.inferred, w.from), (Some(7_445_000_006), None, None));
+        assert_eq!(
+            (w.time, w.inferred, w.from),
+            (Some(7_445_000_006), None, None)
+        );
     }
 
     #[test]
     fn a_missing_year_is_the_latest_before_the_reference() {
         let reference = (days(2024, 6, 1) * 86_400 * SECOND, "the capture".to_owned());
         let c = Clock::new(None, Some(reference));
-        let got = |m, d| c.when(&civil(None, m, d, None)).inferred.map(|t| t / SECOND / 86_400);
+        let got = |m, d| {
+            c.when(&civil(None, m, d, None))
+                .inferred
+                .map(|t| t / SECOND / 86_400)
+        };
         assert_eq!(got(5, 31), Some(days(2024, 5, 31)));
         assert_eq!(got(6, 2), Some(days(2023, 6, 2)));
         assert_eq!(got(2, 29), Some(days(2024, 2, 29)));
         let w = c.when(&civil(None, 5, 31, None));
-        assert_eq!(w.from, Some("year: latest before the capture; zone: assumed UTC"));
+        assert_eq!(
+            w.from,
+            Some("year: latest before the capture; zone: assumed UTC")
+        );
         assert_eq!(w.time, None);
     }
 
     #[test]
     fn a_configured_zone_is_used() {
-        let zone = TimeZone::get("Europe/Berlin").unwrap_or_else(|_| TimeZone::fixed(jiff::tz::offset(2)));
+        let zone =
+            TimeZone::get("Europe/Berlin").unwrap_or_else(|_| TimeZone::fixed(jiff::tz::offset(2)));
         let c = Clock::new(Some(zone), None);
         let w = c.when(&civil(Some(2024), 7, 1, None));
         let want = (days(2024, 7, 1) * 86_400 + 3600 + 4 * 60 + 5) * SECOND + 6;

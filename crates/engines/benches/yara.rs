@@ -1,11 +1,12 @@
 //! YARA: a chunk with 1,000 rules, against plain yara-x and its block scanner, and loading 5,000.
 //!
-//! `cargo bench --release -p ramsift-engines`
+//! `cargo bench -p ramsift-engines`; `RAMSIFT_BENCH_IMAGE=file` takes the first 64 MiB of a file
+//! instead of generated memory.
 
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use std::sync::LazyLock;
+use std::{io::Read, sync::LazyLock};
 
 use divan::{Bencher, counter::BytesCount};
 use ramsift_engines::yara::{ChunkScanner, FileScanner, RuleSet, ScanLimits};
@@ -13,7 +14,18 @@ use ramsift_layers::ImageOffset;
 
 const SIZE: usize = 64 << 20;
 
-static DATA: LazyLock<Vec<u8>> = LazyLock::new(|| support::memory(SIZE, 1));
+static DATA: LazyLock<Vec<u8>> = LazyLock::new(|| match std::env::var_os("RAMSIFT_BENCH_IMAGE") {
+    None => support::memory(SIZE, 1),
+    Some(path) => {
+        let mut data = Vec::new();
+        let file = std::fs::File::open(path).expect("the image opens");
+        file.take(SIZE as u64)
+            .read_to_end(&mut data)
+            .expect("the image can be read");
+        data.resize(SIZE, 0);
+        data
+    }
+});
 static SOURCE: LazyLock<String> = LazyLock::new(|| support::rules(1000, 2));
 static RULES: LazyLock<RuleSet> =
     LazyLock::new(|| RuleSet::from_source("bench.yar", &SOURCE).expect("rules load"));

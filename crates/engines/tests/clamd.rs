@@ -1,5 +1,7 @@
 //! A real clamd with home-made signatures, and a fake one that misbehaves.
 
+#![allow(clippy::unwrap_used)]
+
 use std::{
     fs,
     net::TcpListener as StdListener,

@@ -2,6 +2,10 @@
 //!
 //! Rules, data and chunk borders are generated; the oracle is a plain `yara_x::Scanner`.
 
+#![allow(clippy::unwrap_used)]
+
+mod support;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -334,6 +338,21 @@ proptest! {
         all.extend(b"foo");
         check(&source, &all, core);
     }
+}
+
+#[test]
+fn realistic_rules_agree_on_realistic_data() {
+    let mut data = support::memory(4 << 20, 11);
+    let source = support::rules(300, 12);
+    // Texts of some rules, so that some fire: quoted strings as they stand.
+    let texts: Vec<&str> = source.split('"').skip(1).step_by(2).collect();
+    let mut random = support::Random(13);
+    for text in texts.iter().step_by(2) {
+        let at = random.below(data.len() - 64);
+        data[at..at + text.len()].copy_from_slice(text.as_bytes());
+    }
+    assert!(!whole(&source, &data).is_empty());
+    check(&source, &data, 1 << 20);
 }
 
 #[test]

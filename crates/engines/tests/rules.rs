@@ -1,6 +1,6 @@
 //! Loading and sorting rules, files that are wrong in part, and limits.
 
-mod support;
+#![allow(clippy::unwrap_used)]
 
 use std::{fs, path::Path, time::Duration};
 
@@ -338,7 +338,8 @@ fn a_flood_of_matches_is_capped_and_told() {
 
 #[test]
 fn a_slow_rule_is_singled_out() {
-    let mut source = support::rules(20, 9);
+    let other = |i| format!("rule other{i} {{ strings: $a = \"text {i}\" condition: $a }}\n");
+    let mut source: String = (0..20).map(other).collect();
     source += r#"rule slow { strings: $a = /aa.{0,1500}aa.{0,1500}b/ condition: $a }
                  rule quick { strings: $a = "needle" condition: #a == 1 }"#;
     let rules = set(&source);
@@ -413,6 +414,35 @@ fn files_are_scanned_with_their_modules() {
     let hits: Vec<_> = scanner.scan(&program).hits.iter().map(|h| h.rule).collect();
     assert_eq!(hits, [0, 1]);
     assert!(scanner.scan(b"").hits.is_empty());
+}
+
+#[test]
+fn a_slow_rule_is_singled_out_in_a_file_too() {
+    let rules = set(r#"import "math"
+           private rule large { condition: filesize > 10 /* } */ }
+           rule slow { strings: $a = /aa.{0,1500}aa.{0,1500}b/ condition: ($a and (large)) // }
+           }
+           rule quick { strings: $a = "needle" condition: ((#a == 1) and large) }
+           rule third { condition: math.entropy(0, 8) < 0.1 }"#);
+    let mut data = vec![b'a'; 24 << 20];
+    data.extend(b"needle");
+    let limits = ScanLimits {
+        per_chunk: Duration::from_secs(8),
+        per_rule: Duration::from_secs(1),
+        ..ScanLimits::default()
+    };
+    let scan = FileScanner::new(&rules, limits).unwrap().scan(&data);
+    let hits: Vec<_> = scan.hits.iter().map(|h| h.rule).collect();
+    assert_eq!(hits, [2, 3]);
+    let reason = UnfinishedReason::TimeLimit;
+    assert_eq!(
+        scan.unfinished,
+        [Unfinished {
+            rule: 1,
+            pattern: None,
+            reason
+        }]
+    );
 }
 
 #[test]

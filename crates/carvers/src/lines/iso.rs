@@ -12,7 +12,9 @@ const LEVELS: &[&str] = &[
 
 pub(super) fn parse(line: &str, emit: &mut Emit<'_>) -> bool {
     let open = usize::from(line.starts_with('['));
-    let Some((civil, end)) = iso(line.as_bytes(), open) else { return false };
+    let Some((civil, end)) = iso(line.as_bytes(), open) else {
+        return false;
+    };
     let (raw_time, mut rest) = (&line[open..end], &line[end..]);
     if open == 1 {
         // `[2024-01-02T03:04:05Z INFO  module] message` is env_logger's.
@@ -20,7 +22,8 @@ pub(super) fn parse(line: &str, emit: &mut Emit<'_>) -> bool {
             return false;
         }
         rest = rest.strip_prefix(']').unwrap_or(rest);
-    } else if !rest.is_empty() && !rest.starts_with([' ', '\t', ':', ',', '|', '[', ';', '-', '>']) {
+    } else if !rest.is_empty() && !rest.starts_with([' ', '\t', ':', ',', '|', '[', ';', '-', '>'])
+    {
         return false;
     }
     let rest = rest.trim_start();
@@ -50,7 +53,16 @@ pub(super) fn parse(line: &str, emit: &mut Emit<'_>) -> bool {
         fields.str("level", level);
     }
     let (program, pid) = (None, None);
-    emit(&Record { kind: "iso", stamp, raw_time, host: None, program, pid, message: rest, fields });
+    emit(&Record {
+        kind: "iso",
+        stamp,
+        raw_time,
+        host: None,
+        program,
+        pid,
+        message: rest,
+        fields,
+    });
     true
 }
 
@@ -64,6 +76,8 @@ fn level(rest: &str) -> Option<&str> {
     while !rest.is_char_boundary(head) {
         head -= 1;
     }
-    let words = rest[..head].split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty());
+    let words = rest[..head]
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|w| !w.is_empty());
     words.take(4).find(|w| is_level(w))
 }

@@ -28,22 +28,76 @@ impl<'a> Value<'a> {
 
 /// What the keys mean; the earliest of a list wins.
 const TIME: &[&str] = &[
-    "@timestamp", "timestamp", "eventTime", "time", "ts", "datetime", "date", "@t", "event_time",
-    "timeMillis", "asctime", "created_at", "_time", "__REALTIME_TIMESTAMP", "Timestamp", "Time", "t",
+    "@timestamp",
+    "timestamp",
+    "eventTime",
+    "time",
+    "ts",
+    "datetime",
+    "date",
+    "@t",
+    "event_time",
+    "timeMillis",
+    "asctime",
+    "created_at",
+    "_time",
+    "__REALTIME_TIMESTAMP",
+    "Timestamp",
+    "Time",
+    "t",
 ];
 const MESSAGE: &[&str] = &[
-    "message", "msg", "log", "MESSAGE", "eventName", "event", "body", "text", "@m", "@mt", "Message",
+    "message",
+    "msg",
+    "log",
+    "MESSAGE",
+    "eventName",
+    "event",
+    "body",
+    "text",
+    "@m",
+    "@mt",
+    "Message",
 ];
-const HOST: &[&str] =
-    &["host", "hostname", "_HOSTNAME", "host.name", "computer", "Computer", "node", "nodename"];
+const HOST: &[&str] = &[
+    "host",
+    "hostname",
+    "_HOSTNAME",
+    "host.name",
+    "computer",
+    "Computer",
+    "node",
+    "nodename",
+];
 const PROGRAM: &[&str] = &[
-    "program", "app", "application", "service", "SYSLOG_IDENTIFIER", "eventSource", "logger",
-    "logger_name", "component", "process", "service.name",
+    "program",
+    "app",
+    "application",
+    "service",
+    "SYSLOG_IDENTIFIER",
+    "eventSource",
+    "logger",
+    "logger_name",
+    "component",
+    "process",
+    "service.name",
 ];
 const PID: &[&str] = &["pid", "process_id", "_PID", "PID", "process.pid"];
 const OTHERS: &[(&str, &[&str])] = &[
-    ("level", &["level", "severity", "lvl", "log.level", "@l", "PRIORITY"]),
-    ("src_ip", &["sourceIPAddress", "remote_addr", "client_ip", "src_ip", "clientIp"]),
+    (
+        "level",
+        &["level", "severity", "lvl", "log.level", "@l", "PRIORITY"],
+    ),
+    (
+        "src_ip",
+        &[
+            "sourceIPAddress",
+            "remote_addr",
+            "client_ip",
+            "src_ip",
+            "clientIp",
+        ],
+    ),
     ("agent", &["userAgent", "user_agent", "http_user_agent"]),
     ("user", &["user", "username", "userName", "user_name"]),
     ("path", &["path", "uri", "requestURI", "url"]),
@@ -55,23 +109,37 @@ const OTHERS: &[(&str, &[&str])] = &[
 const MEMBERS: usize = 64;
 
 pub(super) fn parse(line: &str, emit: &mut Emit<'_>) -> bool {
-    let mut members: [(&str, Value<'_>); MEMBERS] =
-        [("", Value { raw: "", text: false, escaped: false }); MEMBERS];
-    let Some(n) = object(line, &mut members) else { return false };
+    let mut members: [(&str, Value<'_>); MEMBERS] = [(
+        "",
+        Value {
+            raw: "",
+            text: false,
+            escaped: false,
+        },
+    ); MEMBERS];
+    let Some(n) = object(line, &mut members) else {
+        return false;
+    };
     let members = &members[..n];
     let find = |keys: &[&str]| {
-        keys.iter().find_map(|k| members.iter().find(|m| m.0 == *k)).map(|m| m.1)
+        keys.iter()
+            .find_map(|k| members.iter().find(|m| m.0 == *k))
+            .map(|m| m.1)
     };
     let stamped = TIME.iter().find_map(|k| {
         let value = members.iter().find(|m| m.0 == *k)?.1;
         Some((value, stamp(&value)?))
     });
-    let Some((raw, stamp)) = stamped else { return false };
+    let Some((raw, stamp)) = stamped else {
+        return false;
+    };
     let text = |keys| find(keys).map(|v| v.string()).filter(|s| !s.is_empty());
     let (host, program) = (text(HOST), text(PROGRAM));
     let message = text(MESSAGE).unwrap_or(Cow::Borrowed(line));
     let others: [Option<Cow<'_, str>>; OTHERS.len()] = std::array::from_fn(|i| text(OTHERS[i].1));
     let mut fields = Fields::new();
+    // Members that no column is for must not be lost.
+    fields.str("raw", line);
     for ((name, _), value) in OTHERS.iter().zip(&others) {
         if let Some(v) = value {
             fields.str(name, v);
@@ -96,7 +164,12 @@ fn stamp(value: &Value<'_>) -> Option<Stamp> {
         return Some(Stamp::Civil(civil));
     }
     let (whole, part) = value.raw.split_once('.').unwrap_or((value.raw, ""));
-    if whole.len() > 19 || !whole.bytes().chain(part.bytes()).all(|b| b.is_ascii_digit()) {
+    if whole.len() > 19
+        || !whole
+            .bytes()
+            .chain(part.bytes())
+            .all(|b| b.is_ascii_digit())
+    {
         return None;
     }
     let n: i64 = whole.parse().ok()?;
@@ -110,8 +183,13 @@ fn stamp(value: &Value<'_>) -> Option<Stamp> {
         return Some(Stamp::Micros(n * 1_000_000 + micros));
     }
     let micros = [(1_000, 1_000), (1_000_000, 1)].into_iter();
-    let found = micros.filter(|(unit, _)| within(*unit)).map(|(_, by)| n * by).next();
-    found.or_else(|| within(1_000_000_000).then_some(n / 1_000)).map(Stamp::Micros)
+    let found = micros
+        .filter(|(unit, _)| within(*unit))
+        .map(|(_, by)| n * by)
+        .next();
+    found
+        .or_else(|| within(1_000_000_000).then_some(n / 1_000))
+        .map(Stamp::Micros)
 }
 
 /// Reads the members of the object that `line` is; how many, if it is one from first to last byte.
@@ -158,7 +236,14 @@ fn string(line: &str, at: usize) -> Option<(Value<'_>, usize)> {
     loop {
         i += memchr::memchr2(b'"', b'\\', b.get(i..)?)?;
         if b[i] == b'"' {
-            return Some((Value { raw: &line[at + 1..i], text: true, escaped }, i + 1));
+            return Some((
+                Value {
+                    raw: &line[at + 1..i],
+                    text: true,
+                    escaped,
+                },
+                i + 1,
+            ));
         }
         escaped = true;
         i += 2;
@@ -167,7 +252,11 @@ fn string(line: &str, at: usize) -> Option<(Value<'_>, usize)> {
 
 fn value(line: &str, at: usize) -> Option<(Value<'_>, usize)> {
     let b = line.as_bytes();
-    let plain = |to: usize| Value { raw: &line[at..to], text: false, escaped: false };
+    let plain = |to: usize| Value {
+        raw: &line[at..to],
+        text: false,
+        escaped: false,
+    };
     match b.get(at)? {
         b'"' => string(line, at),
         b'{' | b'[' => {
@@ -190,7 +279,10 @@ fn value(line: &str, at: usize) -> Option<(Value<'_>, usize)> {
         }
         c if c.is_ascii_alphanumeric() || *c == b'-' => {
             let more = |c: &u8| c.is_ascii_alphanumeric() || matches!(c, b'-' | b'+' | b'.');
-            let n = b[at..].iter().position(|c| !more(c)).unwrap_or(b.len() - at);
+            let n = b[at..]
+                .iter()
+                .position(|c| !more(c))
+                .unwrap_or(b.len() - at);
             Some((plain(at + n), at + n))
         }
         _ => None,

@@ -23,7 +23,7 @@ mod syslog;
 mod web;
 
 use crate::api::{Encoding, Event, Sink};
-use crate::chars::{Chars, LINE, is};
+use crate::chars::{Chars, LINE, is, printable_len};
 use crate::zone::{Clock, When};
 use ramsift_layers::ImageOffset;
 use record::{Record, Stamp};
@@ -67,13 +67,22 @@ impl<'a> Lines<'a> {
         clock: &'a Clock,
         claims: Vec<Range<usize>>,
     ) -> Self {
-        Self { data, base, core, clock, claims, buf: String::new() }
+        Self {
+            data,
+            base,
+            core,
+            clock,
+            claims,
+            buf: String::new(),
+        }
     }
 
     /// Looks at the first colon of a time of day, at byte `at`.
     pub(crate) fn time_of_day<const STEP: usize>(&mut self, at: usize, sink: &mut dyn Sink) {
         let chars = Chars::<STEP>(self.data);
-        let Some(hour) = at.checked_sub(2 * STEP) else { return };
+        let Some(hour) = at.checked_sub(2 * STEP) else {
+            return;
+        };
         let back = |n: usize| hour.checked_sub(n * STEP);
         let char_back = |n: usize| back(n).map_or(0, |p| chars.at(p));
         match char_back(1) {
@@ -126,7 +135,9 @@ impl<'a> Lines<'a> {
     /// A date after a space: RFC 5424's follows `<PRI>1`.
     fn priority<const STEP: usize>(&mut self, date: usize, sink: &mut dyn Sink) {
         let chars = Chars::<STEP>(self.data);
-        let Some(close) = date.checked_sub(3 * STEP) else { return };
+        let Some(close) = date.checked_sub(3 * STEP) else {
+            return;
+        };
         if chars.at(close) == b'>' && chars.at(close + STEP) == b'1' {
             if let Some(start) = self.angle::<STEP>(close) {
                 self.line::<STEP>(start, Format::Syslog5424, sink);
@@ -158,7 +169,11 @@ impl<'a> Lines<'a> {
             &buf
         };
         let (core, clock, base) = (self.core.clone(), self.clock, self.base);
-        let encoding = if STEP == 2 { Encoding::Utf16Le } else { Encoding::Utf8 };
+        let encoding = if STEP == 2 {
+            Encoding::Utf16Le
+        } else {
+            Encoding::Utf8
+        };
         let mut emit = |r: &Record<'_>| {
             if core.contains(&start) {
                 let at = base + start as u64..base + end as u64;
@@ -184,7 +199,10 @@ impl<'a> Lines<'a> {
 fn report(r: &Record<'_>, at: Range<u64>, encoding: Encoding, clock: &Clock, sink: &mut dyn Sink) {
     let when = match r.stamp {
         Stamp::Civil(c) => clock.when(&c),
-        Stamp::Micros(t) => When { time: Some(t), ..When::default() },
+        Stamp::Micros(t) => When {
+            time: Some(t),
+            ..When::default()
+        },
     };
     sink.event(&Event {
         carver: "log",
@@ -208,13 +226,17 @@ fn report(r: &Record<'_>, at: Range<u64>, encoding: Encoding, clock: &Clock, sin
 /// True when a line may begin at byte `at`: what is before it is no text.
 fn begins<const STEP: usize>(data: &[u8], at: usize) -> bool {
     if STEP == 2 {
-        let Some(p) = at.checked_sub(2) else { return true };
+        let Some(p) = at.checked_sub(2) else {
+            return true;
+        };
         return !is_wide(data[p], data[p + 1]);
     }
     match at.checked_sub(1).map(|p| data[p]) {
         None => true,
         Some(b) if b < 0x80 => !is(b, LINE),
-        Some(_) => (2..=4).filter_map(|n| at.checked_sub(n)).all(|p| utf8(&data[p..at]) != at - p),
+        Some(_) => (2..=4)
+            .filter_map(|n| at.checked_sub(n))
+            .all(|p| utf8(&data[p..at]) != at - p),
     }
 }
 
@@ -226,7 +248,9 @@ pub(crate) fn utf8(bytes: &[u8]) -> usize {
         Some(0xf0..=0xf4) => 4,
         _ => return 0,
     };
-    bytes.get(..n).map_or(0, |s| if std::str::from_utf8(s).is_ok() { n } else { 0 })
+    bytes
+        .get(..n)
+        .map_or(0, |s| if std::str::from_utf8(s).is_ok() { n } else { 0 })
 }
 
 /// True for a UTF-16 code unit that text is made of: printable ASCII, the tab, and what lies
@@ -244,13 +268,16 @@ fn line_end<const STEP: usize>(data: &[u8], start: usize) -> usize {
     if STEP == 2 {
         let limit = data.len().min(start + 2 * LONGEST);
         let (units, _) = data[start..limit].as_chunks::<2>();
-        let n = units.iter().position(|u| !is_wide(u[0], u[1])).unwrap_or(units.len());
+        let n = units
+            .iter()
+            .position(|u| !is_wide(u[0], u[1]))
+            .unwrap_or(units.len());
         return start + 2 * n;
     }
     let limit = data.len().min(start + LONGEST);
     let mut p = start;
     loop {
-        p += data[p..limit].iter().position(|&b| !is(b, LINE)).unwrap_or(limit - p);
+        p += printable_len::<false>(&data[p..limit]);
         let n = if p < limit { utf8(&data[p..limit]) } else { 0 };
         if n == 0 {
             return p;
@@ -263,5 +290,9 @@ fn line_end<const STEP: usize>(data: &[u8], start: usize) -> usize {
 fn decode(bytes: &[u8], out: &mut String) {
     out.clear();
     let (units, _) = bytes.as_chunks::<2>();
-    out.extend(units.iter().filter_map(|u| char::from_u32(u16::from_le_bytes(*u).into())));
+    out.extend(
+        units
+            .iter()
+            .filter_map(|u| char::from_u32(u16::from_le_bytes(*u).into())),
+    );
 }

@@ -21,7 +21,10 @@ pub(crate) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     pub(crate) fn new() -> Self {
-        Self { items: [("", Field::Int(0)); 12], len: 0 }
+        Self {
+            items: [("", Field::Int(0)); 12],
+            len: 0,
+        }
     }
 
     fn push(&mut self, name: &'static str, value: Field<'a>) {
@@ -88,7 +91,10 @@ pub(crate) fn four(b: &[u8], i: usize) -> Option<i32> {
 pub(crate) fn month(b: &[u8], i: usize) -> Option<u8> {
     const NAMES: &[u8; 36] = b"JanFebMarAprMayJunJulAugSepOctNovDec";
     let name = b.get(i..i + 3)?;
-    NAMES.chunks_exact(3).position(|n| n == name).map(|m| m as u8 + 1)
+    NAMES
+        .chunks_exact(3)
+        .position(|n| n == name)
+        .map(|m| m as u8 + 1)
 }
 
 /// `HH:MM:SS` at byte `i`, into `civil`.
@@ -127,7 +133,11 @@ pub(crate) fn zone(b: &[u8], i: usize, civil: &mut Civil) -> usize {
                 return i;
             }
             civil.zone = Some(if sign == b'-' { -east } else { east });
-            if minutes.is_some() { i + 5 + colon } else { i + 3 }
+            if minutes.is_some() {
+                i + 5 + colon
+            } else {
+                i + 3
+            }
         }
         Some(b' ') => match b.get(i + 1..i + 4) {
             Some(b"UTC" | b"GMT") if b.get(i + 4).is_none_or(|c| !c.is_ascii_alphanumeric()) => {
@@ -144,7 +154,10 @@ pub(crate) fn zone(b: &[u8], i: usize, civil: &mut Civil) -> usize {
 
 /// An ISO 8601 date and time at byte `i`, zone and fraction if any; where it ends.
 pub(crate) fn iso(b: &[u8], i: usize) -> Option<(Civil, usize)> {
-    let mut c = Civil { year: Some(four(b, i)?), ..Civil::default() };
+    let mut c = Civil {
+        year: Some(four(b, i)?),
+        ..Civil::default()
+    };
     (c.month, c.day) = (two(b, i + 5)?, two(b, i + 8)?);
     let fits = b[i + 4] == b'-' && b[i + 7] == b'-' && matches!(b.get(i + 10), Some(b'T' | b' '));
     if !fits {
@@ -168,7 +181,10 @@ pub(crate) fn wordlike(s: &str, longest: usize) -> bool {
 
 /// Reads `prog[pid]: rest`, `prog: rest`; the program may have a `(...)` part.
 pub(crate) fn tag(text: &str) -> Option<(&str, Option<u32>, &str)> {
-    let end = text.bytes().take(128).position(|b| matches!(b, b':' | b'[' | b' '))?;
+    let end = text
+        .bytes()
+        .take(128)
+        .position(|b| matches!(b, b':' | b'[' | b' '))?;
     let (name, rest) = text.split_at(end);
     if name.is_empty() {
         return None;
@@ -176,7 +192,11 @@ pub(crate) fn tag(text: &str) -> Option<(&str, Option<u32>, &str)> {
     if let Some(inner) = rest.strip_prefix('[') {
         let (pid, rest) = cut(inner, "]")?;
         let rest = rest.strip_prefix(':')?;
-        return Some((name, pid.parse().ok(), rest.strip_prefix(' ').unwrap_or(rest)));
+        return Some((
+            name,
+            pid.parse().ok(),
+            rest.strip_prefix(' ').unwrap_or(rest),
+        ));
     }
     let rest = rest.strip_prefix(':')?;
     Some((name, None, rest.strip_prefix(' ')?))

@@ -9,7 +9,9 @@ use crate::zone::Civil;
 
 /// Takes `<PRI>` off.
 fn priority<'a>(line: &'a str, fields: &mut Fields<'a>) -> Option<&'a str> {
-    let Some(inner) = line.strip_prefix('<') else { return Some(line) };
+    let Some(inner) = line.strip_prefix('<') else {
+        return Some(line);
+    };
     let (digits, rest) = cut(inner, ">")?;
     let n: u8 = digits.parse().ok()?;
     if n > 191 {
@@ -28,13 +30,26 @@ fn parse3164(line: &str) -> Option<Record<'_>> {
     let mut fields = Fields::new();
     let line = priority(line, &mut fields)?;
     let b = line.as_bytes();
-    let mut c = Civil { month: month(b, 0)?, ..Civil::default() };
-    let day = |x: u8| if x == b' ' { Some(0) } else { x.is_ascii_digit().then(|| x - b'0') };
+    let mut c = Civil {
+        month: month(b, 0)?,
+        ..Civil::default()
+    };
+    let day = |x: u8| {
+        if x == b' ' {
+            Some(0)
+        } else {
+            x.is_ascii_digit().then(|| x - b'0')
+        }
+    };
     c.day = day(*b.get(4)?)? * 10 + b.get(5).filter(|x| x.is_ascii_digit())? - b'0';
     clock(b, 7, &mut c)?;
     // Some write a fraction, some a year or a zone after the time; the RFC has none of them.
     let end = fraction(b, 15, &mut c);
-    let end = if b.get(end) == Some(&b' ') { end } else { zone(b, end, &mut c) };
+    let end = if b.get(end) == Some(&b' ') {
+        end
+    } else {
+        zone(b, end, &mut c)
+    };
     if !c.is_valid() {
         return None;
     }
@@ -53,8 +68,16 @@ fn parse3164(line: &str) -> Option<Record<'_>> {
     }
     let stamp = Stamp::Civil(c);
     let raw_time = &line[..end];
-    let mut r =
-        Record { kind: "syslog", stamp, raw_time, host, program, pid, message, fields };
+    let mut r = Record {
+        kind: "syslog",
+        stamp,
+        raw_time,
+        host,
+        program,
+        pid,
+        message,
+        fields,
+    };
     refine(&mut r);
     Some(r)
 }
@@ -69,8 +92,7 @@ fn parse5424(line: &str) -> Option<Record<'_>> {
     let (c, end) = iso(rest.as_bytes(), 0)?;
     let raw_time = &rest[..end];
     let mut parts = rest[end..].strip_prefix(' ')?.splitn(5, ' ');
-    let (host, app, proc_id, msg_id) =
-        (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    let (host, app, proc_id, msg_id) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
     let tail = parts.next().unwrap_or("-");
     let (data, message) = structured(tail)?;
     fields.str("msgid", msg_id);
@@ -151,7 +173,10 @@ fn sshd<'a>(message: &'a str, f: &mut Fields<'a>) {
             f.str("method", method);
         }
     }
-    if let Some((who, from)) = rest.rsplit_once(" from ").or_else(|| rest.split_once(" by ")) {
+    if let Some((who, from)) = rest
+        .rsplit_once(" from ")
+        .or_else(|| rest.split_once(" by "))
+    {
         let user = who.rsplit_once(" for ").map_or(who, |x| x.1);
         let user = user.trim_start_matches("invalid user ");
         let user = user.trim_start_matches("user ");
@@ -160,7 +185,9 @@ fn sshd<'a>(message: &'a str, f: &mut Fields<'a>) {
             f.str("user", user);
         }
         let from = from.trim_start_matches("authenticating user ");
-        let from = from.trim_start_matches("invalid user ").trim_start_matches("user ");
+        let from = from
+            .trim_start_matches("invalid user ")
+            .trim_start_matches("user ");
         peer(from, named, f);
     } else if let Some((_, user)) = rest.split_once("for user ") {
         f.str("user", user.split([' ', '(']).next().unwrap_or_default());
@@ -170,7 +197,9 @@ fn sshd<'a>(message: &'a str, f: &mut Fields<'a>) {
 /// Reads `[user] address port number`.
 fn peer<'a>(text: &'a str, named: bool, f: &mut Fields<'a>) {
     let mut words = text.split(' ');
-    let Some(mut address) = words.next() else { return };
+    let Some(mut address) = words.next() else {
+        return;
+    };
     let mut next = words.next();
     if !named && next.is_some_and(|w| w != "port") {
         f.str("user", address);
@@ -182,7 +211,10 @@ fn peer<'a>(text: &'a str, named: bool, f: &mut Fields<'a>) {
     }
     if next == Some("port") {
         let digits = words.next().unwrap_or_default();
-        f.number("src_port", digits.trim_end_matches(|c: char| !c.is_ascii_digit()));
+        f.number(
+            "src_port",
+            digits.trim_end_matches(|c: char| !c.is_ascii_digit()),
+        );
         let number = digits.split(':').next().unwrap_or_default();
         if number != digits {
             f.number("src_port", number);
@@ -191,7 +223,9 @@ fn peer<'a>(text: &'a str, named: bool, f: &mut Fields<'a>) {
 }
 
 fn sudo<'a>(message: &'a str, f: &mut Fields<'a>) {
-    let Some((user, rest)) = message.trim_start().split_once(" : ") else { return };
+    let Some((user, rest)) = message.trim_start().split_once(" : ") else {
+        return;
+    };
     if !wordlike(user, 64) {
         return;
     }

@@ -13,7 +13,11 @@ pub(super) fn access(line: &str, emit: &mut Emit<'_>) -> bool {
 fn parse_access(line: &str) -> Option<Record<'_>> {
     let (head, rest) = cut(line, " [")?;
     let b = rest.as_bytes();
-    let mut c = Civil { day: two(b, 0)?, month: month(b, 3)?, ..Civil::default() };
+    let mut c = Civil {
+        day: two(b, 0)?,
+        month: month(b, 3)?,
+        ..Civil::default()
+    };
     c.year = Some(four(b, 7)?);
     clock(b, 12, &mut c)?;
     let end = zone(b, if b.get(20) == Some(&b' ') { 21 } else { 20 }, &mut c);
@@ -29,7 +33,11 @@ fn parse_access(line: &str) -> Option<Record<'_>> {
         }
         (user, _) => {
             let skip = first.len() + second.len() + 2;
-            (None, first, if user.is_empty() { "-" } else { &head[skip..] })
+            (
+                None,
+                first,
+                if user.is_empty() { "-" } else { &head[skip..] },
+            )
         }
     };
     let client_like = |x: u8| x.is_ascii_alphanumeric() || matches!(x, b'.' | b':' | b'-' | b'_');
@@ -59,7 +67,16 @@ fn parse_access(line: &str) -> Option<Record<'_>> {
     }
     let (stamp, raw_time) = (Stamp::Civil(c), &rest[..end]);
     let program = None;
-    Some(Record { kind: "access", stamp, raw_time, host, program, pid: None, message: request, fields: f })
+    Some(Record {
+        kind: "access",
+        stamp,
+        raw_time,
+        host,
+        program,
+        pid: None,
+        message: request,
+        fields: f,
+    })
 }
 
 /// Text up to a quote that no backslash is before, and what follows the quote.
@@ -84,7 +101,11 @@ pub(super) fn apache_error(line: &str, emit: &mut Emit<'_>) -> bool {
 fn parse_apache_error(line: &str) -> Option<Record<'_>> {
     const DAYS: &[u8; 21] = b"SunMonTueWedThuFriSat";
     let b = line.as_bytes();
-    let mut c = Civil { month: month(b, 5)?, day: two(b, 9)?, ..Civil::default() };
+    let mut c = Civil {
+        month: month(b, 5)?,
+        day: two(b, 9)?,
+        ..Civil::default()
+    };
     if !DAYS.chunks_exact(3).any(|d| Some(d) == b.get(1..4)) {
         return None;
     }
@@ -101,7 +122,9 @@ fn parse_apache_error(line: &str) -> Option<Record<'_>> {
         if let Some(p) = item.strip_prefix("pid ") {
             pid = p.split(':').next().and_then(|p| p.parse().ok());
         } else if let Some(client) = item.strip_prefix("client ") {
-            let port = client.rsplit_once(':').filter(|(a, _)| a.contains('.') || a.contains(']'));
+            let port = client
+                .rsplit_once(':')
+                .filter(|(a, _)| a.contains('.') || a.contains(']'));
             f.str("client", port.map_or(client, |x| x.0));
             f.number("client_port", port.map_or("", |x| x.1));
         } else if let Some((module, level)) = item.split_once(':').filter(|x| !x.1.contains(' ')) {
@@ -132,7 +155,10 @@ pub(super) fn slashed(line: &str, emit: &mut Emit<'_>) -> bool {
 
 fn parse_slashed(line: &str) -> Option<Record<'_>> {
     let b = line.as_bytes();
-    let mut c = Civil { year: Some(four(b, 0)?), ..Civil::default() };
+    let mut c = Civil {
+        year: Some(four(b, 0)?),
+        ..Civil::default()
+    };
     (c.month, c.day) = (two(b, 5)?, two(b, 8)?);
     clock(b, 11, &mut c)?;
     let end = fraction(b, 19, &mut c);
@@ -155,12 +181,15 @@ fn parse_slashed(line: &str) -> Option<Record<'_>> {
     if let Some((level, pid, message)) = nginx(rest) {
         (r.kind, r.pid, r.message, r.program) = ("nginx_error", Some(pid), message, Some("nginx"));
         r.fields.str("level", level);
-        for (name, key) in
-            [("client", ", client: "), ("server", ", server: "), ("request", ", request: \"")]
-        {
+        for (name, key) in [
+            ("client", ", client: "),
+            ("server", ", server: "),
+            ("request", ", request: \""),
+        ] {
             if let Some((_, value)) = cut(message, key) {
                 let until = if name == "request" { '"' } else { ',' };
-                r.fields.str(name, value.split(until).next().unwrap_or_default());
+                r.fields
+                    .str(name, value.split(until).next().unwrap_or_default());
             }
         }
     }

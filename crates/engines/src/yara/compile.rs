@@ -24,6 +24,8 @@ pub(super) struct Body {
     pub(super) patterns: Vec<String>,
     /// Longest possible match of its patterns; `None` when one has no bound.
     pub(super) longest: Option<u64>,
+    /// The rule as written; empty for one that came compiled.
+    pub(super) text: String,
 }
 
 /// A set, compiled and sorted.
@@ -33,6 +35,8 @@ pub(super) struct Compiled {
     pub(super) errors: Vec<RuleError>,
     /// Everything that came as source, with conditions and modules.
     pub(super) full: Rules,
+    /// Modules that the sources import.
+    pub(super) imports: Vec<String>,
     /// Sets that came compiled, with the id of their first rule.
     pub(super) foreign: Vec<(u32, Vec<u8>)>,
 }
@@ -45,6 +49,7 @@ struct Parsed {
     lengths: Vec<Option<u64>>,
     file: String,
     line: u32,
+    text: String,
     /// It has an error, so the compiled rule of this name, if any, is another one.
     broken: bool,
 }
@@ -79,6 +84,7 @@ pub(super) fn compile(sources: Sources) -> Result<Compiled, RulesError> {
         parse(source, text, &ast, &broken, &mut parsed);
     }
     let full = compiler.build();
+    let imports = full.imports().map(str::to_owned).collect();
     let (mut infos, mut bodies) = (Vec::new(), Vec::new());
     for rule in full.iter() {
         let key = (rule.namespace().to_owned(), rule.identifier().to_owned());
@@ -118,6 +124,7 @@ pub(super) fn compile(sources: Sources) -> Result<Compiled, RulesError> {
         bodies,
         errors,
         full,
+        imports,
         foreign,
     })
 }
@@ -215,10 +222,43 @@ fn parse(
             lengths: patterns.iter().map(|p| longest_match(p)).collect(),
             file: source.file.clone(),
             line: line_column(text, at).0,
+            text: rule_text(rule, text),
             broken: broken.contains(&at),
         };
         parsed.insert(key, found);
     }
+}
+
+/// The text of a rule that compiled. The tree doesn't have its start and end.
+fn rule_text(rule: &ast::Rule<'_>, text: &str) -> String {
+    let from = rule.identifier.span().start();
+    let mut end = rule.condition.span().end();
+    // Between the condition and the closing brace there may be parentheses and comments.
+    while let Some(rest) = text.get(end..).filter(|r| !r.is_empty()) {
+        let comment = match rest.get(..2) {
+            Some("//") => rest.find('\n'),
+            Some("/*") => rest.find("*/").map(|n| n + 2),
+            _ => None,
+        };
+        end += comment.unwrap_or_else(|| rest.chars().next().map_or(1, char::len_utf8));
+        if comment.is_none() && rest.starts_with('}') {
+            break;
+        }
+    }
+    let private = if rule.flags.contains(ast::RuleFlags::Private) {
+        "private "
+    } else {
+        ""
+    };
+    let global = if rule.flags.contains(ast::RuleFlags::Global) {
+        "global "
+    } else {
+        ""
+    };
+    format!(
+        "{private}{global}rule {}",
+        text.get(from..end).unwrap_or_default()
+    )
 }
 
 /// What the compiled rule tells of itself. File-oriented until proven otherwise.
@@ -278,6 +318,7 @@ fn place(info: &mut RuleInfo, parsed: Option<Parsed>) -> Body {
         cond,
         patterns: parsed.patterns,
         longest: Some(0),
+        text: parsed.text,
     };
     // Until ids are known, references travel as reasons would; `resolve` takes them off again.
     info.references = (0..references.len() as u32).collect();

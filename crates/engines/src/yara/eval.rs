@@ -4,7 +4,10 @@
 //! and the rule as a whole, and goes through everything else. On top of that, a value may be
 //! *unknown*: matches may be missing, and the answer depends on them.
 
-use super::cond::{Anchor, Arith, Compare, Cond, Function, PatternRef, Quantifier, Text};
+use super::{
+    cond::{Anchor, Arith, Cond, Function, PatternRef, Quantifier},
+    value::{Truth, Value, compare, either, float_op, int_op, opaque, text, to_int},
+};
 
 /// Steps after which a condition is given up; a loop's turn is some ten steps.
 const FUEL: u64 = 20_000_000;
@@ -18,61 +21,6 @@ pub(super) struct PatternHits {
     pub(super) count: u64,
     /// Matches may be missing.
     pub(super) partial: bool,
-}
-
-/// A yes, a no, or neither.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Truth {
-    Yes,
-    No,
-    /// Depends on matches that may be missing, or took too long.
-    Unknown,
-    /// Has no value, as `@a[3]` when there are two.
-    Undefined,
-}
-
-impl From<bool> for Truth {
-    fn from(b: bool) -> Self {
-        if b { Self::Yes } else { Self::No }
-    }
-}
-
-#[derive(Clone, Debug)]
-enum Value {
-    Undefined,
-    Unknown,
-    Bool(bool),
-    Int(i64),
-    /// A count of which only a lower bound is known.
-    AtLeast(i64),
-    Float(f64),
-    Str(Vec<u8>),
-}
-
-impl From<Truth> for Value {
-    fn from(t: Truth) -> Self {
-        match t {
-            Truth::Yes => Self::Bool(true),
-            Truth::No => Self::Bool(false),
-            Truth::Unknown => Self::Unknown,
-            Truth::Undefined => Self::Undefined,
-        }
-    }
-}
-
-impl Value {
-    fn truth(&self) -> Truth {
-        match self {
-            Self::Undefined => Truth::Undefined,
-            Self::Unknown => Truth::Unknown,
-            Self::Bool(b) => (*b).into(),
-            Self::Int(i) => (*i != 0).into(),
-            Self::AtLeast(i) if *i > 0 => Truth::Yes,
-            Self::AtLeast(_) => Truth::Unknown,
-            Self::Float(f) => (*f != 0.0).into(),
-            Self::Str(s) => (!s.is_empty()).into(),
-        }
-    }
 }
 
 /// Decides one rule.
@@ -165,38 +113,6 @@ impl Evaluator<'_> {
                 (Value::Str(a), Value::Str(b)) => Value::Bool(text(*op, &a, &b)),
                 (a, b) => either(&a, &b),
             },
-            Cond::Of(q, items) => {
-                let n = items.len() as u64;
-                self.quantify(q, n, false, |e, i| e.truth(&items[i as usize]))
-                    .into()
-            }
-            Cond::OfTuple(q, items) => {
-                let n = items.len() as u64;
-                self.quantify(q, n, true, |e, i| e.truth(&items[i as usize]))
-                    .into()
-            }
-            Cond::ForOf(q, set, body) => {
-                let outer = self.current;
-                let n = set.len() as u64;
-                let t = self.quantify(q, n, false, |e, i| {
-                    e.current = set.get(i as usize).copied();
-                    e.truth(body)
-                });
-                self.current = outer;
-                t.into()
-            }
-            Cond::ForRange(q, bounds, body) => self.for_range(q, bounds, body).into(),
-            Cond::ForTuple(q, items, body) => {
-                let depth = self.vars.len();
-                let t = self.quantify(q, items.len() as u64, false, |e, i| {
-                    let item = e.value(&items[i as usize]);
-                    e.vars.push(item);
-                    let t = e.truth(body);
-                    e.vars.truncate(depth);
-                    t
-                });
-                t.into()
-            }
             Cond::With(values, body) => {
                 let depth = self.vars.len();
                 for v in values {
@@ -208,6 +124,43 @@ impl Evaluator<'_> {
                 v
             }
             Cond::Call(f, args) => self.call(*f, args),
+            sets => self.set(sets).into(),
+        }
+    }
+
+    /// Quantifiers over sets and loops.
+    fn set(&mut self, c: &Cond) -> Truth {
+        match c {
+            Cond::Of(q, items) => {
+                let n = items.len() as u64;
+                self.quantify(q, n, false, |e, i| e.truth(&items[i as usize]))
+            }
+            Cond::OfTuple(q, items) => {
+                let n = items.len() as u64;
+                self.quantify(q, n, true, |e, i| e.truth(&items[i as usize]))
+            }
+            Cond::ForOf(q, set, body) => {
+                let outer = self.current;
+                let n = set.len() as u64;
+                let t = self.quantify(q, n, false, |e, i| {
+                    e.current = set.get(i as usize).copied();
+                    e.truth(body)
+                });
+                self.current = outer;
+                t
+            }
+            Cond::ForRange(q, bounds, body) => self.for_range(q, bounds, body),
+            Cond::ForTuple(q, items, body) => {
+                let depth = self.vars.len();
+                self.quantify(q, items.len() as u64, false, |e, i| {
+                    let item = e.value(&items[i as usize]);
+                    e.vars.push(item);
+                    let t = e.truth(body);
+                    e.vars.truncate(depth);
+                    t
+                })
+            }
+            _ => Truth::Unknown,
         }
     }
 
@@ -447,15 +400,6 @@ impl Evaluator<'_> {
     }
 }
 
-fn to_int(s: &[u8], base: i64) -> Value {
-    let base = u32::try_from(base).ok().filter(|b| (2..=36).contains(b));
-    let number = base.zip(std::str::from_utf8(s).ok());
-    match number.and_then(|(base, s)| i64::from_str_radix(s, base).ok()) {
-        Some(i) => Value::Int(i),
-        None => Value::Undefined,
-    }
-}
-
 /// Listed matches that start in `low..=high`.
 fn within(hits: &PatternHits, low: i64, high: i64) -> u64 {
     let Ok(high) = u64::try_from(high) else {
@@ -465,133 +409,4 @@ fn within(hits: &PatternHits, low: i64, high: i64) -> u64 {
     let from = hits.list.partition_point(|m| m.0 < low);
     let to = hits.list.partition_point(|m| m.0 <= high);
     to.saturating_sub(from) as u64
-}
-
-/// What an operator makes of an operand that isn't of its type.
-fn opaque(v: &Value) -> Value {
-    match v {
-        Value::Undefined => Value::Undefined,
-        _ => Value::Unknown,
-    }
-}
-
-fn either(a: &Value, b: &Value) -> Value {
-    match (a, b) {
-        (Value::Undefined, _) | (_, Value::Undefined) => Value::Undefined,
-        _ => Value::Unknown,
-    }
-}
-
-fn int_op(op: Arith, a: i64, b: i64) -> Value {
-    let shift = |f: fn(i64, u32) -> i64| match b {
-        // yara-x compares the amount with 64 as a signed number and takes it modulo 64.
-        ..64 => f(a, (b & 63) as u32),
-        _ => 0,
-    };
-    let value = match op {
-        Arith::Add => Some(a.wrapping_add(b)),
-        Arith::Sub => Some(a.wrapping_sub(b)),
-        Arith::Mul => Some(a.wrapping_mul(b)),
-        Arith::Div => a.checked_div(b),
-        Arith::Mod if b == 0 => None,
-        Arith::Mod => Some(a.wrapping_rem(b)),
-        Arith::Shl => Some(shift(i64::wrapping_shl)),
-        Arith::Shr => Some(shift(i64::wrapping_shr)),
-        Arith::And => Some(a & b),
-        Arith::Or => Some(a | b),
-        Arith::Xor => Some(a ^ b),
-    };
-    value.map_or(Value::Undefined, Value::Int)
-}
-
-fn float_op(op: Arith, a: f64, b: f64) -> Value {
-    match op {
-        Arith::Add => Value::Float(a + b),
-        Arith::Sub => Value::Float(a - b),
-        Arith::Mul => Value::Float(a * b),
-        Arith::Div => Value::Float(a / b),
-        _ => Value::Unknown,
-    }
-}
-
-fn compare(op: Compare, a: &Value, b: &Value) -> Truth {
-    let number = |v: &Value| match v {
-        Value::Int(i) => Some(*i),
-        Value::Bool(b) => Some(i64::from(*b)),
-        _ => None,
-    };
-    let order = match (a, b) {
-        (Value::Str(a), Value::Str(b)) => Some(a.cmp(b)),
-        (Value::Float(a), Value::Float(b)) => return float_compare(op, *a, *b),
-        (Value::Float(a), b) if number(b).is_some() => {
-            return float_compare(op, *a, number(b).unwrap_or_default() as f64);
-        }
-        (a, Value::Float(b)) if number(a).is_some() => {
-            return float_compare(op, number(a).unwrap_or_default() as f64, *b);
-        }
-        (Value::AtLeast(least), b) => return bounded(op, *least, number(b)),
-        (a, Value::AtLeast(least)) => return bounded(mirrored(op), *least, number(a)),
-        _ => number(a).zip(number(b)).map(|(a, b)| a.cmp(&b)),
-    };
-    match order {
-        Some(order) => holds(op, order).into(),
-        None => either(a, b).truth(),
-    }
-}
-
-fn holds(op: Compare, order: std::cmp::Ordering) -> bool {
-    match op {
-        Compare::Eq => order.is_eq(),
-        Compare::Ne => order.is_ne(),
-        Compare::Lt => order.is_lt(),
-        Compare::Gt => order.is_gt(),
-        Compare::Le => order.is_le(),
-        Compare::Ge => order.is_ge(),
-    }
-}
-
-fn float_compare(op: Compare, a: f64, b: f64) -> Truth {
-    match a.partial_cmp(&b) {
-        Some(order) => holds(op, order),
-        None => op == Compare::Ne,
-    }
-    .into()
-}
-
-fn mirrored(op: Compare) -> Compare {
-    match op {
-        Compare::Lt => Compare::Gt,
-        Compare::Gt => Compare::Lt,
-        Compare::Le => Compare::Ge,
-        Compare::Ge => Compare::Le,
-        same => same,
-    }
-}
-
-/// Compares a count of which only the lower bound `least` is known with `n`.
-fn bounded(op: Compare, least: i64, n: Option<i64>) -> Truth {
-    let Some(n) = n else { return Truth::Unknown };
-    match op {
-        Compare::Ge if least >= n => Truth::Yes,
-        Compare::Gt if least > n => Truth::Yes,
-        Compare::Lt if least >= n => Truth::No,
-        Compare::Le if least > n => Truth::No,
-        Compare::Eq if least > n => Truth::No,
-        Compare::Ne if least > n => Truth::Yes,
-        _ => Truth::Unknown,
-    }
-}
-
-fn text(op: Text, a: &[u8], b: &[u8]) -> bool {
-    let (x, y) = (a.to_ascii_lowercase(), b.to_ascii_lowercase());
-    let contains = |a: &[u8], b: &[u8]| b.is_empty() || a.windows(b.len()).any(|w| w == b);
-    match op {
-        Text::Contains => contains(a, b),
-        Text::IContains => contains(&x, &y),
-        Text::StartsWith => a.starts_with(b),
-        Text::IStartsWith => x.starts_with(&y),
-        Text::EndsWith => a.ends_with(b),
-        Text::IEndsWith => x.ends_with(&y),
-        Text::IEquals => x == y,
-    }
 }

@@ -21,6 +21,7 @@ mod probe;
 mod rules;
 mod scan;
 mod severity;
+mod value;
 mod verdict;
 
 pub use file::{FileHit, FileMatch, FileScan, FileScanner};

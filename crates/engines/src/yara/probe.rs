@@ -71,8 +71,8 @@ impl Probe {
     }
 
     /// Goes through the matches of a scan: rule id, pattern number, matches by offset.
-    pub(super) fn each_match<'a>(
-        results: &'a yara_x::ScanResults<'_, '_>,
+    pub(super) fn each_match(
+        results: &yara_x::ScanResults<'_, '_>,
         mut found: impl FnMut(u32, u32, &mut dyn Iterator<Item = RawMatch>),
     ) {
         for rule in results.non_matching_rules() {

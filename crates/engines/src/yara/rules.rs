@@ -38,6 +38,8 @@ struct Inner {
     bodies: Vec<Body>,
     errors: Vec<RuleError>,
     digest: [u8; 32],
+    /// Modules that the sources import.
+    imports: Vec<String>,
     longest: u64,
     /// Global rules of each namespace that has any.
     globals: BTreeMap<String, Vec<u32>>,
@@ -96,6 +98,7 @@ impl RuleSet {
             bodies,
             errors,
             full,
+            imports,
             foreign,
         } = compile(sources)?;
         let (skipping, whole) = split(&infos, &bodies)?;
@@ -114,24 +117,26 @@ impl RuleSet {
                 ready: OnceLock::new(),
             });
         }
-        Ok(Self::assemble(
+        let header = Header {
             infos,
             bodies,
             errors,
             digest,
-            [skipping, whole],
-            sets,
-        ))
+            imports,
+            ..Header::default()
+        };
+        Ok(Self::assemble(header, [skipping, whole], sets))
     }
 
-    fn assemble(
-        infos: Vec<RuleInfo>,
-        bodies: Vec<Body>,
-        errors: Vec<RuleError>,
-        digest: [u8; 32],
-        [skipping, whole]: [Option<Probe>; 2],
-        full: Vec<Full>,
-    ) -> Self {
+    fn assemble(header: Header, [skipping, whole]: [Option<Probe>; 2], full: Vec<Full>) -> Self {
+        let Header {
+            infos,
+            bodies,
+            errors,
+            digest,
+            imports,
+            ..
+        } = header;
         let mut globals = BTreeMap::<String, Vec<u32>>::new();
         for info in infos.iter().filter(|i| i.global) {
             globals
@@ -149,6 +154,7 @@ impl RuleSet {
             bodies,
             errors,
             digest,
+            imports,
             longest,
             globals,
             skipping,
@@ -198,6 +204,7 @@ impl RuleSet {
             infos: inner.infos.clone(),
             bodies: inner.bodies.clone(),
             errors: inner.errors.clone(),
+            imports: inner.imports.clone(),
             probes: [None, None],
             full: Vec::new(),
         };
@@ -236,7 +243,7 @@ impl RuleSet {
             Some(part)
         };
         let cut = || format("cut off");
-        let header: Header =
+        let mut header: Header =
             serde_json::from_slice(part().ok_or_else(cut)?).map_err(|e| RulesError::Format {
                 reason: e.to_string(),
             })?;
@@ -249,13 +256,13 @@ impl RuleSet {
             return Err(format("numbers of rules differ"));
         }
         let mut probes = [None, None];
-        for (slot, rules) in probes.iter_mut().zip(header.probes) {
+        for (slot, rules) in probes.iter_mut().zip(std::mem::take(&mut header.probes)) {
             if let Some(rules) = rules {
                 *slot = Some(Probe::load(rules, part().ok_or_else(cut)?)?);
             }
         }
         let mut full = Vec::new();
-        for first in header.full {
+        for first in std::mem::take(&mut header.full) {
             let bytes = part().ok_or_else(cut)?.to_vec();
             full.push(Full {
                 first,
@@ -263,14 +270,7 @@ impl RuleSet {
                 ready: OnceLock::new(),
             });
         }
-        let Header {
-            infos,
-            bodies,
-            errors,
-            digest,
-            ..
-        } = header;
-        Ok(Self::assemble(infos, bodies, errors, digest, probes, full))
+        Ok(Self::assemble(header, probes, full))
     }
 
     /// The condition of a memory-safe rule.
@@ -318,6 +318,33 @@ impl RuleSet {
         [self.inner.skipping.as_ref(), self.inner.whole.as_ref()]
     }
 
+    /// Compiles some rules anew, with all that they depend on; `None` where the source isn't known.
+    pub(super) fn subset(&self, rules: &[u32]) -> Option<Rules> {
+        let wanted: BTreeSet<u32> = rules.iter().flat_map(|r| self.dependencies(*r)).collect();
+        let imports: String = self
+            .inner
+            .imports
+            .iter()
+            .map(|m| format!("import \"{m}\"\n"))
+            .collect();
+        let mut compiler = yara_x::Compiler::new();
+        let mut namespace = "";
+        for id in wanted {
+            let info = self.inner.infos.get(id as usize)?;
+            let text = &self.inner.bodies.get(id as usize)?.text;
+            if namespace != info.namespace {
+                namespace = &info.namespace;
+                compiler.new_namespace(namespace);
+                compiler.add_source(imports.as_str()).ok()?;
+            }
+            compiler
+                .add_source(text.as_str())
+                .ok()
+                .filter(|_| !text.is_empty())?;
+        }
+        Some(compiler.build())
+    }
+
     /// The sets with conditions, each with the id of its first rule.
     pub(super) fn full(&self) -> Result<Vec<(u32, &Rules)>, RulesError> {
         let ready = |f: &'_ Full| {
@@ -338,7 +365,7 @@ impl RuleSet {
     }
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Default, Serialize, Deserialize)]
 struct Header {
     yara_x: String,
     classification: u32,
@@ -346,6 +373,7 @@ struct Header {
     infos: Vec<RuleInfo>,
     bodies: Vec<Body>,
     errors: Vec<RuleError>,
+    imports: Vec<String>,
     /// Rule ids of the two probes; their bytes follow the header.
     probes: [Option<Vec<u32>>; 2],
     /// First ids of the full sets; their bytes follow those of the probes.

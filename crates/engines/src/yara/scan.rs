@@ -198,7 +198,7 @@ impl<'r> ChunkScanner<'r> {
             found: BTreeMap::new(),
             unfinished: BTreeSet::new(),
         };
-        let everything = vec![0..data.len()];
+        let everything = self.segments(data, base, &[]);
         let segments = [self.segments(data, base, sparse), everything];
         for (slot, segments) in segments.iter().enumerate() {
             self.search(slot, segments, &mut job);

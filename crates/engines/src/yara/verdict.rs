@@ -11,8 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     RuleInfo, RuleSet, Unfinished, UnfinishedReason,
-    eval::{PatternHits, Truth, decide},
+    eval::{PatternHits, decide},
     scan::PatternMatch,
+    value::Truth,
 };
 
 /// Matches of one group, about; a group of one rule may have more.

@@ -1,12 +1,14 @@
 //! Realistic rules and data in any number, the same for the same seed.
 
+#![allow(clippy::unwrap_used)]
+
 use std::fmt::Write as _;
 
 /// A small generator of random numbers (SplitMix64): no dependency, the same everywhere.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn random(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -14,11 +16,11 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    pub fn below(&mut self, n: usize) -> usize {
-        (self.next() % n as u64) as usize
+    pub(crate) fn below(&mut self, n: usize) -> usize {
+        (self.random() % n as u64) as usize
     }
 
-    pub fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
+    pub(crate) fn pick<'a>(&mut self, of: &[&'a str]) -> &'a str {
         of[self.below(of.len())]
     }
 }
@@ -51,7 +53,7 @@ const WORDS: [&str; 24] = [
 ];
 
 /// `count` rules: text, hex and regular expressions, in the proportions of public sets.
-pub fn rules(count: usize, seed: u64) -> String {
+pub(crate) fn rules(count: usize, seed: u64) -> String {
     let mut r = Random(seed);
     let mut out = String::new();
     for i in 0..count {
@@ -64,7 +66,7 @@ pub fn rules(count: usize, seed: u64) -> String {
         out.push_str(" strings:\n");
         let patterns = 2 + r.below(5);
         for p in 0..patterns {
-            let unique = r.next();
+            let unique = r.random();
             let (a, b) = (r.pick(&WORDS), r.pick(&WORDS));
             match r.below(10) {
                 0..5 => {
@@ -99,7 +101,7 @@ pub fn rules(count: usize, seed: u64) -> String {
 }
 
 /// Text, random bytes, code-like bytes and zeros, as memory has them, in pages.
-pub fn memory(len: usize, seed: u64) -> Vec<u8> {
+pub(crate) fn memory(len: usize, seed: u64) -> Vec<u8> {
     let mut r = Random(seed);
     let mut data = Vec::with_capacity(len + 4096);
     while data.len() < len {
@@ -121,12 +123,12 @@ pub fn memory(len: usize, seed: u64) -> Vec<u8> {
             }
             5 => {
                 while data.len() < page {
-                    data.extend((0xFFFF_8000_0000_0000 | r.next() >> 20).to_le_bytes());
+                    data.extend((0xFFFF_8000_0000_0000 | r.random() >> 20).to_le_bytes());
                 }
             }
             _ => {
                 while data.len() < page {
-                    data.extend(r.next().to_le_bytes());
+                    data.extend(r.random().to_le_bytes());
                 }
             }
         }

@@ -1,0 +1,226 @@
+//! A scan in windows finds what one scan of the whole finds, exactly, wherever the windows begin
+//! and end.
+
+mod common;
+
+use common::{Random, Rows, all, golden_inputs, whole, window};
+use proptest::prelude::*;
+use std::sync::LazyLock;
+
+/// Whole files and lines, and pieces that are nearly something.
+static FRAGMENTS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
+    let mut all: Vec<Vec<u8>> = golden_inputs().into_iter().map(|(_, b)| b).collect();
+    let pieces: &[&[u8]] = &[
+        b"%PDF-1.7\n",
+        b"%%EOF",
+        b"startxref\n9\n%%EOF\n",
+        b"PK\x03\x04",
+        b"PK\x05\x06",
+        b"PK\x01\x02",
+        b"\x7fELF\x02\x01\x01",
+        b"MZ",
+        b"PE\0\0\x64\x86",
+        b"\x89PNG\r\n\x1a\n",
+        b"\xff\xd8\xff\xe0",
+        b"SQLite format 3\0",
+        b"ElfFile\0",
+        b"ElfChnk\0",
+        b"**\0\0",
+        b"http://",
+        b"://",
+        b"https://a.example.com/x?u=http://b.example.org",
+        b"@",
+        b"a@b.com",
+        b"user@example.com",
+        b".",
+        b"..",
+        b"a.a.a.a.a.",
+        b"1.2.3.4",
+        b"10.0.0.1",
+        b"::",
+        b"fe80::1",
+        b"2001:db8::1:2",
+        b"Jan  2 03:04:05 host prog[1]: message\n",
+        b"2024-01-02 03:04:05 line\n",
+        b"<34>",
+        b"03:04:05",
+        b"[02/Jan/2024:03:04:05 +0000]",
+        b"1.2.3.4 - - [02/Jan/2024:03:04:05 +0000] \"GET / HTTP/1.1\" 200 1\n",
+        b"{\"time\":\"2024-01-02T03:04:05Z\",\"msg\":\"x\"}",
+        b"{\"",
+        b"\n",
+        b"\r\n",
+        b"\0",
+        b"\0\0",
+        b"\xc3\xa9",
+        b"\xc3",
+        b"\xa9",
+        b"\xe4\xb8\x96",
+        b"\xff",
+        b"Linux version 6.1.0 x\n",
+        b"swapper/0\0",
+        b"OSRELEASE=6.1\nPAGESIZE=4096\n",
+        b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\0",
+        b"\x9f\xeb\x01\0\x18\0\0\0\0\0\0\0\x04\0\0\0\x04\0\0\0\x01\0\0\0",
+        b"plain words ",
+        b"www.",
+        b"example.com",
+        b"foo.py",
+        b"-",
+        b"_",
+        b"/",
+        b"(",
+        b",",
+    ];
+    all.extend(pieces.iter().map(|p| p.to_vec()));
+    let wide: Vec<Vec<u8>> = pieces
+        .iter()
+        .map(|p| p.iter().flat_map(|b| [*b, 0]).collect())
+        .collect();
+    all.extend(wide);
+    all
+});
+
+/// An image of fragments, runs of one byte, noise and long text.
+fn image(seed: u64, size: usize) -> Vec<u8> {
+    let mut r = Random(seed | 1);
+    let mut out = Vec::with_capacity(size);
+    while out.len() < size {
+        match r.below(24) {
+            0 => {
+                let (b, n) = (b"\0\0\0Aa.@:/ \n\xff"[r.below(12)], r.below(20_000));
+                out.extend(std::iter::repeat_n(b, n));
+            }
+            1 => out.extend(
+                (0..r.below(3000))
+                    .map(|_| r.next() as u8)
+                    .collect::<Vec<_>>(),
+            ),
+            2 => {
+                // Long text, so that regions meet cuts, claims and the longest line.
+                let n = r.below(9000);
+                let line = r.below(300) + 1;
+                out.extend((0..n).map(|i| {
+                    if i % line == 0 {
+                        b'\n'
+                    } else {
+                        b'a' + (i % 23) as u8
+                    }
+                }));
+            }
+            3 => {
+                let n = r.below(6000);
+                out.extend((0..n).flat_map(|i| [b'A' + (i % 23) as u8, 0]));
+            }
+            4 => {
+                let to = (out.len() + 4095) & !4095;
+                out.resize(to, 0);
+            }
+            5 if !out.is_empty() => {
+                // A piece of what there is already.
+                let from = r.below(out.len());
+                let piece = out[from..(from + r.below(2000)).min(out.len())].to_vec();
+                out.extend(piece);
+            }
+            6 => {
+                // A file cut short.
+                let f = &FRAGMENTS[r.below(FRAGMENTS.len())];
+                let n = r.below(f.len() + 1);
+                out.extend_from_slice(&f[..n]);
+            }
+            _ => {
+                let f = &FRAGMENTS[r.below(FRAGMENTS.len())];
+                let take = f.len().min(size);
+                out.extend_from_slice(&f[..take]);
+            }
+        }
+    }
+    out.truncate(size);
+    out
+}
+
+fn compare(image: &[u8], mut next: impl FnMut(usize) -> (usize, usize)) {
+    let set = all();
+    let one = whole(&set, image);
+    let mut many = Rows::default();
+    let mut at = 0;
+    let mut cuts = Vec::new();
+    while at < image.len() {
+        let (len, overlap) = next(at);
+        let end = (at + len).min(image.len());
+        cuts.push((at, overlap));
+        let stats = window(&set, image, at..end, overlap, &mut many);
+        let limits = stats.partial.iter().filter(|p| p.2.contains("limit"));
+        assert_eq!(limits.count(), 0, "no work limit in small images");
+        at = end;
+    }
+    let (one, many) = (one.sorted(), many.sorted());
+    if one != many {
+        let lost: Vec<_> = one
+            .iter()
+            .filter(|r| many.binary_search(r).is_err())
+            .take(3)
+            .collect();
+        let extra: Vec<_> = many
+            .iter()
+            .filter(|r| one.binary_search(r).is_err())
+            .take(3)
+            .collect();
+        panic!(
+            "windows {:?}\nlost {lost:#?}\nextra {extra:#?}",
+            &cuts[..cuts.len().min(12)]
+        );
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 40, ..Default::default() })]
+
+    #[test]
+    fn windows_of_any_size(
+        seed in any::<u64>(),
+        size in 20_000usize..400_000,
+        cuts in any::<u64>(),
+        small in any::<bool>(),
+    ) {
+        let image = image(seed, size);
+        let mut r = Random(cuts | 1);
+        compare(&image, |_| {
+            let len = 4096 + if small { r.below(9000) } else { r.below(150_000) };
+            let overlap = match r.below(4) {
+                0 => 0,
+                1 => r.below(100),
+                2 => r.below(20_000),
+                _ => r.below(400_000),
+            };
+            (len, overlap)
+        });
+    }
+
+    #[test]
+    fn aligned_pages_without_overlap(seed in any::<u64>()) {
+        let image = image(seed, 150_000);
+        compare(&image, |_| (4096, 0));
+    }
+}
+
+/// Every fragment across the border of two windows, one byte further each time.
+#[test]
+fn a_border_at_every_byte_of_every_fragment() {
+    let set = all();
+    let mut r = Random(7);
+    for f in FRAGMENTS.iter() {
+        let mut image = vec![0x81u8; 9000];
+        image.extend_from_slice(f);
+        image.extend(std::iter::repeat_n(0x82u8, 5000));
+        let one = whole(&set, &image).sorted();
+        for _ in 0..12 {
+            let cut = (8990 + r.below(f.len() + 20)).min(image.len() - 1);
+            let mut many = Rows::default();
+            let overlap = r.below(60);
+            window(&set, &image, 0..cut, overlap, &mut many);
+            window(&set, &image, cut..image.len(), 0, &mut many);
+            assert_eq!(one, many.sorted(), "cut {cut}, overlap {overlap}");
+        }
+    }
+}

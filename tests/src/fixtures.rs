@@ -1,0 +1,97 @@
+//! Captures for the tests: planted images with ground truth, and small made-up ones.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+
+/// A planted image and its ground truth.
+#[derive(Clone, Debug)]
+pub struct Planted {
+    /// The raw image.
+    pub image: PathBuf,
+    /// What was planted where.
+    pub truth: serde_json::Value,
+    /// YARA rules for what was planted.
+    pub rules: PathBuf,
+}
+
+/// The 64 MiB planted image, made once.
+pub fn planted() -> &'static Planted {
+    static MADE: OnceLock<Planted> = OnceLock::new();
+    MADE.get_or_init(|| make_planted(64, 1))
+}
+
+fn make_planted(mib: u64, seed: u32) -> Planted {
+    let exe = std::env::current_exe().expect("the path of this test");
+    let dir = exe.ancestors().nth(2).expect("target/<profile>").join("test-fixtures");
+    std::fs::create_dir_all(&dir).expect("folder for fixtures");
+    let name = format!("planted-{mib}-{seed}");
+    let (image, truth, rules) = (
+        dir.join(format!("{name}.img")),
+        dir.join(format!("{name}.json")),
+        dir.join(format!("{name}.yar")),
+    );
+    if !truth.exists() {
+        let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/make_ram_image.py");
+        let made = dir.join(format!("{name}-{}.part", std::process::id()));
+        let done = Command::new("python3")
+            .arg(script)
+            .args(["--size", &format!("{mib}M"), "--seed", &seed.to_string(), "--out"])
+            .arg(&image)
+            .arg("--truth")
+            .arg(&made)
+            .arg("--rules")
+            .arg(&rules)
+            .status()
+            .expect("python3 is needed to make the planted image");
+        assert!(done.success(), "the planted image could not be made");
+        // Takes its name last: a run that was cut short is made again.
+        std::fs::rename(made, &truth).expect("rename");
+    }
+    let text = std::fs::read_to_string(&truth).expect("truth");
+    Planted { image, truth: serde_json::from_str(&text).expect("truth is JSON"), rules }
+}
+
+/// Pseudo-random bytes (splitmix64), the same for the same seed.
+pub fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed;
+    let mut out = Vec::with_capacity(len + 8);
+    while out.len() < len {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        out.extend((z ^ z >> 31).to_le_bytes());
+    }
+    out.truncate(len);
+    out
+}
+
+/// A raw image of noise and zeros with these bytes at these places.
+pub fn image(len: usize, planted: &[(usize, &[u8])]) -> Vec<u8> {
+    let mut out = vec![0u8; len];
+    for (i, page) in out.chunks_mut(4096).enumerate() {
+        if i % 3 == 1 {
+            let n = page.len();
+            page.copy_from_slice(&noise(i as u64, n));
+        }
+    }
+    for (at, bytes) in planted {
+        out[*at..at + bytes.len()].copy_from_slice(bytes);
+    }
+    out
+}
+
+/// A LiME file of these ranges: first physical address and bytes.
+pub fn lime(ranges: &[(u64, &[u8])]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (pa, bytes) in ranges {
+        out.extend(b"EMiL");
+        out.extend(1u32.to_le_bytes());
+        out.extend(pa.to_le_bytes());
+        out.extend((pa + bytes.len() as u64 - 1).to_le_bytes());
+        out.extend([0; 8]);
+        out.extend_from_slice(bytes);
+    }
+    out
+}

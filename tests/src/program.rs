@@ -1,0 +1,182 @@
+//! The program under test: one run of a command, or a whole cluster of services.
+
+use crate::servers::{Process, Rabbit, Redis, S3, KEYS};
+use crate::{free_port, wait_for};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// The binary, built by `tests/run` (or `cargo build --release`) beside the tests.
+pub fn binary() -> PathBuf {
+    let exe = std::env::current_exe().expect("the path of this test");
+    let dir = exe.ancestors().nth(2).expect("target/<profile>/deps/<test>");
+    let path = dir.join("ramsift");
+    assert!(path.exists(), "{} is not built: run tests/run", path.display());
+    path
+}
+
+/// A command without any configuration from outside.
+pub fn command() -> Command {
+    let mut c = Command::new(binary());
+    for (k, _) in std::env::vars() {
+        if k.starts_with("RAMSIFT_") || k.starts_with("OTEL_") || k.starts_with("AWS_") {
+            c.env_remove(k);
+        }
+    }
+    c
+}
+
+/// What a run printed and how it ended.
+#[derive(Debug)]
+pub struct Run {
+    /// Exit code.
+    pub code: i32,
+    /// Standard output.
+    pub out: String,
+    /// Standard error.
+    pub err: String,
+}
+
+impl From<Output> for Run {
+    fn from(o: Output) -> Self {
+        Self {
+            code: o.status.code().unwrap_or(-1),
+            out: String::from_utf8_lossy(&o.stdout).into_owned(),
+            err: String::from_utf8_lossy(&o.stderr).into_owned(),
+        }
+    }
+}
+
+/// Runs a command to its end.
+pub fn run(c: &mut Command) -> Run {
+    c.output().expect("the program starts").into()
+}
+
+/// Runs `ramsift scan` of an image into `out` with more arguments.
+pub fn scan(image: &Path, out: &Path, more: &[&str]) -> Run {
+    run(command().arg("scan").arg(image).arg("--out").arg(out).args(more))
+}
+
+/// A whole cluster on one machine.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The broker.
+    pub rabbit: Rabbit,
+    /// The ledger's server.
+    pub redis: Redis,
+    /// Evidence and results.
+    pub s3: S3,
+    /// Logs of the services.
+    pub logs: TempDir,
+    coordinator_port: u16,
+    aggregator_port: u16,
+    settings: Vec<(String, String)>,
+}
+
+/// A service and its health endpoint.
+#[derive(Debug)]
+pub struct Service {
+    /// The process.
+    pub process: Process,
+    http: u16,
+}
+
+/// Answer of a health endpoint: status and body.
+pub fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
+    let mut s = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    s.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+    write!(s, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+    let mut text = String::new();
+    s.read_to_string(&mut text).ok()?;
+    let status = text.split_whitespace().nth(1)?.parse().ok()?;
+    let body = text.split_once("\r\n\r\n").map(|(_, b)| b.to_owned()).unwrap_or_default();
+    Some((status, body))
+}
+
+impl Service {
+    /// Status and body of `/readyz`.
+    pub fn ready(&self) -> Option<(u16, String)> {
+        http_get(self.http, "/readyz")
+    }
+
+    /// Waits until it is ready.
+    pub fn await_ready(&self) {
+        wait_for("a service is ready", Duration::from_secs(60), || {
+            self.ready().filter(|(s, _)| *s == 200)
+        });
+    }
+}
+
+impl Cluster {
+    /// Starts the servers, with a bucket `evidence` and one `results`.
+    pub fn start(settings: &[(&str, &str)]) -> Self {
+        let s3 = S3::start();
+        s3.bucket("evidence");
+        s3.bucket("results");
+        Self {
+            rabbit: Rabbit::start(),
+            redis: Redis::start(),
+            s3,
+            logs: tempfile::tempdir().expect("a temporary folder"),
+            coordinator_port: free_port(),
+            aggregator_port: free_port(),
+            settings: settings.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
+        }
+    }
+
+    /// A command with the cluster's configuration.
+    pub fn command(&self) -> Command {
+        let mut c = command();
+        c.env("RAMSIFT_STORE_URL", "s3://results/r")
+            .env("RAMSIFT_S3_ENDPOINT", self.s3.endpoint())
+            .env("RAMSIFT_S3_REGION", "us-east-1")
+            .env("RAMSIFT_S3_ACCESS_KEY", KEYS.0)
+            .env("RAMSIFT_S3_SECRET_KEY", KEYS.1)
+            .env("RAMSIFT_S3_PATH_STYLE", "true")
+            .env("RAMSIFT_QUEUE_URL", self.rabbit.url())
+            .env("RAMSIFT_LEDGER_URL", self.redis.url())
+            .env("RAMSIFT_COORDINATOR_LISTEN", format!("127.0.0.1:{}", self.coordinator_port))
+            .env("RAMSIFT_COORDINATOR_URL", format!("http://127.0.0.1:{}", self.coordinator_port))
+            .env("RAMSIFT_COORDINATOR_POLL_MILLISECONDS", "100")
+            .env("RAMSIFT_COORDINATOR_LEASE_SECONDS", "3")
+            .env("RAMSIFT_AGGREGATOR_LISTEN", format!("127.0.0.1:{}", self.aggregator_port))
+            .env("RAMSIFT_AGGREGATOR_URL", format!("http://127.0.0.1:{}", self.aggregator_port))
+            .env("RAMSIFT_AGGREGATOR_COMMIT_MILLISECONDS", "100")
+            .env("RAMSIFT_WORKER_SLOTS", "1");
+        for (k, v) in &self.settings {
+            c.env(k, v);
+        }
+        c
+    }
+
+    /// Starts a service and waits until it answers.
+    pub fn service(&self, what: &str) -> Service {
+        let http = free_port();
+        let mut c = self.command();
+        c.arg(what).env("RAMSIFT_HTTP_LISTEN", format!("127.0.0.1:{http}"));
+        let log = self.logs.path().join(format!("{what}-{http}.log"));
+        let process = Process::start(what, &mut c, &log);
+        wait_for(&format!("{what} answers"), Duration::from_secs(60), || {
+            http_get(http, "/livez").filter(|(s, _)| *s == 200)
+        });
+        Service { process, http }
+    }
+
+    /// What the services have logged, for messages of failed tests.
+    pub fn log(&self) -> String {
+        let mut out = String::new();
+        for e in std::fs::read_dir(self.logs.path()).expect("folder").flatten() {
+            let text = std::fs::read_to_string(e.path()).unwrap_or_default();
+            let tail: Vec<&str> = text.lines().rev().take(30).collect();
+            out.push_str(&format!("--- {}\n", e.file_name().to_string_lossy()));
+            for l in tail.into_iter().rev() {
+                out.push_str(l);
+                out.push('\n');
+            }
+        }
+        out
+    }
+}

@@ -1,0 +1,370 @@
+//! RabbitMQ, Redis, an S3 server and clamd, as private child processes.
+
+use crate::{block_on, free_port, wait_for};
+use ramsift_layers::source::{S3Client, S3Config};
+use ramsift_queue::{Queue, RabbitConfig, RabbitQueue};
+use ramsift_store::S3Objects;
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+use tempfile::TempDir;
+
+/// A child process that ends with this value.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    name: String,
+}
+
+impl Process {
+    /// Starts a command with its output in `log`.
+    pub fn start(name: &str, command: &mut Command, log: &Path) -> Self {
+        let file = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(log)
+            .unwrap_or_else(|e| panic!("log {}: {e}", log.display()));
+        let err = file.try_clone().expect("a second handle");
+        let child = command
+            .stdin(Stdio::null())
+            .stdout(file)
+            .stderr(err)
+            .spawn()
+            .unwrap_or_else(|e| panic!("{name} can't be started ({e}): run tests/run, which installs it"));
+        Self { child, name: name.to_owned() }
+    }
+
+    /// Ends it at once, as a power cut would.
+    pub fn kill(&mut self) {
+        self.signal(libc::SIGKILL);
+        self.child.wait().unwrap_or_else(|e| panic!("{}: {e}", self.name));
+    }
+
+    /// Asks it to end and waits for that. Returns its exit code.
+    pub fn terminate(&mut self) -> Option<i32> {
+        self.signal(libc::SIGTERM);
+        let done = wait_for(&format!("{} ends", self.name), Duration::from_secs(60), || {
+            self.child.try_wait().expect("a child of ours")
+        });
+        done.code()
+    }
+
+    /// Its exit code, if it has ended.
+    pub fn exited(&mut self) -> Option<i32> {
+        self.child.try_wait().expect("a child of ours").map(|s| s.code().unwrap_or(-1))
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: i32) {
+        let pid = i32::try_from(self.child.id()).expect("a process id");
+        // SAFETY: kill takes two integers; the child has not been waited for, so its id is ours.
+        let done = unsafe { libc::kill(pid, signal) };
+        assert_eq!(done, 0, "{} could not be signalled", self.name);
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if self.child.try_wait().is_ok_and(|s| s.is_none()) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+}
+
+fn listens(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port)).is_ok()
+}
+
+/// The first of these that exists.
+fn program(names: &[&str]) -> PathBuf {
+    names
+        .iter()
+        .map(PathBuf::from)
+        .find(|p| p.exists())
+        .unwrap_or_else(|| panic!("none of {names:?} is installed: run tests/run, which installs it"))
+}
+
+/// The folder with tools that tests/run fetched.
+pub fn tools() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../.test-tools")
+}
+
+/// A private RabbitMQ node.
+#[derive(Debug)]
+pub struct Rabbit {
+    process: Option<Process>,
+    dir: TempDir,
+    port: u16,
+    dist: u16,
+    epmd: u16,
+}
+
+impl Rabbit {
+    /// Starts a node and waits until it takes messages.
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let mut r =
+            Self { process: None, dir, port: free_port(), dist: free_port(), epmd: free_port() };
+        let d = r.dir.path();
+        std::fs::write(
+            d.join("rabbitmq.conf"),
+            format!(
+                "listeners.tcp.1 = 127.0.0.1:{}\nloopback_users.guest = true\n\
+                 vm_memory_high_watermark.absolute = 1GB\ndisk_free_limit.absolute = 200MB\n",
+                r.port
+            ),
+        )
+        .expect("write");
+        std::fs::write(d.join("plugins"), "[].").expect("write");
+        r.up();
+        r
+    }
+
+    /// Starts the node (again) on the data it has.
+    pub fn up(&mut self) {
+        let d = self.dir.path();
+        let mut c = Command::new(program(&["/usr/lib/rabbitmq/bin/rabbitmq-server"]));
+        c.env("HOME", d)
+            .env("RABBITMQ_NODENAME", format!("t{}@localhost", self.port))
+            .env("RABBITMQ_DIST_PORT", self.dist.to_string())
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("ERL_EPMD_PORT", self.epmd.to_string())
+            .env("RABBITMQ_CONFIG_FILE", d.join("rabbitmq.conf"))
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", d.join("plugins"))
+            .env("RABBITMQ_MNESIA_BASE", d.join("mnesia"))
+            .env("RABBITMQ_LOG_BASE", d.join("log"))
+            .env("RABBITMQ_PID_FILE", d.join("pid"))
+            .env("RABBITMQ_CONF_ENV_FILE", "/dev/null")
+            .env(
+                "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
+                "-kernel inet_dist_use_interface {127,0,0,1} +S 2:2",
+            );
+        // Its shell wrapper starts the emulator as a child: a group of its own takes both down.
+        std::os::unix::process::CommandExt::process_group(&mut c, 0);
+        self.process = Some(Process::start("rabbitmq-server", &mut c, &d.join("out.log")));
+        let queue = self.queue("ready");
+        wait_for("RabbitMQ takes messages", Duration::from_secs(120), || {
+            (listens(self.port) && block_on(queue.check()).is_ok()).then_some(())
+        });
+    }
+
+    /// Takes the whole node down at once.
+    pub fn down(&mut self) {
+        let Some(p) = self.process.take() else { return };
+        let pid = i32::try_from(p.child.id()).expect("a process id");
+        // SAFETY: kill takes two integers; the negative id names the group that `up` made.
+        unsafe { libc::kill(-pid, libc::SIGKILL) };
+        drop(p);
+        wait_for("RabbitMQ is gone", Duration::from_secs(30), || (!listens(self.port)).then_some(()));
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> String {
+        format!("amqp://guest:guest@127.0.0.1:{}/%2f?heartbeat=10", self.port)
+    }
+
+    /// A queue at this node.
+    pub fn queue(&self, prefix: &str) -> RabbitQueue {
+        RabbitQueue::new(RabbitConfig {
+            url: self.url(),
+            prefix: prefix.to_owned(),
+            name: "tests".into(),
+        })
+    }
+}
+
+impl Drop for Rabbit {
+    fn drop(&mut self) {
+        if let Some(p) = self.process.take() {
+            let pid = i32::try_from(p.child.id()).unwrap_or(0);
+            if pid > 0 {
+                // SAFETY: kill takes two integers; the negative id names the group that `up` made.
+                unsafe { libc::kill(-pid, libc::SIGKILL) };
+            }
+        }
+        // The port mapper daemonises itself and outlives its node.
+        let _ = Command::new("epmd")
+            .args(["-port", &self.epmd.to_string(), "-kill"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status();
+    }
+}
+
+/// A private Redis.
+#[derive(Debug)]
+pub struct Redis {
+    _process: Process,
+    _dir: TempDir,
+    port: u16,
+}
+
+impl Redis {
+    /// Starts a server and waits for it.
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let port = free_port();
+        let mut c = Command::new("redis-server");
+        c.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""])
+            .arg("--dir")
+            .arg(dir.path());
+        let process = Process::start("redis-server", &mut c, &dir.path().join("log"));
+        wait_for("Redis listens", Duration::from_secs(20), || listens(port).then_some(()));
+        Self { _process: process, _dir: dir, port }
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> String {
+        format!("redis://127.0.0.1:{}/0", self.port)
+    }
+
+    /// Forgets everything.
+    pub fn flush(&self) {
+        let done = Command::new("redis-cli")
+            .args(["-p", &self.port.to_string(), "flushall"])
+            .stdout(Stdio::null())
+            .status()
+            .expect("redis-cli");
+        assert!(done.success());
+    }
+}
+
+/// A private S3 server (SeaweedFS).
+#[derive(Debug)]
+pub struct S3 {
+    process: Option<Process>,
+    dir: TempDir,
+    ports: [u16; 5],
+}
+
+/// The credentials of the S3 server.
+pub const KEYS: (&str, &str) = ("testkey", "testsecret");
+
+impl S3 {
+    /// Starts a server and waits for it.
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let identities = serde_json::json!({"identities": [{"name": "test",
+            "credentials": [{"accessKey": KEYS.0, "secretKey": KEYS.1}],
+            "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]});
+        std::fs::write(dir.path().join("s3.json"), identities.to_string()).expect("write");
+        std::fs::create_dir(dir.path().join("data")).expect("folder");
+        let ports = std::array::from_fn(|_| free_port());
+        let mut s = Self { process: None, dir, ports };
+        s.up();
+        s
+    }
+
+    /// Starts the server (again) on the data it has.
+    pub fn up(&mut self) {
+        let [s3, master, filer, volume, admin] = self.ports;
+        let weed = tools().join("venv/bin/weed");
+        let mut c = Command::new(program(&[&weed.display().to_string(), "/usr/bin/weed"]));
+        c.current_dir(self.dir.path())
+            .args(["mini", "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"])
+            .args(["-master.telemetry=false", "-webdav=false", "-admin.ui=false"])
+            .args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.config=s3.json"])
+            .arg(format!("-s3.port={s3}"))
+            .arg(format!("-master.port={master}"))
+            .arg(format!("-filer.port={filer}"))
+            .arg(format!("-volume.port={volume}"))
+            .arg(format!("-admin.port={admin}"));
+        std::os::unix::process::CommandExt::process_group(&mut c, 0);
+        self.process = Some(Process::start("weed", &mut c, &self.dir.path().join("log")));
+        wait_for("the S3 server works", Duration::from_secs(60), || {
+            if !listens(s3) {
+                return None;
+            }
+            block_on(async {
+                let c = S3Client::connect(&self.config()).await;
+                c.sdk.list_buckets().send().await.ok().map(|_| ())
+            })
+        });
+    }
+
+    /// Takes the server down at once.
+    pub fn down(&mut self) {
+        if let Some(mut p) = self.process.take() {
+            p.kill();
+        }
+    }
+
+    /// How to reach it.
+    pub fn config(&self) -> S3Config {
+        S3Config {
+            endpoint: self.endpoint(),
+            region: "us-east-1".into(),
+            access_key: KEYS.0.into(),
+            secret_key: KEYS.1.into(),
+            path_style: true,
+        }
+    }
+
+    /// Its URL.
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports[0])
+    }
+
+    /// Makes a bucket and gives the objects in it.
+    pub fn bucket(&self, name: &str) -> S3Objects {
+        block_on(async {
+            let c = S3Client::connect(&self.config()).await;
+            c.sdk.create_bucket().bucket(name).send().await.expect("a new bucket");
+            S3Objects::new(c, name, "")
+        })
+    }
+}
+
+/// A private clamd with one signature of our own.
+#[derive(Debug)]
+pub struct Clamd {
+    process: Process,
+    _dir: TempDir,
+    port: u16,
+}
+
+/// Text that the signature `Ramsift.Test.Needle` is for.
+pub const CLAM_NEEDLE: &[u8] = b"ramsift-clamav-needle-7731";
+
+impl Clamd {
+    /// Starts a daemon and waits until it scans.
+    pub fn start() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        let d = dir.path();
+        let port = free_port();
+        std::fs::create_dir(d.join("db")).expect("folder");
+        let hex: String = CLAM_NEEDLE.iter().map(|b| format!("{b:02x}")).collect();
+        std::fs::write(d.join("db/t.ndb"), format!("Ramsift.Test.Needle:0:*:{hex}\n"))
+            .expect("write");
+        let conf = format!(
+            "DatabaseDirectory {0}/db\nTCPSocket {port}\nTCPAddr 127.0.0.1\nTemporaryDirectory {0}\n\
+             User {1}\nForeground yes\nStreamMaxLength 16M\nMaxFileSize 16M\nMaxScanSize 32M\n\
+             MaxThreads 2\n",
+            d.display(),
+            user()
+        );
+        std::fs::write(d.join("clamd.conf"), conf).expect("write");
+        let mut c = Command::new(program(&["/usr/sbin/clamd"]));
+        c.arg("-c").arg(d.join("clamd.conf"));
+        let process = Process::start("clamd", &mut c, &d.join("log"));
+        wait_for("clamd listens", Duration::from_secs(60), || listens(port).then_some(()));
+        Self { process, _dir: dir, port }
+    }
+
+    /// Where it is.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
+    /// Takes it down at once.
+    pub fn down(&mut self) {
+        self.process.kill();
+    }
+}
+
+fn user() -> String {
+    let out = Command::new("id").arg("-un").output().expect("id");
+    String::from_utf8_lossy(&out.stdout).trim().to_owned()
+}

@@ -1,0 +1,247 @@
+//! The cluster with real servers: what it finds, and what it survives.
+
+use ramsift_store::objects::Objects;
+use ramsift_store::query::{QueryLimits, Tables};
+use ramsift_store::{Keys, LocalObjects, Manifest, S3Objects};
+use ramsift_tests::fixtures::{image, planted};
+use ramsift_tests::program::{Cluster, run, scan};
+use ramsift_tests::{block_on, wait_for};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+fn objects(c: &Cluster, bucket: &str, prefix: &str) -> S3Objects {
+    block_on(async {
+        let client = ramsift_layers::source::S3Client::connect(&c.s3.config()).await;
+        S3Objects::new(client, bucket, prefix)
+    })
+}
+
+fn upload(c: &Cluster, key: &str, path: &Path) {
+    block_on(objects(c, "evidence", "").put_file(key, path)).expect("upload");
+}
+
+fn submit(c: &Cluster, args: &[&str]) -> String {
+    let r = run(c.command().arg("submit").args(args));
+    assert_eq!(r.code, 0, "{}\n{}", r.err, c.log());
+    r.out.split_whitespace().next().expect("a job").to_owned()
+}
+
+/// All rows of a job's tables as text, without what names the run.
+fn tables(objects: Arc<dyn Objects>, job: &str) -> Vec<(String, Vec<String>)> {
+    block_on(async {
+        let t = Tables::new(objects, &QueryLimits::default()).expect("session");
+        t.register_jobs(&[job.to_owned()]).await.expect("tables");
+        let mut out = Vec::new();
+        for table in ["findings", "events", "artifacts", "coverage", "system"] {
+            // A pack lies in its job's folder; its name after that is the hash of its content.
+            let columns = match table {
+                "artifacts" => "* EXCLUDE (object), regexp_replace(object, '^.*/', '') AS object",
+                _ => "*",
+            };
+            let batches = t.collect(&format!("SELECT {columns} FROM {table}")).await.expect(table);
+            let mut text = Vec::new();
+            let mut w = arrow::json::LineDelimitedWriter::new(&mut text);
+            for b in &batches {
+                w.write(b).expect("json");
+            }
+            w.finish().expect("json");
+            let mut rows: Vec<String> =
+                String::from_utf8(text).expect("text").lines().map(str::to_owned).collect();
+            rows.sort();
+            out.push((table.to_owned(), rows));
+        }
+        out
+    })
+}
+
+fn manifest(c: &Cluster, job: &str) -> Manifest {
+    let results = objects(c, "results", "r");
+    let (data, _) = block_on(results.get(&Keys::new(job).manifest())).expect("manifest");
+    serde_json::from_slice(&data).expect("JSON")
+}
+
+#[test]
+fn results_survive_killed_workers_aggregator_broker_and_ledger() {
+    let p = planted();
+    let rules = p.rules.display().to_string();
+    let sets = [("RAMSIFT_SCAN_CHUNK_SIZE", "131072"), ("RAMSIFT_SCAN_OVERLAP", "65536"), ("RAMSIFT_COORDINATOR_WINDOW", "24")];
+    let mut c = Cluster::start(&sets);
+    upload(&c, "planted.mem", &p.image);
+    let coordinator = c.service("coordinator");
+    let mut aggregator = c.service("aggregator");
+    let mut workers: Vec<_> = (0..3).map(|_| c.service("chunk-worker")).collect();
+    let _structured = c.service("structured-worker");
+    coordinator.await_ready();
+    let job = submit(&c, &["s3://evidence/planted.mem", "--rules", &rules]);
+    let results: Arc<dyn Objects> = Arc::new(objects(&c, "results", "r"));
+    let count = |folder: String| block_on(results.list(&folder)).map(|l| l.len()).unwrap_or(0);
+    let keys = Keys::new(&job);
+    let ended = || count(keys.manifest()) > 0;
+    wait_for("the first commit", Duration::from_secs(60), || {
+        (count(keys.commits()) > 0).then_some(())
+    });
+    assert!(!ended(), "too fast to be disturbed");
+    workers[0].process.kill();
+    // In the middle of a commit: segments are there whose record is not.
+    let folders = || block_on(results.list_folders(&format!("jobs/{job}/segments/"))).unwrap_or_default();
+    wait_for("a commit under way", Duration::from_secs(60), || {
+        let records = block_on(results.list(&keys.commits())).unwrap_or_default();
+        let open = folders().iter().any(|f| records.iter().all(|r| !r.key.contains(f.as_str())));
+        (open || ended()).then_some(())
+    });
+    aggregator.process.kill();
+    c.redis.flush();
+    drop(aggregator);
+    let _aggregator = c.service("aggregator");
+    let so_far = count(keys.commits());
+    wait_for("the job goes on", Duration::from_secs(120), || {
+        (count(keys.commits()) > so_far || ended()).then_some(())
+    });
+    c.rabbit.down();
+    c.rabbit.up();
+    wait_for("the job ends", Duration::from_secs(300), || ended().then_some(()));
+    let r = run(c.command().args(["watch", &job]));
+    assert_eq!(r.code, 0, "{}{}\n{}", r.out, r.err, c.log());
+    let m = manifest(&c, &job);
+    let bytes = std::fs::read(&p.image).expect("image");
+    assert_eq!(m.evidence_blake3.as_deref(), Some(blake3::hash(&bytes).to_hex().as_str()));
+    assert_eq!(m.verdict, "complete");
+    // An undisturbed embedded run finds the same, row for row.
+    let dir = tempfile::tempdir().expect("tempdir");
+    // The object's time is another than the file's: it bounds what is inferred of missing years.
+    let mut settings = vec!["--rules".to_owned(), rules];
+    for (k, v) in [("scan.chunk_size", "131072"), ("scan.overlap", "65536")] {
+        settings.extend(["--set".to_owned(), format!("{k}={v}")]);
+    }
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let copy = dir.path().join("planted.mem");
+    std::fs::copy(&p.image, &copy).expect("copy");
+    let e = scan(&copy, &dir.path().join("out"), &settings);
+    assert_eq!(e.code, 0, "{}", e.err);
+    let local: Arc<dyn Objects> =
+        Arc::new(LocalObjects::open_existing(&dir.path().join("out")).expect("store"));
+    let local_job = block_on(local.list_folders("jobs/")).expect("jobs").remove(0);
+    for ((table, a), (_, b)) in tables(results, &job).into_iter().zip(tables(local, &local_job)) {
+        assert!(!a.is_empty(), "{table} is empty");
+        let (a, b) = (without_inference(a), without_inference(b));
+        let differ = a.iter().zip(&b).find(|(x, y)| x != y);
+        assert_eq!(a.len(), b.len(), "{table}: {differ:?}");
+        assert!(a == b, "{table}: {differ:?}");
+    }
+    for w in &mut workers[1..] {
+        assert_eq!(w.process.terminate(), Some(0), "a worker drains on SIGTERM");
+    }
+}
+
+/// Rows without times that rest on the file's or object's own time.
+fn without_inference(rows: Vec<String>) -> Vec<String> {
+    let mut out: Vec<String> = rows
+        .into_iter()
+        .map(|r| {
+            let mut v: serde_json::Value = serde_json::from_str(&r).expect("JSON");
+            if let Some(o) = v.as_object_mut() {
+                o.remove("inferred_time");
+                o.remove("inferred_from");
+            }
+            v.to_string()
+        })
+        .collect();
+    out.sort();
+    out
+}
+
+#[test]
+fn bad_input_is_refused_with_a_reason_and_loses_nothing_else() {
+    let c = Cluster::start(&[("RAMSIFT_SCAN_CHUNK_SIZE", "65536"), ("RAMSIFT_SCAN_OVERLAP", "4096")]);
+    let dir = tempfile::tempdir().expect("tempdir");
+    let good = dir.path().join("good.mem");
+    std::fs::write(&good, image(1 << 20, &[(64, b"\0http://good.example.org/\0")])).expect("write");
+    upload(&c, "good.mem", &good);
+    let _coordinator = c.service("coordinator");
+    let _aggregator = c.service("aggregator");
+    let _worker = c.service("chunk-worker");
+    let _structured = c.service("structured-worker");
+    let refused = |args: &[&str], say: &str| {
+        let r = run(c.command().arg("submit").args(args));
+        assert_eq!(r.code, 2, "{args:?}: {}", r.err);
+        assert!(r.err.contains(say), "{args:?}: {}", r.err);
+    };
+    refused(&["s3://evidence/none.mem"], "none.mem");
+    refused(&["s3://nowhere/a.mem"], "nowhere");
+    refused(&["/local/file.mem"], "ramsift scan");
+    let mut wrong = c.command();
+    wrong.env("RAMSIFT_S3_SECRET_KEY", "wrong").args(["submit", "s3://evidence/good.mem"]);
+    let r = run(&mut wrong);
+    assert_eq!(r.code, 2);
+    assert!(r.err.contains("access key"), "{}", r.err);
+    // Gone between submission and planning, and a good one beside it.
+    let gone = objects(&c, "evidence", "");
+    block_on(gone.put_file("gone.mem", &good)).expect("upload");
+    let a = submit(&c, &["s3://evidence/good.mem"]);
+    let r = run(c.command().args(["watch", &a]));
+    assert_eq!(r.code, 0, "{}{}\n{}", r.out, r.err, c.log());
+    let r = run(c.command().args(["results", &a, "--kind", "url"]));
+    assert!(r.out.contains("good.example.org"), "{}{}", r.out, r.err);
+    let r = run(c.command().args(["status", "no-such-job"]));
+    assert_eq!(r.code, 2);
+    assert!(r.err.contains("no such job"), "{}", r.err);
+}
+
+#[test]
+fn a_job_can_be_cancelled_and_a_replaced_object_fails_its_job() {
+    let c = Cluster::start(&[("RAMSIFT_SCAN_CHUNK_SIZE", "65536"), ("RAMSIFT_SCAN_OVERLAP", "4096"), ("RAMSIFT_COORDINATOR_WINDOW", "4")]);
+    let p = planted();
+    upload(&c, "a.mem", &p.image);
+    upload(&c, "b.mem", &p.image);
+    let _coordinator = c.service("coordinator");
+    let _aggregator = c.service("aggregator");
+    // Nobody takes the tasks yet.
+    let job = submit(&c, &["s3://evidence/a.mem"]);
+    let r = run(c.command().args(["cancel", &job, "--reason", "wrong case"]));
+    assert_eq!(r.code, 0, "{}", r.err);
+    let r = run(c.command().args(["watch", &job]));
+    assert!(r.out.contains("cancelled") && r.out.contains("wrong case"), "{}{}", r.out, r.err);
+    let job = submit(&c, &["s3://evidence/b.mem"]);
+    let results = objects(&c, "results", "r");
+    wait_for("the plan", Duration::from_secs(60), || {
+        block_on(results.head(&Keys::new(&job).plan())).ok()
+    });
+    let other = tempfile::NamedTempFile::new().expect("tempfile");
+    std::fs::write(other.path(), image(1 << 20, &[])).expect("write");
+    upload(&c, "b.mem", other.path());
+    let _worker = c.service("chunk-worker");
+    let r = run(c.command().args(["watch", &job]));
+    assert_eq!(r.code, 2);
+    assert!(r.out.contains("evidence changed"), "{}{}\n{}", r.out, r.err, c.log());
+}
+
+#[test]
+fn services_wait_for_what_is_down_and_say_so() {
+    let mut c = Cluster::start(&[("RAMSIFT_SCAN_CHUNK_SIZE", "262144"), ("RAMSIFT_SCAN_OVERLAP", "4096")]);
+    let dir = tempfile::tempdir().expect("tempdir");
+    let good = dir.path().join("good.mem");
+    std::fs::write(&good, image(1 << 20, &[(64, b"\0http://late.example.org/\0")])).expect("write");
+    upload(&c, "late.mem", &good);
+    c.rabbit.down();
+    let coordinator = c.service("coordinator");
+    let _aggregator = c.service("aggregator");
+    let worker = c.service("chunk-worker");
+    let _structured = c.service("structured-worker");
+    let why = wait_for("not ready", Duration::from_secs(30), || {
+        worker.ready().filter(|(s, body)| *s == 503 && body.contains("RabbitMQ"))
+    });
+    assert!(why.1.contains("can't be reached"), "{}", why.1);
+    let job = submit(&c, &["s3://evidence/late.mem"]);
+    c.rabbit.up();
+    worker.await_ready();
+    coordinator.await_ready();
+    let r = run(c.command().args(["watch", &job]));
+    assert_eq!(r.code, 0, "{}{}\n{}", r.out, r.err, c.log());
+    // The store goes away and comes back under a second job.
+    let job = submit(&c, &["s3://evidence/late.mem"]);
+    c.s3.down();
+    c.s3.up();
+    let r = run(c.command().args(["watch", &job]));
+    assert_eq!(r.code, 0, "{}{}\n{}", r.out, r.err, c.log());
+}
