@@ -19,7 +19,11 @@ const STORED: &[&str] = &[
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let files = ["ramsift/v1/task.proto", "ramsift/v1/job.proto", "ramsift/v1/service.proto"];
+    let files = [
+        "ramsift/v1/task.proto",
+        "ramsift/v1/job.proto",
+        "ramsift/v1/service.proto",
+    ];
     for f in files {
         println!("cargo:rerun-if-changed={f}");
     }

@@ -27,7 +27,11 @@ pub struct CommitLimits {
 
 impl Default for CommitLimits {
     fn default() -> Self {
-        Self { bytes: 64 << 20, age: Duration::from_secs(2), total: 512 << 20 }
+        Self {
+            bytes: 64 << 20,
+            age: Duration::from_secs(2),
+            total: 512 << 20,
+        }
     }
 }
 
@@ -78,7 +82,9 @@ impl Aggregator {
             commit_seconds,
             stop: CancellationToken::new(),
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// The store.
@@ -120,21 +126,28 @@ impl Aggregator {
         if let Some(group) = full {
             self.spawn_commit(job, group);
         }
-        rx.await.unwrap_or_else(|_| Err("the commit was abandoned".into()))
+        rx.await
+            .unwrap_or_else(|_| Err("the commit was abandoned".into()))
     }
 
     /// Adds a report to its job's group. Returns the group when it is full.
     fn join(&self, job: &str, report: Report, waiter: Waiter) -> Result<Option<Group>, String> {
         let bytes = report.bytes();
-        let mut groups = self.inner.groups.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut groups = self
+            .inner
+            .groups
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let waiting: usize = groups.values().map(|g| g.bytes).sum();
         if waiting + bytes > self.inner.limits.total && waiting > 0 {
             return Err("too many reports wait for their commit; try again".into());
         }
         let group = groups.entry(job.to_owned()).or_default();
         if group.reports.is_empty() {
-            group.number =
-                self.inner.numbers.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            group.number = self
+                .inner
+                .numbers
+                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             self.spawn_timer(job.to_owned(), group.number);
         }
         group.bytes += bytes;
@@ -144,10 +157,18 @@ impl Aggregator {
         group.waiters.push(waiter);
         for (table, b) in report.batches {
             let rows = b.num_rows() as u64;
-            let part = SegmentPart { task: task.clone(), attempt: attempt.clone(), rows };
+            let part = SegmentPart {
+                task: task.clone(),
+                attempt: attempt.clone(),
+                rows,
+            };
             group.tables.entry(table).or_default().push((part, b));
         }
-        Ok(if group.bytes >= self.inner.limits.bytes { groups.remove(job) } else { None })
+        Ok(if group.bytes >= self.inner.limits.bytes {
+            groups.remove(job)
+        } else {
+            None
+        })
     }
 
     fn spawn_timer(&self, job: String, number: u64) {
@@ -158,7 +179,11 @@ impl Aggregator {
                 () = this.inner.stop.cancelled() => {}
             }
             let group = {
-                let mut groups = this.inner.groups.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut groups = this
+                    .inner
+                    .groups
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner);
                 match groups.get(&job) {
                     Some(g) if g.number == number => groups.remove(&job),
                     _ => None,
@@ -172,7 +197,8 @@ impl Aggregator {
 
     fn spawn_commit(&self, job: String, mut group: Group) {
         let this = self.clone();
-        let span = tracing::info_span!("aggregate.commit", job = %job, reports = group.reports.len());
+        let span =
+            tracing::info_span!("aggregate.commit", job = %job, reports = group.reports.len());
         for t in group.traces.drain(..) {
             ramsift_telemetry::link(&span, &t);
         }
@@ -181,7 +207,9 @@ impl Aggregator {
                 let started = Instant::now();
                 let waiters = std::mem::take(&mut group.waiters);
                 let done = this.commit(&job, group).await;
-                this.inner.commit_seconds.record(started.elapsed().as_secs_f64(), &[]);
+                this.inner
+                    .commit_seconds
+                    .record(started.elapsed().as_secs_f64(), &[]);
                 if let Err(e) = &done {
                     tracing::error!(error = %e, "commit failed");
                 }
@@ -215,8 +243,19 @@ impl Aggregator {
             });
             let (table, data, blake3) = encode.await.map_err(|e| e.to_string())??;
             let bytes = data.len() as u64;
-            self.inner.objects.put(&key, data.into()).await.map_err(|e| e.to_string())?;
-            segments.push(SegmentRef { table, key, rows, bytes, blake3, parts });
+            self.inner
+                .objects
+                .put(&key, data.into())
+                .await
+                .map_err(|e| e.to_string())?;
+            segments.push(SegmentRef {
+                table,
+                key,
+                rows,
+                bytes,
+                blake3,
+                parts,
+            });
         }
         let record = CommitRecord {
             id: id.clone(),
@@ -226,10 +265,20 @@ impl Aggregator {
             segments,
         };
         let data = to_json(&record).map_err(|e| e.to_string())?;
-        self.inner.objects.put_new(&keys.commit(&id), data).await.map_err(|e| e.to_string())?;
+        self.inner
+            .objects
+            .put_new(&keys.commit(&id), data)
+            .await
+            .map_err(|e| e.to_string())?;
         let tasks: Vec<String> = record.reports.iter().map(|r| r.task.clone()).collect();
         let settle = tracing::info_span!("settle", tasks = tasks.len());
-        if let Err(e) = self.inner.ledger.settle(job, &tasks).instrument(settle).await {
+        if let Err(e) = self
+            .inner
+            .ledger
+            .settle(job, &tasks)
+            .instrument(settle)
+            .await
+        {
             // A cache: the coordinator fills it again from the records.
             tracing::warn!(error = %e, "ledger not updated");
         }
@@ -243,7 +292,11 @@ impl Aggregator {
 
     /// Whether no report waits for its commit.
     pub fn is_idle(&self) -> bool {
-        self.inner.groups.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
+        self.inner
+            .groups
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty()
     }
 }
 
@@ -252,7 +305,10 @@ impl Reporter for Aggregator {
     async fn report(&self, report: &Report) -> Result<Ack, ReportError> {
         self.take(report.clone())
             .await
-            .map_err(|detail| ReportError { at: "this process".into(), detail })
+            .map_err(|detail| ReportError {
+                at: "this process".into(),
+                detail,
+            })
     }
 
     async fn check(&self) -> Result<(), ReportError> {

@@ -73,7 +73,11 @@ fn choose(records: Vec<CommitRecord>, split: &BTreeSet<String>) -> Chosen {
         attempts.insert(r.task.clone(), r.attempt.clone());
         reports.insert(r.task.clone(), r.clone());
     }
-    Chosen { records, attempts, reports }
+    Chosen {
+        records,
+        attempts,
+        reports,
+    }
 }
 
 /// Names of tasks that were cut in two.
@@ -85,7 +89,11 @@ pub(crate) async fn splits(
     let all = objects.list(&folder).await?;
     Ok(all
         .into_iter()
-        .filter_map(|m| m.key[folder.len()..].strip_suffix(".json").map(str::to_owned))
+        .filter_map(|m| {
+            m.key[folder.len()..]
+                .strip_suffix(".json")
+                .map(str::to_owned)
+        })
         .collect())
 }
 
@@ -110,9 +118,17 @@ async fn freeze(objects: &dyn Objects, keys: &Keys) -> Result<Frozen, StoreError
 /// Every task that the plan calls for, given the splits.
 fn expected(plan: &Plan, groups: usize, split: &BTreeSet<String>) -> Vec<String> {
     let mut out = Vec::new();
-    let chunks = if plan.spec.unstructured { plan.chunk_count } else { 0 };
+    let chunks = if plan.spec.unstructured {
+        plan.chunk_count
+    } else {
+        0
+    };
     let mut todo: Vec<TaskId> = (0..chunks).map(TaskId::chunk).collect();
-    todo.extend((0..groups).filter_map(|g| u32::try_from(g).ok()).map(TaskId::Verdict));
+    todo.extend(
+        (0..groups)
+            .filter_map(|g| u32::try_from(g).ok())
+            .map(TaskId::Verdict),
+    );
     todo.extend(plan.views.iter().cloned().map(TaskId::View));
     while let Some(t) = todo.pop() {
         let name = t.to_string();
@@ -146,14 +162,21 @@ pub async fn finalise(
         .flat_map(|c| c.reports)
         .map(|r| r.task)
         .collect();
-    let open = expected(&plan, groups, &split).iter().filter(|t| !settled.contains(*t)).count();
+    let open = expected(&plan, groups, &split)
+        .iter()
+        .filter(|t| !settled.contains(*t))
+        .count();
     if open > 0 {
         return Err(FinaliseError::Early(open));
     }
     let frozen = freeze(objects.as_ref(), &keys).await?;
     let mut records = Vec::with_capacity(frozen.commits.len());
     for id in &frozen.commits {
-        records.push(job::read::<CommitRecord>(objects.as_ref(), &keys.commit(id)).await?.0);
+        records.push(
+            job::read::<CommitRecord>(objects.as_ref(), &keys.commit(id))
+                .await?
+                .0,
+        );
     }
     let chosen = choose(records, &split);
     let evidence = evidence_hash(&plan, &chosen);
@@ -179,14 +202,19 @@ pub async fn finalise(
     }
     let (coverage, gaps) = coverage.unwrap_or_default();
     let system = system_row(objects, segments.get(name::SYSTEM)).await?;
-    let manifest = manifest_of(&plan, &chosen, info, Facts {
-        evidence,
-        sha256,
-        coverage,
-        gaps,
-        system,
-        files,
-    });
+    let manifest = manifest_of(
+        &plan,
+        &chosen,
+        info,
+        Facts {
+            evidence,
+            sha256,
+            coverage,
+            gaps,
+            system,
+            files,
+        },
+    );
     let captures = captures_table(objects, &keys, &manifest, &plan, &capture).await?;
     let mut manifest = manifest;
     manifest.files.push(captures);
@@ -219,10 +247,16 @@ fn evidence_hash(plan: &Plan, chosen: &Chosen) -> Option<String> {
 
 /// SHA-256 of the evidence and where it comes from: the provider, or a pass of our own.
 fn evidence_sha256(plan: &Plan, chosen: &Chosen) -> Option<(String, &'static str)> {
-    if let ramsift_layers::SourcePin::S3 { sha256: Some(s), .. } = &plan.pin {
+    if let ramsift_layers::SourcePin::S3 {
+        sha256: Some(s), ..
+    } = &plan.pin
+    {
         return Some((s.clone(), "the provider's checksum of the full object"));
     }
-    let report = chosen.reports.get("view-sha256").filter(|r| !r.hash.is_empty())?;
+    let report = chosen
+        .reports
+        .get("view-sha256")
+        .filter(|r| !r.hash.is_empty())?;
     Some((report.hash.clone(), "a sequential pass over every byte"))
 }
 
@@ -260,13 +294,16 @@ async fn segments_of(
     keys: &Keys,
     chosen: &Chosen,
 ) -> Result<BTreeMap<String, Vec<String>>, StoreError> {
-    let counts = |task: &str, attempt: &str| {
-        chosen.attempts.get(task).is_some_and(|a| a == attempt)
-    };
+    let counts =
+        |task: &str, attempt: &str| chosen.attempts.get(task).is_some_and(|a| a == attempt);
     let mut out: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for c in &chosen.records {
         for s in &c.segments {
-            let kept = s.parts.iter().filter(|p| counts(&p.task, &p.attempt)).count();
+            let kept = s
+                .parts
+                .iter()
+                .filter(|p| counts(&p.task, &p.attempt))
+                .count();
             let key = match kept {
                 0 => continue,
                 n if n == s.parts.len() => s.key.clone(),
@@ -291,7 +328,10 @@ async fn keep(
     s: &SegmentRef,
     counts: &(dyn Fn(&str, &str) -> bool + Sync),
 ) -> Result<String, StoreError> {
-    let damaged = |source| StoreError::Segment { what: s.key.clone(), source };
+    let damaged = |source| StoreError::Segment {
+        what: s.key.clone(),
+        source,
+    };
     let (data, _) = objects.get(&s.key).await?;
     let batches = read_segment(data).map_err(damaged)?;
     let schema = tables::schema(&s.table)
@@ -299,7 +339,9 @@ async fn keep(
     let whole = arrow::compute::concat_batches(&schema, &batches).map_err(|e| damaged(e.into()))?;
     let (mut at, mut kept) = (0usize, Vec::new());
     for p in &s.parts {
-        let n = usize::try_from(p.rows).unwrap_or(usize::MAX).min(whole.num_rows() - at);
+        let n = usize::try_from(p.rows)
+            .unwrap_or(usize::MAX)
+            .min(whole.num_rows() - at);
         if counts(&p.task, &p.attempt) {
             kept.push(whole.slice(at, n));
         }
@@ -324,9 +366,17 @@ async fn write_table(
     let hashed = path.clone();
     let blake3 = tokio::task::spawn_blocking(move || hash_file(&hashed)).await??;
     let key = keys.table(table);
-    objects.put_file(&key, &path).await.map_err(StoreError::from)?;
+    objects
+        .put_file(&key, &path)
+        .await
+        .map_err(StoreError::from)?;
     std::fs::remove_file(&path)?;
-    Ok(ManifestFile { key, bytes: merged.bytes, blake3, rows: Some(merged.rows) })
+    Ok(ManifestFile {
+        key,
+        bytes: merged.bytes,
+        blake3,
+        rows: Some(merged.rows),
+    })
 }
 
 fn hash_file(path: &std::path::Path) -> std::io::Result<String> {
@@ -354,8 +404,10 @@ async fn merge_coverage(
     let mut rows = Vec::new();
     for key in segments {
         let (data, _) = objects.get(key).await.map_err(StoreError::from)?;
-        let batches = read_segment(data)
-            .map_err(|source| StoreError::Segment { what: key.clone(), source })?;
+        let batches = read_segment(data).map_err(|source| StoreError::Segment {
+            what: key.clone(),
+            source,
+        })?;
         rows.extend(batches.iter().flat_map(coverage_rows));
     }
     let mut engines = vec!["carvers"];
@@ -412,10 +464,15 @@ async fn merge_coverage(
     let schema = tables::schema(name::COVERAGE)
         .ok_or_else(|| StoreError::Query("coverage has no schema".into()))?;
     let batches: Vec<_> = batch.into_iter().collect();
-    let data = tables::write_segment(schema, &batches)
-        .map_err(|source| StoreError::Segment { what: "coverage".into(), source })?;
+    let data = tables::write_segment(schema, &batches).map_err(|source| StoreError::Segment {
+        what: "coverage".into(),
+        source,
+    })?;
     let key = keys.segment("final", name::COVERAGE);
-    objects.put(&key, data.into()).await.map_err(StoreError::from)?;
+    objects
+        .put(&key, data.into())
+        .await
+        .map_err(StoreError::from)?;
     Ok(((sums, gaps), key))
 }
 
@@ -431,8 +488,12 @@ fn gap(engine: &str, outcome: &str, start: u64, end: u64, why: &str) -> Coverage
 
 /// The image ranges that a chunk task owns.
 fn core_of(plan: &Plan, task: &str) -> Vec<std::ops::Range<u64>> {
-    let Ok(id) = task.parse::<TaskId>() else { return Vec::new() };
-    let TaskId::Chunk { index, .. } = &id else { return Vec::new() };
+    let Ok(id) = task.parse::<TaskId>() else {
+        return Vec::new();
+    };
+    let TaskId::Chunk { index, .. } = &id else {
+        return Vec::new();
+    };
     let start = index * plan.chunks.size;
     let whole = start..(start + plan.chunks.size).min(plan.pin.size());
     plan.layout.runs.stored_in(id.narrow(whole))
@@ -467,10 +528,14 @@ async fn system_row(
     objects: &Arc<dyn Objects>,
     segments: Option<&Vec<String>>,
 ) -> Result<Option<tables::SystemRow>, FinaliseError> {
-    let Some(key) = segments.and_then(|s| s.first()) else { return Ok(None) };
+    let Some(key) = segments.and_then(|s| s.first()) else {
+        return Ok(None);
+    };
     let (data, _) = objects.get(key).await.map_err(StoreError::from)?;
-    let batches =
-        read_segment(data).map_err(|source| StoreError::Segment { what: key.clone(), source })?;
+    let batches = read_segment(data).map_err(|source| StoreError::Segment {
+        what: key.clone(),
+        source,
+    })?;
     Ok(batches.first().and_then(tables::system_row))
 }
 
@@ -515,7 +580,12 @@ fn manifest_of(plan: &Plan, chosen: &Chosen, info: &FinaliseInfo, f: Facts) -> M
         evidence_sha256_from: from,
         format: plan.layout.format.clone(),
         image_bytes: plan.layout.runs.image_len(),
-        verdict: if complete { "complete" } else { "complete with gaps" }.to_owned(),
+        verdict: if complete {
+            "complete"
+        } else {
+            "complete with gaps"
+        }
+        .to_owned(),
         coverage: f.coverage,
         gaps: f.gaps,
         analyses,
@@ -555,8 +625,11 @@ async fn captures_table(
 ) -> Result<ManifestFile, FinaliseError> {
     let query = |e: arrow::error::ArrowError| StoreError::Query(e.to_string());
     let batch = tables::captures_batch(m, plan, capture).map_err(query)?;
-    let data = tables::write_segment(batch.schema(), &[batch])
-        .map_err(|source| StoreError::Segment { what: name::CAPTURES.into(), source })?;
+    let data =
+        tables::write_segment(batch.schema(), &[batch]).map_err(|source| StoreError::Segment {
+            what: name::CAPTURES.into(),
+            source,
+        })?;
     let key = keys.table(name::CAPTURES);
     let file = ManifestFile {
         key: key.clone(),
@@ -564,6 +637,9 @@ async fn captures_table(
         blake3: blake3::hash(&data).to_hex().to_string(),
         rows: Some(1),
     };
-    objects.put(&key, data.into()).await.map_err(StoreError::from)?;
+    objects
+        .put(&key, data.into())
+        .await
+        .map_err(StoreError::from)?;
     Ok(file)
 }

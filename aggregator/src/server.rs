@@ -52,9 +52,20 @@ impl Service for Server {
         }
         let mut report = assembler.finish().map_err(Status::invalid_argument)?;
         report.trace = trace;
-        let ack = match self.aggregator.take(report).await.map_err(Status::unavailable)? {
-            Ack::Durable => ReportAck { accepted: true, reason: String::new() },
-            Ack::Refused(reason) => ReportAck { accepted: false, reason },
+        let ack = match self
+            .aggregator
+            .take(report)
+            .await
+            .map_err(Status::unavailable)?
+        {
+            Ack::Durable => ReportAck {
+                accepted: true,
+                reason: String::new(),
+            },
+            Ack::Refused(reason) => ReportAck {
+                accepted: false,
+                reason,
+            },
         };
         Ok(Response::new(ack))
     }

@@ -81,8 +81,17 @@ impl PackWriter {
                 Err(e) if e.is_conflict() => {}
                 Err(e) => return Err(e),
             }
-            self.refs.push(ObjectRef { key: key.clone(), bytes: data.len() as u64 });
-            let p = Pending { meta, sha256, md5, offset: 0, len: data.len() };
+            self.refs.push(ObjectRef {
+                key: key.clone(),
+                bytes: data.len() as u64,
+            });
+            let p = Pending {
+                meta,
+                sha256,
+                md5,
+                offset: 0,
+                len: data.len(),
+            };
             push_row(&mut self.rows, &p, &key);
             return Ok(hex_sha);
         }
@@ -94,7 +103,13 @@ impl PackWriter {
             self.pack.extend_from_slice(data);
             at
         });
-        self.pending.push(Pending { meta, sha256, md5, offset, len: data.len() });
+        self.pending.push(Pending {
+            meta,
+            sha256,
+            md5,
+            offset,
+            len: data.len(),
+        });
         Ok(hex_sha)
     }
 
@@ -105,7 +120,10 @@ impl PackWriter {
         }
         let pack = std::mem::take(&mut self.pack);
         let key = self.keys.pack(blake3::hash(&pack).to_hex().as_str());
-        self.refs.push(ObjectRef { key: key.clone(), bytes: pack.len() as u64 });
+        self.refs.push(ObjectRef {
+            key: key.clone(),
+            bytes: pack.len() as u64,
+        });
         self.runtime.block_on(self.objects.put(&key, pack.into()))?;
         for p in self.pending.drain(..) {
             push_row(&mut self.rows, &p, &key);

@@ -82,7 +82,9 @@ impl JobCache {
     /// The context of a job.
     pub async fn get(&self, job: &str) -> Result<Arc<JobContext>, ContextError> {
         let slot = slot(&self.jobs, job, JOBS);
-        slot.get_or_try_init(|| async { self.load(job).await.map(Arc::new) }).await.cloned()
+        slot.get_or_try_init(|| async { self.load(job).await.map(Arc::new) })
+            .await
+            .cloned()
     }
 
     async fn load(&self, job: &str) -> Result<JobContext, ContextError> {
@@ -90,19 +92,28 @@ impl JobCache {
         let (plan, _): (Plan, _) = job::read(self.objects.as_ref(), &keys.plan()).await?;
         let source = self.sources.open_pinned(&plan.pin).await?;
         let options = carver_options(&plan, self.max_artifact)?;
-        let carvers =
-            CarverSet::new(options).map_err(|e| ContextError::Unusable(e.to_string()))?;
+        let carvers = CarverSet::new(options).map_err(|e| ContextError::Unusable(e.to_string()))?;
         let rules = match plan.spec.rules_digest.as_str() {
             "" => None,
             digest => Some(self.rules(digest).await?),
         };
-        Ok(JobContext { plan, keys, source, carvers, rules })
+        Ok(JobContext {
+            plan,
+            keys,
+            source,
+            carvers,
+            rules,
+        })
     }
 
     async fn rules(&self, digest: &str) -> Result<RuleSet, ContextError> {
         let slot = slot(&self.rules, digest, RULE_SETS);
         let load = || async {
-            let (data, _) = self.objects.get(&rules_key(digest)).await.map_err(StoreError::from)?;
+            let (data, _) = self
+                .objects
+                .get(&rules_key(digest))
+                .await
+                .map_err(StoreError::from)?;
             let parsed = tokio::task::spawn_blocking(move || RuleSet::from_bytes(&data)).await;
             match parsed {
                 Ok(Ok(set)) => Ok(Arc::new(set)),
@@ -134,11 +145,14 @@ pub fn parse_timezone(s: &str) -> Result<jiff::tz::TimeZone, String> {
     if s.eq_ignore_ascii_case("utc") {
         return Ok(jiff::tz::TimeZone::UTC);
     }
-    let bad = || format!("{s:?} is no time zone: use UTC, an offset like +02:00 or a name like Europe/Berlin");
+    let bad = || {
+        format!(
+            "{s:?} is no time zone: use UTC, an offset like +02:00 or a name like Europe/Berlin"
+        )
+    };
     if let Some(sign) = s.strip_prefix(['+', '-']) {
         let (h, m) = sign.split_once(':').unwrap_or((sign, "0"));
-        let (h, m): (i32, i32) =
-            (h.parse().map_err(|_| bad())?, m.parse().map_err(|_| bad())?);
+        let (h, m): (i32, i32) = (h.parse().map_err(|_| bad())?, m.parse().map_err(|_| bad())?);
         let seconds = (h * 60 + m) * 60 * if s.starts_with('-') { -1 } else { 1 };
         let offset = jiff::tz::Offset::from_seconds(seconds).map_err(|_| bad())?;
         return Ok(jiff::tz::TimeZone::fixed(offset));
@@ -152,9 +166,18 @@ mod tests {
 
     #[test]
     fn time_zones_by_offset_and_name() {
-        for ok in ["UTC", "+02:00", "-0730".get(..3).unwrap_or("-07"), "Europe/Berlin"] {
+        for ok in [
+            "UTC",
+            "+02:00",
+            "-0730".get(..3).unwrap_or("-07"),
+            "Europe/Berlin",
+        ] {
             assert!(parse_timezone(ok).is_ok(), "{ok}");
         }
-        assert!(parse_timezone("Mars/Olympus").expect_err("none").contains("Mars"));
+        assert!(
+            parse_timezone("Mars/Olympus")
+                .expect_err("none")
+                .contains("Mars")
+        );
     }
 }

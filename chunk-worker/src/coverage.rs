@@ -13,7 +13,9 @@ pub(crate) struct CoreCoverage {
 impl CoreCoverage {
     /// Everything scanned.
     pub(crate) fn new(core: Range<u64>) -> Self {
-        Self { parts: vec![(core, "scanned", None)] }
+        Self {
+            parts: vec![(core, "scanned", None)],
+        }
     }
 
     /// Notes another outcome for a range.
@@ -39,7 +41,9 @@ impl CoreCoverage {
 
     /// Notes many sparse ranges, in order, on a core that is still all scanned.
     pub(crate) fn sparse(&mut self, ranges: &[Range<u64>]) {
-        let [(core, ..)] = self.parts.as_slice() else { return };
+        let [(core, ..)] = self.parts.as_slice() else {
+            return;
+        };
         let core = core.clone();
         let mut at = core.start;
         let mut out = Vec::with_capacity(ranges.len() * 2 + 1);
@@ -62,7 +66,11 @@ impl CoreCoverage {
 
     /// Bytes by outcome.
     pub(crate) fn sum(&self, outcome: &str) -> u64 {
-        self.parts.iter().filter(|p| p.1 == outcome).map(|p| p.0.end - p.0.start).sum()
+        self.parts
+            .iter()
+            .filter(|p| p.1 == outcome)
+            .map(|p| p.0.end - p.0.start)
+            .sum()
     }
 
     /// Writes the rows of an engine.
@@ -89,7 +97,10 @@ mod tests {
         c.sparse(&[50..150, 300..400, 990..2000]);
         c.mark(&(380..420), "partial", Some("slow"));
         c.mark(&(0..110), "failed", Some("disk"));
-        let all: u64 = ["scanned", "sparse", "partial", "failed"].iter().map(|o| c.sum(o)).sum();
+        let all: u64 = ["scanned", "sparse", "partial", "failed"]
+            .iter()
+            .map(|o| c.sum(o))
+            .sum();
         assert_eq!(all, 900);
         assert_eq!((c.sum("partial"), c.sum("failed")), (40, 10));
         assert_eq!(c.sum("sparse"), 40 + 80 + 10);

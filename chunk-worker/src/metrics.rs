@@ -24,13 +24,22 @@ impl Metrics {
                 .with_unit("By")
                 .with_description("image bytes by outcome")
                 .build(),
-            chunk_seconds: m.f64_histogram("ramsift_chunk_duration_seconds").with_unit("s").build(),
+            chunk_seconds: m
+                .f64_histogram("ramsift_chunk_duration_seconds")
+                .with_unit("s")
+                .build(),
             engine_seconds: m
                 .f64_histogram("ramsift_engine_duration_seconds")
                 .with_unit("s")
                 .build(),
-            engine_bytes: m.u64_counter("ramsift_engine_bytes_total").with_unit("By").build(),
-            read_seconds: m.f64_histogram("ramsift_read_duration_seconds").with_unit("s").build(),
+            engine_bytes: m
+                .u64_counter("ramsift_engine_bytes_total")
+                .with_unit("By")
+                .build(),
+            read_seconds: m
+                .f64_histogram("ramsift_read_duration_seconds")
+                .with_unit("s")
+                .build(),
             read_errors: m.u64_counter("ramsift_read_errors_total").build(),
             redeliveries: m.u64_counter("ramsift_redeliveries_total").build(),
             rule_timeouts: m.u64_counter("ramsift_rule_timeouts_total").build(),
@@ -38,7 +47,8 @@ impl Metrics {
     }
 
     pub(crate) fn bytes(&self, outcome: &str, n: u64) {
-        self.bytes.add(n, &[KeyValue::new("outcome", outcome.to_owned())]);
+        self.bytes
+            .add(n, &[KeyValue::new("outcome", outcome.to_owned())]);
     }
 
     pub(crate) fn chunk(&self, seconds: f64) {

@@ -27,21 +27,35 @@ pub(crate) struct Buffer {
 
 impl BufferPool {
     pub(crate) fn new(n: usize) -> Self {
-        Self { permits: Arc::new(Semaphore::new(n)), free: Arc::default() }
+        Self {
+            permits: Arc::new(Semaphore::new(n)),
+            free: Arc::default(),
+        }
     }
 
     /// Waits for a buffer. `None` only when the pool is closed, which it never is.
     pub(crate) async fn take(&self) -> Option<Buffer> {
         let permit = self.permits.clone().acquire_owned().await.ok()?;
-        let bytes = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
-        Some(Buffer { bytes: bytes.unwrap_or_default(), free: self.free.clone(), _permit: permit })
+        let bytes = self
+            .free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop();
+        Some(Buffer {
+            bytes: bytes.unwrap_or_default(),
+            free: self.free.clone(),
+            _permit: permit,
+        })
     }
 }
 
 impl Drop for Buffer {
     fn drop(&mut self) {
         let bytes = std::mem::take(&mut self.bytes);
-        self.free.lock().unwrap_or_else(PoisonError::into_inner).push(bytes);
+        self.free
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(bytes);
     }
 }
 
@@ -167,10 +181,15 @@ mod tests {
         let data: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8 + 1).collect();
         let source = FaultSource::new(
             RamSource::new("disk", data.clone()),
-            vec![Fault::BadRange(20_000..20_001), Fault::BadRange(70_000..80_000)],
+            vec![
+                Fault::BadRange(20_000..20_001),
+                Fault::BadRange(70_000..80_000),
+            ],
         );
         let mut buf = Vec::new();
-        let bad = read_range(&source, 4096..100_000, &mut buf).await.expect("content only");
+        let bad = read_range(&source, 4096..100_000, &mut buf)
+            .await
+            .expect("content only");
         let lost: u64 = bad.iter().map(|(r, _)| r.end - r.start).sum();
         assert!(bad.iter().any(|(r, _)| r.contains(&20_000)));
         assert!(lost < 10_001 + 4 * 4096, "{lost}");

@@ -46,13 +46,19 @@ pub(crate) fn limits(worker: &Worker) -> ScanLimits {
 
 /// CPU time of this thread.
 pub(crate) fn thread_cpu() -> Duration {
-    let mut t = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    let mut t = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
     // SAFETY: the pointer is to a timespec on this stack, and the clock id is valid.
     let done = unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut t) };
     if done != 0 {
         return Duration::ZERO;
     }
-    Duration::new(t.tv_sec.unsigned_abs(), u32::try_from(t.tv_nsec).unwrap_or(0))
+    Duration::new(
+        t.tv_sec.unsigned_abs(),
+        u32::try_from(t.tv_nsec).unwrap_or(0),
+    )
 }
 
 /// Reads past a window for the carvers, within the chunk's budget.
@@ -65,7 +71,12 @@ struct Follow<'a> {
 }
 
 impl ReadMore for Follow<'_> {
-    fn read_more(&mut self, at: ImageOffset, len: usize, buf: &mut Vec<u8>) -> Result<(), MoreError> {
+    fn read_more(
+        &mut self,
+        at: ImageOffset,
+        len: usize,
+        buf: &mut Vec<u8>,
+    ) -> Result<(), MoreError> {
         let end = at.0.saturating_add(len as u64).min(self.end);
         if at.0 >= end {
             return Ok(());
@@ -77,7 +88,10 @@ impl ReadMore for Follow<'_> {
         for p in self.ctx.plan.layout.runs.pieces(at.0..end) {
             let from = buf.len();
             buf.resize(from + usize::try_from(p.len).unwrap_or(0), 0);
-            let read = self.ctx.source.read_at(FileOffset(p.file), &mut buf[from..]);
+            let read = self
+                .ctx
+                .source
+                .read_at(FileOffset(p.file), &mut buf[from..]);
             if let Err(e) = self.runtime.block_on(read) {
                 buf.truncate(from);
                 let message = e.to_string();
@@ -101,12 +115,20 @@ pub(crate) fn scan(
     attempt: &str,
 ) -> Result<Scanned, ScanError> {
     let cpu = thread_cpu();
-    let whole = ctx.plan.chunks.chunk(&ctx.plan.layout.runs, ctx.source.len(), file.start / ctx.plan.chunks.size);
+    let whole = ctx.plan.chunks.chunk(
+        &ctx.plan.layout.runs,
+        ctx.source.len(),
+        file.start / ctx.plan.chunks.size,
+    );
     let whole = whole.is_ok_and(|c| c.file == file);
     let mut rows = Rows::new(
         ctx,
         worker.deps.objects.clone(),
-        if ctx.plan.spec.clamav { worker.deps.clamd.clone() } else { None },
+        if ctx.plan.spec.clamav {
+            worker.deps.clamd.clone()
+        } else {
+            None
+        },
         attempt,
         ctx.rules.is_some().then(|| limits(worker)),
     );
@@ -135,7 +157,13 @@ pub(crate) fn scan(
     let (rule_matches, rule_gaps) = yara.map(YaraPass::finish).unwrap_or_default();
     let rows = rows.finish().map_err(ScanError::Store)?;
     let cpu = thread_cpu().saturating_sub(cpu);
-    Ok(Scanned { rows, hash, rule_matches, rule_gaps, cpu })
+    Ok(Scanned {
+        rows,
+        hash,
+        rule_matches,
+        rule_gaps,
+        cpu,
+    })
 }
 
 /// Image ranges of a core that could not be read.
@@ -164,7 +192,12 @@ fn carve(
 ) -> Result<Vec<Range<u64>>, ScanError> {
     let started = Instant::now();
     let _span = tracing::info_span!("scan.carve", bytes = data.len()).entered();
-    let pa = ctx.plan.layout.runs.to_phys(ImageOffset(w.core.start)).map_or(0, |p| p.0);
+    let pa = ctx
+        .plan
+        .layout
+        .runs
+        .to_phys(ImageOffset(w.core.start))
+        .map_or(0, |p| p.0);
     rows.set_delta(pa.wrapping_sub(w.core.start));
     let at = |image: u64| usize::try_from(image - w.span.start).unwrap_or(usize::MAX);
     let window = Window {
@@ -174,8 +207,13 @@ fn carve(
         core_end: at(w.core.end),
         image_len: w.stretch_end,
     };
-    let mut follow =
-        Follow { ctx, runtime: Handle::current(), end: w.stretch_end, budget, fatal: None };
+    let mut follow = Follow {
+        ctx,
+        runtime: Handle::current(),
+        end: w.stretch_end,
+        budget,
+        fatal: None,
+    };
     let deadline = started + worker.config.chunk_time;
     let stop = || Instant::now() >= deadline || worker.abandon.is_cancelled();
     let stats = ctx.carvers.scan(&window, &mut follow, rows, &stop);
@@ -192,7 +230,9 @@ fn carve(
     }
     coverage.write("carvers", &mut rows.coverage);
     let core = w.core.end - w.core.start;
-    worker.metrics.engine("carvers", core, started.elapsed().as_secs_f64());
+    worker
+        .metrics
+        .engine("carvers", core, started.elapsed().as_secs_f64());
     for outcome in ["scanned", "sparse", "partial", "failed"] {
         worker.metrics.bytes(outcome, coverage.sum(outcome));
     }
@@ -221,7 +261,11 @@ impl<'a> YaraPass<'a> {
     fn new(worker: &Worker, ctx: &'a JobContext) -> Option<Self> {
         let rules = ctx.rules.as_ref()?;
         let scanner = ChunkScanner::new(rules, limits(worker));
-        Some(Self { scanner, counts: BTreeMap::new(), gaps: BTreeSet::new() })
+        Some(Self {
+            scanner,
+            counts: BTreeMap::new(),
+            gaps: BTreeSet::new(),
+        })
     }
 
     fn window(
@@ -237,11 +281,16 @@ impl<'a> YaraPass<'a> {
         let _span = tracing::info_span!("scan.yara", bytes = data.len()).entered();
         let at = |image: u64| usize::try_from(image - w.span.start).unwrap_or(usize::MAX);
         let core = at(w.core.start)..at(w.core.end);
-        let found = self.scanner.scan(data, ImageOffset(w.span.start), core, sparse);
+        let found = self
+            .scanner
+            .scan(data, ImageOffset(w.span.start), core, sparse);
         self.take(&found, rows);
         let mut coverage = CoreCoverage::new(w.core.clone());
         coverage.sparse(sparse);
-        let slow = found.unfinished.iter().filter(|u| u.reason == UnfinishedReason::TimeLimit);
+        let slow = found
+            .unfinished
+            .iter()
+            .filter(|u| u.reason == UnfinishedReason::TimeLimit);
         let slow: BTreeSet<u32> = slow.map(|u| u.rule).collect();
         worker.metrics.rule_timeouts(slow.len() as u64);
         if !slow.is_empty() {
@@ -253,7 +302,9 @@ impl<'a> YaraPass<'a> {
         }
         coverage.write("yara", &mut rows.coverage);
         let n = w.core.end - w.core.start;
-        worker.metrics.engine("yara", n, started.elapsed().as_secs_f64());
+        worker
+            .metrics
+            .engine("yara", n, started.elapsed().as_secs_f64());
     }
 
     fn take(&mut self, found: &ChunkMatches, rows: &mut Rows<'_>) {
@@ -277,7 +328,10 @@ impl<'a> YaraPass<'a> {
     }
 
     fn finish(self) -> (Vec<RuleCount>, Vec<RuleGap>) {
-        let counts = self.counts.into_iter().map(|(rule, count)| RuleCount { rule, count });
+        let counts = self
+            .counts
+            .into_iter()
+            .map(|(rule, count)| RuleCount { rule, count });
         let gaps = self.gaps.into_iter().map(|(rule, pattern, why)| RuleGap {
             rule,
             pattern,

@@ -184,9 +184,14 @@ impl<'a> Rows<'a> {
         }
         self.batch_bytes = 0;
         for (table, batches) in by_table {
-            let Some(schema) = schema(&table) else { continue };
+            let Some(schema) = schema(&table) else {
+                continue;
+            };
             let n = self.segments.len();
-            let key = self.ctx.keys.segment(&format!("{}-{n}", self.attempt), &table);
+            let key = self
+                .ctx
+                .keys
+                .segment(&format!("{}-{n}", self.attempt), &table);
             let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
             match write_segment(schema, &batches) {
                 Ok(data) => {
@@ -195,7 +200,14 @@ impl<'a> Rows<'a> {
                     if let Err(e) = self.runtime.block_on(self.objects.put(&key, data.into())) {
                         self.fail(e);
                     }
-                    self.segments.push(SegmentRef { table, key, rows, bytes, blake3, parts: Vec::new() });
+                    self.segments.push(SegmentRef {
+                        table,
+                        key,
+                        rows,
+                        bytes,
+                        blake3,
+                        parts: Vec::new(),
+                    });
                 }
                 Err(e) => self.fail(e),
             }
@@ -237,7 +249,9 @@ impl<'a> Rows<'a> {
         if let (Some(scanner), Some(rules)) = (&mut self.files, &self.ctx.rules) {
             let scan = scanner.scan(a.data);
             for hit in scan.hits {
-                let Some(r) = rules.rules().get(hit.rule as usize) else { continue };
+                let Some(r) = rules.rules().get(hit.rule as usize) else {
+                    continue;
+                };
                 let matches: Vec<_> = hit
                     .matches
                     .iter()

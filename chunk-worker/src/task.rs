@@ -153,7 +153,10 @@ fn failed(worker: &Worker, task: &Task, attempt: &str, why: String, fatal: bool)
         fatal,
         ..header(worker, task, attempt)
     };
-    Report { header, ..Report::default() }
+    Report {
+        header,
+        ..Report::default()
+    }
 }
 
 /// Hands a report over until it is durable, or the patience ends.
@@ -193,7 +196,8 @@ async fn perform(
         Some(Work::Verdict(work)) => {
             let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
             let group = work.group;
-            let done = tokio::task::spawn_blocking(move || verdict::decide(&w, &c, group, &a)).await;
+            let done =
+                tokio::task::spawn_blocking(move || verdict::decide(&w, &c, group, &a)).await;
             match done {
                 Ok(Ok(rows)) => Ok(Ok(Report {
                     header: TaskReport {
@@ -208,7 +212,10 @@ async fn perform(
                 Err(e) => Ok(Err(End::GiveUp(format!("verdict: {e}")))),
             }
         }
-        _ => Err(Trouble::Fatal(format!("{} is no task of a chunk worker", task.task))),
+        _ => Err(Trouble::Fatal(format!(
+            "{} is no task of a chunk worker",
+            task.task
+        ))),
     }
 }
 
@@ -222,7 +229,9 @@ async fn chunk(
     attempt: &str,
 ) -> Result<Result<Report, End>, Trouble> {
     let file = work.file_start..work.file_end;
-    task.task.parse::<TaskId>().map_err(|e| Trouble::Fatal(e.to_string()))?;
+    task.task
+        .parse::<TaskId>()
+        .map_err(|e| Trouble::Fatal(e.to_string()))?;
     let windows = ctx.plan.chunks.windows(&ctx.plan.layout.runs, file.clone());
     let Some(buffer) = worker.buffers.take().await else {
         return Ok(Err(End::HandBack("stopping".into())));
@@ -246,7 +255,9 @@ async fn chunk(
     drop(slot);
     worker.metrics.chunk(started.elapsed().as_secs_f64());
     if worker.abandon.is_cancelled() {
-        return Ok(Err(End::HandBack("stopped before the chunk was finished".into())));
+        return Ok(Err(End::HandBack(
+            "stopped before the chunk was finished".into(),
+        )));
     }
     match scanned {
         Ok(Ok(s)) => {
@@ -256,7 +267,10 @@ async fn chunk(
         }
         Ok(Err(ScanError::Source(e))) => Err(e.into()),
         Ok(Err(ScanError::Store(why))) => Err(Trouble::Outage(why)),
-        Err(e) => Ok(Err(End::GiveUp(format!("{} took its scan down: {e}", task.task)))),
+        Err(e) => Ok(Err(End::GiveUp(format!(
+            "{} took its scan down: {e}",
+            task.task
+        )))),
     }
 }
 
@@ -271,7 +285,11 @@ fn report_of(worker: &Worker, task: &Task, attempt: &str, s: Scanned, bytes_read
         objects: s.rows.objects,
         ..header(worker, task, attempt)
     };
-    Report { header, batches: s.rows.batches, trace: current() }
+    Report {
+        header,
+        batches: s.rows.batches,
+        trace: current(),
+    }
 }
 
 /// Reads the bytes of a chunk and what lies around it.
@@ -291,17 +309,29 @@ async fn read(
     let done = tokio::task::spawn_blocking(move || {
         let _in = here.enter();
         let runtime = tokio::runtime::Handle::current();
-        let bad = runtime.block_on(read::read_range(c.source.as_ref(), range, &mut buffer.bytes));
+        let bad = runtime.block_on(read::read_range(
+            c.source.as_ref(),
+            range,
+            &mut buffer.bytes,
+        ));
         (buffer, bad)
     })
     .await;
     let (buffer, bad) = done.map_err(|e| Trouble::Outage(format!("read: {e}")))?;
     worker.metrics.read(started.elapsed().as_secs_f64());
     let bad = bad.inspect_err(|e| {
-        worker.metrics.read_error(if e.is_content() { "content" } else { "infrastructure" });
+        worker.metrics.read_error(if e.is_content() {
+            "content"
+        } else {
+            "infrastructure"
+        });
     })?;
     if !bad.is_empty() {
         worker.metrics.read_error("content");
     }
-    Ok(Slab { buffer, file: span, bad })
+    Ok(Slab {
+        buffer,
+        file: span,
+        bad,
+    })
 }

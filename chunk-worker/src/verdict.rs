@@ -10,11 +10,11 @@ use ramsift_engines::yara::{
 };
 use ramsift_layers::ImageOffset;
 use ramsift_proto::v1::RuleGap;
+use ramsift_store::VerdictPlan;
 use ramsift_store::job;
 use ramsift_store::tables::{
     CoverageRow, FindingRow, MatchRow, detector_key, match_rows, read_segment, row_id,
 };
-use ramsift_store::VerdictPlan;
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::runtime::Handle;
 
@@ -31,7 +31,10 @@ pub(crate) fn decide(
     let (plan, _): (VerdictPlan, _) = runtime
         .block_on(job::read(objects, &ctx.keys.verdicts()))
         .map_err(|e| e.to_string())?;
-    let group = plan.groups.get(group as usize).ok_or("the verdict plan has no such group")?;
+    let group = plan
+        .groups
+        .get(group as usize)
+        .ok_or("the verdict plan has no such group")?;
     let group: VerdictGroup =
         serde_json::from_value(group.clone()).map_err(|e| format!("verdict plan: {e}"))?;
     let needs: BTreeSet<u32> = group.needs.iter().chain(&group.rules).copied().collect();
@@ -42,7 +45,12 @@ pub(crate) fn decide(
     };
     let incomplete = Incomplete {
         failed_ranges: plan.failed_ranges,
-        unfinished: plan.gaps.iter().filter(|g| needs.contains(&g.rule)).map(unfinished).collect(),
+        unfinished: plan
+            .gaps
+            .iter()
+            .filter(|g| needs.contains(&g.rule))
+            .map(unfinished)
+            .collect(),
     };
     let for_engine: Vec<PatternMatch> = found.iter().map(to_engine).collect();
     let verdicts = evaluate(rules, &group, &for_engine, &incomplete);
@@ -59,7 +67,11 @@ fn unfinished(g: &RuleGap) -> Unfinished {
     } else {
         UnfinishedReason::TimeLimit
     };
-    Unfinished { rule: g.rule, pattern: g.pattern, reason }
+    Unfinished {
+        rule: g.rule,
+        pattern: g.pattern,
+        reason,
+    }
 }
 
 fn to_engine(m: &MatchRow) -> PatternMatch {
@@ -85,8 +97,9 @@ fn matches(
     let runtime = Handle::current();
     let mut out: BTreeMap<(u32, u32, u64), MatchRow> = BTreeMap::new();
     for key in segments {
-        let (data, _) =
-            runtime.block_on(worker.deps.objects.get(key)).map_err(|e| e.to_string())?;
+        let (data, _) = runtime
+            .block_on(worker.deps.objects.get(key))
+            .map_err(|e| e.to_string())?;
         for b in read_segment(data).map_err(|e| format!("{key}: {e}"))? {
             for m in match_rows(&b, &|r| wanted.contains(&r)) {
                 out.insert((m.rule, m.pattern, m.image_offset), m);
@@ -98,7 +111,9 @@ fn matches(
 
 /// A fired rule becomes a finding, an undecided one a gap; the rest leaves no trace.
 fn report(ctx: &JobContext, rules: &RuleSet, v: &Verdict, found: &[MatchRow], rows: &mut Rows<'_>) {
-    let Some(r) = rules.rules().get(v.rule as usize) else { return };
+    let Some(r) = rules.rules().get(v.rule as usize) else {
+        return;
+    };
     let image_len = ctx.plan.layout.runs.image_len();
     let (matches, counts, first, span) = match &v.outcome {
         Outcome::NotFired => return,
@@ -112,14 +127,21 @@ fn report(ctx: &JobContext, rules: &RuleSet, v: &Verdict, found: &[MatchRow], ro
             });
             return;
         }
-        Outcome::Fired { matches, counts, first, span } => (matches, counts, first, span),
+        Outcome::Fired {
+            matches,
+            counts,
+            first,
+            span,
+        } => (matches, counts, first, span),
     };
     if r.private {
         return;
     }
     let grade = scope_severity(r, v);
     let at = first.unwrap_or(0);
-    let here = found.iter().find(|m| m.rule == v.rule && m.image_offset == at);
+    let here = found
+        .iter()
+        .find(|m| m.rule == v.rule && m.image_offset == at);
     let length = matches.iter().find(|m| m.offset == at).map_or(0, |m| m.len);
     let fields = serde_json::json!({
         "matches": matches.iter().map(|m| serde_json::json!({
@@ -129,7 +151,9 @@ fn report(ctx: &JobContext, rules: &RuleSet, v: &Verdict, found: &[MatchRow], ro
         "span": span,
         "dispersed": grade.dispersed,
     });
-    let pa = first.and_then(|f| ctx.plan.layout.runs.to_phys(ImageOffset(f))).map(|p| p.0);
+    let pa = first
+        .and_then(|f| ctx.plan.layout.runs.to_phys(ImageOffset(f)))
+        .map(|p| p.0);
     rows.findings.push(&FindingRow {
         id: row_id(
             detector_key(&format!("yara:{}", r.full_name()), &rules.digest()),

@@ -78,13 +78,7 @@ fn head(f: &Path) -> std::io::Result<(Vec<u8>, u64)> {
     Ok((head, len))
 }
 
-async fn s3(
-    name: &str,
-    bucket: &str,
-    key: &str,
-    sources: &Sources,
-    out: &mut Found,
-) -> Result<()> {
+async fn s3(name: &str, bucket: &str, key: &str, sources: &Sources, out: &mut Found) -> Result<()> {
     if !key.is_empty() && !key.ends_with('/') {
         match sources.open(name).await {
             Ok(_) => {
@@ -134,7 +128,9 @@ mod tests {
         write("b.raw", b"");
         let sources = Sources::new(S3Config::default());
         let name = dir.path().display().to_string();
-        let f = find(std::slice::from_ref(&name), &sources).await.expect("one");
+        let f = find(std::slice::from_ref(&name), &sources)
+            .await
+            .expect("one");
         assert_eq!(f.captures, [dir.path().join("a.mem").display().to_string()]);
         assert_eq!(f.skipped.len(), 2);
         std::fs::remove_file(dir.path().join("a.mem")).expect("remove");

@@ -15,7 +15,10 @@ use ramsift_proto::v1::{
 use tonic::transport::Channel;
 
 fn client(config: &Config) -> Result<CoordinatorClient<Channel>> {
-    Ok(CoordinatorClient::new(channel("coordinator.url", &config.coordinator.url)?))
+    Ok(CoordinatorClient::new(channel(
+        "coordinator.url",
+        &config.coordinator.url,
+    )?))
 }
 
 /// An error of a call, for people.
@@ -57,7 +60,10 @@ pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
         spec.job = job_name();
         spec.priority = args.priority;
         spec.clamav = args.clamav;
-        spec.rules_digest = rules.as_ref().map(|r| hex::encode(r.digest())).unwrap_or_default();
+        spec.rules_digest = rules
+            .as_ref()
+            .map(|r| hex::encode(r.digest()))
+            .unwrap_or_default();
         let r = client.submit(SubmitRequest { spec: Some(spec) }).await;
         let job = r.map_err(|s| explain(config, &s))?.into_inner().job;
         println!("{job}  {source}");
@@ -73,22 +79,31 @@ pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
 }
 
 fn line(p: &JobProgress) -> String {
-    let (job, phase, reason) = p
-        .state
-        .as_ref()
-        .map_or(("", "", ""), |s| (s.job.as_str(), s.phase().name(), s.reason.as_str()));
+    let (job, phase, reason) = p.state.as_ref().map_or(("", "", ""), |s| {
+        (s.job.as_str(), s.phase().name(), s.reason.as_str())
+    });
     let share = if p.bytes_total > 0 {
-        format!("{:.0} %", p.bytes_done as f64 * 100.0 / p.bytes_total as f64)
+        format!(
+            "{:.0} %",
+            p.bytes_done as f64 * 100.0 / p.bytes_total as f64
+        )
     } else {
         "-".into()
     };
-    let why = if reason.is_empty() { String::new() } else { format!(" ({reason})") };
+    let why = if reason.is_empty() {
+        String::new()
+    } else {
+        format!(" ({reason})")
+    };
     format!("{job:<24} {phase:<18} {share:>6}  {}{why}", p.source)
 }
 
 /// `ramsift jobs`
 pub(crate) async fn jobs(config: &Config) -> Result<u8> {
-    let r = client(config)?.list_jobs(ListJobsRequest {}).await.map_err(|s| explain(config, &s))?;
+    let r = client(config)?
+        .list_jobs(ListJobsRequest {})
+        .await
+        .map_err(|s| explain(config, &s))?;
     for p in r.into_inner().jobs {
         println!("{}", line(&p));
     }
@@ -97,8 +112,14 @@ pub(crate) async fn jobs(config: &Config) -> Result<u8> {
 
 /// `ramsift status`
 pub(crate) async fn status(config: &Config, job: &str) -> Result<u8> {
-    let request = GetJobRequest { job: job.to_owned() };
-    let p = client(config)?.get_job(request).await.map_err(|s| explain(config, &s))?.into_inner();
+    let request = GetJobRequest {
+        job: job.to_owned(),
+    };
+    let p = client(config)?
+        .get_job(request)
+        .await
+        .map_err(|s| explain(config, &s))?
+        .into_inner();
     println!("{}", line(&p));
     println!(
         "  {} of {} in {} of {} tasks, {} failed",
@@ -113,9 +134,14 @@ pub(crate) async fn status(config: &Config, job: &str) -> Result<u8> {
 
 /// `ramsift watch`
 pub(crate) async fn watch(config: &Config, job: &str) -> Result<u8> {
-    let request = GetJobRequest { job: job.to_owned() };
-    let mut stream =
-        client(config)?.watch(request).await.map_err(|s| explain(config, &s))?.into_inner();
+    let request = GetJobRequest {
+        job: job.to_owned(),
+    };
+    let mut stream = client(config)?
+        .watch(request)
+        .await
+        .map_err(|s| explain(config, &s))?
+        .into_inner();
     let mut display = Display::new(job);
     let mut last = None;
     while let Some(p) = stream.message().await.map_err(|s| explain(config, &s))? {
@@ -124,7 +150,11 @@ pub(crate) async fn watch(config: &Config, job: &str) -> Result<u8> {
     }
     display.end();
     let state = last.context("the coordinator ended before the job did; watch again")?;
-    let why = if state.reason.is_empty() { String::new() } else { format!(": {}", state.reason) };
+    let why = if state.reason.is_empty() {
+        String::new()
+    } else {
+        format!(": {}", state.reason)
+    };
     println!("{job}: {}{why}", state.phase().name());
     Ok(match state.phase() {
         JobPhase::Complete => 0,
@@ -135,8 +165,14 @@ pub(crate) async fn watch(config: &Config, job: &str) -> Result<u8> {
 
 /// `ramsift cancel`
 pub(crate) async fn cancel(config: &Config, job: &str, reason: &str) -> Result<u8> {
-    let request = CancelRequest { job: job.to_owned(), reason: reason.to_owned() };
-    client(config)?.cancel(request).await.map_err(|s| explain(config, &s))?;
+    let request = CancelRequest {
+        job: job.to_owned(),
+        reason: reason.to_owned(),
+    };
+    client(config)?
+        .cancel(request)
+        .await
+        .map_err(|s| explain(config, &s))?;
     println!("{job}: will be cancelled");
     Ok(0)
 }

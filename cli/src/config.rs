@@ -36,7 +36,9 @@ pub(crate) struct Store {
 
 impl Default for Store {
     fn default() -> Self {
-        Self { url: "ramsift-results".into() }
+        Self {
+            url: "ramsift-results".into(),
+        }
     }
 }
 
@@ -73,7 +75,10 @@ pub(crate) struct Queue {
 
 impl Default for Queue {
     fn default() -> Self {
-        Self { url: "amqp://guest:guest@127.0.0.1:5672/%2f".into(), prefix: "ramsift".into() }
+        Self {
+            url: "amqp://guest:guest@127.0.0.1:5672/%2f".into(),
+            prefix: "ramsift".into(),
+        }
     }
 }
 
@@ -87,7 +92,10 @@ pub(crate) struct Ledger {
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self { url: "redis://127.0.0.1:6379/0".into(), prefix: "ramsift".into() }
+        Self {
+            url: "redis://127.0.0.1:6379/0".into(),
+            prefix: "ramsift".into(),
+        }
     }
 }
 
@@ -108,7 +116,10 @@ pub(crate) struct Scan {
 
 impl Default for Scan {
     fn default() -> Self {
-        Self { chunk_size: 64 << 20, overlap: 1 << 20 }
+        Self {
+            chunk_size: 64 << 20,
+            overlap: 1 << 20,
+        }
     }
 }
 
@@ -205,7 +216,9 @@ pub(crate) struct Http {
 
 impl Default for Http {
     fn default() -> Self {
-        Self { listen: "0.0.0.0:7480".into() }
+        Self {
+            listen: "0.0.0.0:7480".into(),
+        }
     }
 }
 
@@ -219,7 +232,9 @@ pub(crate) struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { format: "text".into() }
+        Self {
+            format: "text".into(),
+        }
     }
 }
 
@@ -243,17 +258,23 @@ fn leaves() -> Result<Vec<(String, String, Value)>> {
 fn typed(name: &str, default: &Value, text: &str) -> Result<Value> {
     Ok(match default {
         Value::Integer(_) => Value::Integer(
-            text.trim().parse().with_context(|| format!("{name}: {text:?} is no whole number"))?,
+            text.trim()
+                .parse()
+                .with_context(|| format!("{name}: {text:?} is no whole number"))?,
         ),
         Value::Boolean(_) => Value::Boolean(
-            text.trim().parse().with_context(|| format!("{name}: {text:?} is not true or false"))?,
+            text.trim()
+                .parse()
+                .with_context(|| format!("{name}: {text:?} is not true or false"))?,
         ),
         _ => Value::String(text.to_owned()),
     })
 }
 
 fn put(into: &mut Table, section: &str, key: &str, v: Value) {
-    let s = into.entry(section.to_owned()).or_insert_with(|| Value::Table(Table::new()));
+    let s = into
+        .entry(section.to_owned())
+        .or_insert_with(|| Value::Table(Table::new()));
     if let Value::Table(t) = s {
         t.insert(key.to_owned(), v);
     }
@@ -271,7 +292,9 @@ pub(crate) fn load(
             .with_context(|| format!("configuration {} can't be read", path.display()))?;
         // The first parse is for the error: it names line and key.
         toml::from_str::<Config>(&text).with_context(|| format!("in {}", path.display()))?;
-        table = text.parse().with_context(|| format!("in {}", path.display()))?;
+        table = text
+            .parse()
+            .with_context(|| format!("in {}", path.display()))?;
     }
     let leaves = leaves()?;
     for (name, text) in env {
@@ -284,8 +307,15 @@ pub(crate) fn load(
         let found = leaves
             .iter()
             .find(|(s, k, _)| name == format!("RAMSIFT_{s}_{k}").to_ascii_uppercase())
-            .ok_or_else(|| anyhow!("{name} in the environment is no setting; see ramsift config"))?;
-        put(&mut table, &found.0, &found.1, typed(&name, &found.2, &text)?);
+            .ok_or_else(|| {
+                anyhow!("{name} in the environment is no setting; see ramsift config")
+            })?;
+        put(
+            &mut table,
+            &found.0,
+            &found.1,
+            typed(&name, &found.2, &text)?,
+        );
     }
     for set in sets {
         let (name, text) = set
@@ -306,7 +336,9 @@ pub(crate) fn load(
 
 /// A URL without its password.
 fn mask_url(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else { return url.to_owned() };
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return url.to_owned();
+    };
     match rest.rsplit_once('@') {
         Some((user, host)) => {
             let name = user.split(':').next().unwrap_or_default();
@@ -347,11 +379,21 @@ mod tests {
     fn each_layer_wins_over_the_one_before() {
         let dir = tempfile::tempdir().expect("tempdir");
         let file = dir.path().join("c.toml");
-        std::fs::write(&file, "[scan]\nchunk_size = 1\noverlap = 1\n[queue]\nprefix = \"f\"\n")
-            .expect("write");
-        let e = env(&[("RAMSIFT_SCAN_CHUNK_SIZE", "2"), ("RAMSIFT_QUEUE_PREFIX", "e"), ("HOME", "x")]);
+        std::fs::write(
+            &file,
+            "[scan]\nchunk_size = 1\noverlap = 1\n[queue]\nprefix = \"f\"\n",
+        )
+        .expect("write");
+        let e = env(&[
+            ("RAMSIFT_SCAN_CHUNK_SIZE", "2"),
+            ("RAMSIFT_QUEUE_PREFIX", "e"),
+            ("HOME", "x"),
+        ]);
         let c = load(Some(&file), e, &["queue.prefix=s".into()]).expect("valid");
-        assert_eq!((c.scan.chunk_size, c.scan.overlap, c.queue.prefix.as_str()), (2, 1, "s"));
+        assert_eq!(
+            (c.scan.chunk_size, c.scan.overlap, c.queue.prefix.as_str()),
+            (2, 1, "s")
+        );
         assert_eq!(c.worker, Worker::default());
     }
 

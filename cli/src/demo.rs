@@ -120,7 +120,11 @@ fn plant(n: u64, pages: u64, page: &mut [u8]) {
     page.fill(0);
     let what: Vec<u8> = match k {
         2 | 9 => STORY.concat().into_bytes(),
-        4 => STORY[..4].concat().encode_utf16().flat_map(u16::to_le_bytes).collect(),
+        4 => STORY[..4]
+            .concat()
+            .encode_utf16()
+            .flat_map(u16::to_le_bytes)
+            .collect(),
         6 => PNG.to_vec(),
         _ => STRINGS.get(k % 6).map(|s| s.to_vec()).unwrap_or_default(),
     };
@@ -137,7 +141,10 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> Result<u8> {
     }
     std::fs::write(&rules, RULES).with_context(|| format!("rules {}", rules.display()))?;
     let store = dir.join("results").display().to_string();
-    println!("made {} with planted evidence; scanning it like any other:", image.display());
+    println!(
+        "made {} with planted evidence; scanning it like any other:",
+        image.display()
+    );
     println!(
         "$ ramsift scan {} --rules {} --out {store}\n",
         image.display(),

@@ -79,7 +79,10 @@ pub(crate) fn start(
             objects: objects.clone(),
             sources: sources.clone(),
             verdicts: Arc::new(YaraVerdicts),
-            finaliser: Arc::new(LocalFinaliser { aggregator: aggregator.clone(), info }),
+            finaliser: Arc::new(LocalFinaliser {
+                aggregator: aggregator.clone(),
+                info,
+            }),
             readiness: readiness.clone(),
         },
     );
@@ -116,8 +119,17 @@ pub(crate) fn start(
         patience: Duration::from_secs(30),
         ..ramsift_structured_worker::Config::default()
     };
-    tasks.spawn(ramsift_structured_worker::run(structured, deps, stop.clone()));
-    Ok(Embedded { coordinator, stop, tasks, aggregator })
+    tasks.spawn(ramsift_structured_worker::run(
+        structured,
+        deps,
+        stop.clone(),
+    ));
+    Ok(Embedded {
+        coordinator,
+        stop,
+        tasks,
+        aggregator,
+    })
 }
 
 impl Embedded {

@@ -32,8 +32,7 @@ pub(crate) async fn export(config: &Config, args: ExportArgs) -> Result<u8> {
     if there.is_empty() {
         bail!("job {job} has no results yet; see ramsift status {job}");
     }
-    std::fs::create_dir_all(&args.to)
-        .with_context(|| format!("folder {}", args.to.display()))?;
+    std::fs::create_dir_all(&args.to).with_context(|| format!("folder {}", args.to.display()))?;
     let timesketch = args.format == ExportFormat::Timesketch;
     let tables = match (args.table.is_empty(), timesketch) {
         (_, true) => vec!["events".to_owned()],
@@ -51,14 +50,18 @@ pub(crate) async fn export(config: &Config, args: ExportArgs) -> Result<u8> {
             ExportFormat::Timesketch => "timesketch.jsonl",
         };
         let path = args.to.join(format!("{table}.{ending}"));
-        let file = std::fs::File::create(&path)
-            .with_context(|| format!("file {}", path.display()))?;
+        let file =
+            std::fs::File::create(&path).with_context(|| format!("file {}", path.display()))?;
         let mut out = std::io::BufWriter::with_capacity(1 << 20, file);
         if args.format == ExportFormat::Parquet {
             let (data, _) = objects.get(&Keys::new(&job).table(&table)).await?;
             out.write_all(&data)?;
         } else {
-            let sql = if timesketch { TIMESKETCH.to_owned() } else { format!("SELECT * FROM {table}") };
+            let sql = if timesketch {
+                TIMESKETCH.to_owned()
+            } else {
+                format!("SELECT * FROM {table}")
+            };
             let mut rows = t.stream(&sql).await?;
             let mut first = true;
             while let Some(b) = rows.next().await {
@@ -81,7 +84,10 @@ pub(crate) async fn artifact(config: &Config, args: ArtifactArgs) -> Result<u8> 
     let objects = glue::existing_store(config).await?;
     let wanted = args.sha256.to_ascii_lowercase();
     if wanted.len() < 4 || !wanted.bytes().all(|b| b.is_ascii_hexdigit()) {
-        bail!("{:?} is no SHA-256: give at least its first 4 hex digits", args.sha256);
+        bail!(
+            "{:?} is no SHA-256: give at least its first 4 hex digits",
+            args.sha256
+        );
     }
     let jobs = match &args.job {
         Some(j) => vec![glue::pick_job(objects.as_ref(), Some(j)).await?],
@@ -94,7 +100,10 @@ pub(crate) async fn artifact(config: &Config, args: ArtifactArgs) -> Result<u8> 
          WHERE starts_with(sha256, '{wanted}') ORDER BY sha256, object LIMIT 2"
     );
     let batches = t.collect(&sql).await?;
-    let rows: usize = batches.iter().map(arrow::array::RecordBatch::num_rows).sum();
+    let rows: usize = batches
+        .iter()
+        .map(arrow::array::RecordBatch::num_rows)
+        .sum();
     let Some(b) = batches.iter().find(|b| b.num_rows() > 0) else {
         bail!("no artifact has a SHA-256 that begins with {wanted}");
     };
@@ -107,9 +116,14 @@ pub(crate) async fn artifact(config: &Config, args: ArtifactArgs) -> Result<u8> 
     let data = objects.get_range(&object, num(3)..num(3) + num(4)).await?;
     let found = hex::encode(Sha256::digest(&data));
     if found != sha {
-        bail!("{} is damaged: its SHA-256 is {found}, not {sha}", objects.url(&object));
+        bail!(
+            "{} is damaged: its SHA-256 is {found}, not {sha}",
+            objects.url(&object)
+        );
     }
-    let to = args.to.unwrap_or_else(|| format!("{}.{kind}", &sha[..16]).into());
+    let to = args
+        .to
+        .unwrap_or_else(|| format!("{}.{kind}", &sha[..16]).into());
     if to.as_os_str() == "-" {
         std::io::stdout().write_all(&data)?;
     } else {

@@ -47,7 +47,11 @@ pub(crate) async fn pick_job(objects: &dyn Objects, job: Option<&str>) -> Result
             let found: Vec<_> = jobs.iter().filter(|x| x.starts_with(j)).collect();
             match found.as_slice() {
                 [one] => Ok((*one).clone()),
-                _ => bail!("there is no job {j} in {}; there are: {}", objects.url(""), jobs.join(", ")),
+                _ => bail!(
+                    "there is no job {j} in {}; there are: {}",
+                    objects.url(""),
+                    jobs.join(", ")
+                ),
             }
         }
         None => match jobs.as_slice() {
@@ -86,9 +90,11 @@ pub(crate) async fn clamd(address: &str) -> Result<Option<Clamd>> {
     if address.is_empty() {
         return Ok(None);
     }
-    let c = Clamd::connect(address, ClamdOptions::default()).await.with_context(|| {
-        format!("clamd at {address}; start it, or leave --clamd out to scan without")
-    })?;
+    let c = Clamd::connect(address, ClamdOptions::default())
+        .await
+        .with_context(|| {
+            format!("clamd at {address}; start it, or leave --clamd out to scan without")
+        })?;
     Ok(Some(c))
 }
 
@@ -120,7 +126,10 @@ pub(crate) fn spec(config: &Config, args: &JobArgs, source: &str) -> Result<JobS
         .label
         .iter()
         .map(|l| match l.split_once('=') {
-            Some((k, v)) => Ok(Label { key: k.into(), value: v.into() }),
+            Some((k, v)) => Ok(Label {
+                key: k.into(),
+                value: v.into(),
+            }),
             None => bail!("--label {l:?}: expected key=value"),
         })
         .collect::<Result<_>>()?;
@@ -151,7 +160,11 @@ pub(crate) fn spec(config: &Config, args: &JobArgs, source: &str) -> Result<JobS
 pub(crate) struct YaraVerdicts;
 
 impl VerdictPlanner for YaraVerdicts {
-    fn groups(&self, rules: &[u8], matched: &[RuleCount]) -> Result<Vec<serde_json::Value>, String> {
+    fn groups(
+        &self,
+        rules: &[u8],
+        matched: &[RuleCount],
+    ) -> Result<Vec<serde_json::Value>, String> {
         let set = RuleSet::from_bytes(rules).map_err(|e| e.to_string())?;
         let matched: Vec<(u32, u64)> = matched.iter().map(|c| (c.rule, c.count)).collect();
         plan_verdicts(&set, &matched)
@@ -187,14 +200,19 @@ fn carvers_digest(plan: &Plan) -> String {
         only,
         ..CarverOptions::default()
     };
-    CarverSet::new(options).map(|s| hex::encode(s.digest())).unwrap_or_default()
+    CarverSet::new(options)
+        .map(|s| hex::encode(s.digest()))
+        .unwrap_or_default()
 }
 
 /// What the manifest says of this program.
 pub(crate) fn finalise_info(config: &Config, clamd: Option<&Clamd>) -> Result<FinaliseInfo> {
     let set = CarverSet::new(CarverOptions::default())?;
-    let carvers =
-        set.names().into_iter().map(|n| (n.to_owned(), set.carver_version(n))).collect();
+    let carvers = set
+        .names()
+        .into_iter()
+        .map(|n| (n.to_owned(), set.carver_version(n)))
+        .collect();
     let spill = match config.aggregator.spill.as_str() {
         "" => std::env::temp_dir(),
         dir => dir.into(),
@@ -204,7 +222,11 @@ pub(crate) fn finalise_info(config: &Config, clamd: Option<&Clamd>) -> Result<Fi
         carvers_digest,
         clamav: clamd.map(|c| {
             let v = c.version();
-            format!("{} / {}", v.engine, v.database.as_deref().unwrap_or("no database version"))
+            format!(
+                "{} / {}",
+                v.engine,
+                v.database.as_deref().unwrap_or("no database version")
+            )
         }),
         limits: QueryLimits {
             memory: usize::try_from(config.aggregator.sort_bytes).unwrap_or(usize::MAX),

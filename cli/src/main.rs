@@ -27,7 +27,10 @@ const CANNOT_RUN: u8 = 2;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
         Ok(r) => r,
         Err(e) => {
             eprintln!("ramsift: the async runtime can't be started: {e}");
@@ -53,8 +56,13 @@ async fn run(args: Args) -> Result<u8> {
     if let Some(store) = &args.store {
         config.store.url.clone_from(store);
     }
-    let format = if config.log.format == "json" { LogFormat::Json } else { LogFormat::Text };
-    let telemetry = ramsift_telemetry::init(args.command.service(), format, !args.command.is_service())?;
+    let format = if config.log.format == "json" {
+        LogFormat::Json
+    } else {
+        LogFormat::Text
+    };
+    let telemetry =
+        ramsift_telemetry::init(args.command.service(), format, !args.command.is_service())?;
     let done = match args.command {
         Command::Scan(a) => scan::run(&config, a).await,
         Command::Demo(a) => demo::run(&config, a).await,

@@ -30,7 +30,12 @@ impl Display {
             bar.enable_steady_tick(Duration::from_millis(200));
             bar
         });
-        Self { bar, name: name.to_owned(), said: None, last: String::new() }
+        Self {
+            bar,
+            name: name.to_owned(),
+            said: None,
+            last: String::new(),
+        }
     }
 
     /// Shows where the job stands.

@@ -21,7 +21,10 @@ pub(crate) async fn results(config: &Config, args: ResultsArgs) -> Result<u8> {
     let objects = glue::existing_store(config).await?;
     let job = glue::pick_job(objects.as_ref(), args.job.as_deref()).await?;
     let t = Tables::new(objects, &QueryLimits::default())?;
-    if t.register_jobs(std::slice::from_ref(&job)).await?.is_empty() {
+    if t.register_jobs(std::slice::from_ref(&job))
+        .await?
+        .is_empty()
+    {
         bail!("job {job} has no results yet; see ramsift status {job}");
     }
     let sql = if args.since.is_some() || args.until.is_some() {
@@ -42,7 +45,10 @@ fn findings_where(a: &ResultsArgs) -> String {
         all.push(format!("kind = {}", quote(k)));
     }
     if let Some(r) = &a.rule {
-        all.push(format!("detector IN ('yara', 'clamav') AND value = {}", quote(r)));
+        all.push(format!(
+            "detector IN ('yara', 'clamav') AND value = {}",
+            quote(r)
+        ));
     }
     if let Some(s) = a.severity {
         all.push(format!("severity_rank >= {}", s as u8));
@@ -54,7 +60,11 @@ fn findings_where(a: &ResultsArgs) -> String {
 }
 
 fn limit(a: &ResultsArgs) -> String {
-    if a.limit == 0 { String::new() } else { format!(" LIMIT {}", a.limit) }
+    if a.limit == 0 {
+        String::new()
+    } else {
+        format!(" LIMIT {}", a.limit)
+    }
 }
 
 /// Groups by detector and value: loudest first, then by how many detectors agree on one place or
@@ -88,10 +98,16 @@ fn timeline_sql(a: &ResultsArgs) -> String {
     let at = "coalesce(time, inferred_time)";
     let mut all = vec![format!("{at} IS NOT NULL")];
     if let Some(s) = &a.since {
-        all.push(format!("{at} >= arrow_cast({}, 'Timestamp(Microsecond, Some(\"UTC\"))')", quote(s)));
+        all.push(format!(
+            "{at} >= arrow_cast({}, 'Timestamp(Microsecond, Some(\"UTC\"))')",
+            quote(s)
+        ));
     }
     if let Some(u) = &a.until {
-        all.push(format!("{at} < arrow_cast({}, 'Timestamp(Microsecond, Some(\"UTC\"))')", quote(u)));
+        all.push(format!(
+            "{at} < arrow_cast({}, 'Timestamp(Microsecond, Some(\"UTC\"))')",
+            quote(u)
+        ));
     }
     if let Some(k) = &a.kind {
         all.push(format!("source = {}", quote(k)));
@@ -165,15 +181,17 @@ fn is_closed(e: &std::io::Error) -> bool {
 
 /// One JSON object a line; bytes as hex.
 pub(crate) fn write_json(out: &mut dyn Write, b: &RecordBatch) -> Result<()> {
-    let mut w = arrow::json::WriterBuilder::new()
-        .build::<_, arrow::json::writer::LineDelimited>(&mut *out);
+    let mut w =
+        arrow::json::WriterBuilder::new().build::<_, arrow::json::writer::LineDelimited>(&mut *out);
     w.write(b)?;
     w.finish()?;
     Ok(())
 }
 
 pub(crate) fn write_csv(out: &mut dyn Write, b: &RecordBatch, header: bool) -> Result<()> {
-    let mut w = arrow::csv::WriterBuilder::new().with_header(header).build(&mut *out);
+    let mut w = arrow::csv::WriterBuilder::new()
+        .with_header(header)
+        .build(&mut *out);
     w.write(b)?;
     Ok(())
 }
@@ -184,7 +202,9 @@ const WIDEST: usize = 70;
 /// Aligned columns; evidence can hold anything, so control characters never reach the terminal.
 fn write_table(out: &mut dyn Write, batches: &[RecordBatch]) -> std::io::Result<()> {
     let other = |e: arrow::error::ArrowError| std::io::Error::other(e);
-    let Some(first) = batches.first() else { return Ok(()) };
+    let Some(first) = batches.first() else {
+        return Ok(());
+    };
     let schema = first.schema();
     let mut rows: Vec<Vec<String>> =
         vec![schema.fields().iter().map(|f| f.name().clone()).collect()];
@@ -196,19 +216,33 @@ fn write_table(out: &mut dyn Write, batches: &[RecordBatch]) -> std::io::Result<
             .map(|c| ArrayFormatter::try_new(c.as_ref(), &options).map_err(other))
             .collect::<Result<Vec<_>, _>>()?;
         for i in 0..b.num_rows() {
-            rows.push(columns.iter().map(|c| clean(&c.value(i).to_string())).collect());
+            rows.push(
+                columns
+                    .iter()
+                    .map(|c| clean(&c.value(i).to_string()))
+                    .collect(),
+            );
         }
     }
     let n = schema.fields().len();
     let widths: Vec<usize> = (0..n)
-        .map(|c| rows.iter().map(|r| r[c].chars().count()).max().unwrap_or(0).min(WIDEST))
+        .map(|c| {
+            rows.iter()
+                .map(|r| r[c].chars().count())
+                .max()
+                .unwrap_or(0)
+                .min(WIDEST)
+        })
         .collect();
     for r in &rows {
         let mut line = String::new();
         for (i, (cell, w)) in r.iter().zip(&widths).enumerate() {
             let last = i + 1 == n;
             let shown: String = if cell.chars().count() > *w && !last {
-                cell.chars().take(w.saturating_sub(1)).chain(['…']).collect()
+                cell.chars()
+                    .take(w.saturating_sub(1))
+                    .chain(['…'])
+                    .collect()
             } else {
                 cell.clone()
             };
@@ -225,5 +259,7 @@ fn write_table(out: &mut dyn Write, batches: &[RecordBatch]) -> std::io::Result<
 
 /// Text without control characters.
 pub(crate) fn clean(s: &str) -> String {
-    s.chars().map(|c| if c.is_control() { '·' } else { c }).collect()
+    s.chars()
+        .map(|c| if c.is_control() { '·' } else { c })
+        .collect()
 }

@@ -26,7 +26,10 @@ pub(crate) fn run(command: RulesCommand) -> Result<u8> {
                 clean(&r.full_name()),
                 r.severity,
                 clean(&r.severity_reason),
-                r.reasons.iter().map(|w| format!("; {}", clean(w))).collect::<String>()
+                r.reasons
+                    .iter()
+                    .map(|w| format!("; {}", clean(w)))
+                    .collect::<String>()
             );
         }
     }
@@ -35,5 +38,9 @@ pub(crate) fn run(command: RulesCommand) -> Result<u8> {
         println!("  {n} {class}");
     }
     println!("digest {}", hex::encode(set.digest()));
-    Ok(if set.errors().is_empty() { 0 } else { BAD_RULES })
+    Ok(if set.errors().is_empty() {
+        0
+    } else {
+        BAD_RULES
+    })
 }

@@ -35,10 +35,20 @@ fn job_name(pin: &SourcePin, spec: &JobSpec) -> Result<String> {
     let name: String = pin
         .name()
         .chars()
-        .map(|c| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '_' })
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.') {
+                c
+            } else {
+                '_'
+            }
+        })
         .take(60)
         .collect();
-    Ok(format!("{}-{}", name.trim_start_matches('.'), &h.finalize().to_hex()[..12]))
+    Ok(format!(
+        "{}-{}",
+        name.trim_start_matches('.'),
+        &h.finalize().to_hex()[..12]
+    ))
 }
 
 /// Makes an ended job of this name run again: what it settled stays, what ended it goes.
@@ -84,7 +94,9 @@ pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
     }
     let store = args.out.clone().unwrap_or_else(|| config.store.url.clone());
     let objects = glue::store(&store, &sources).await?;
-    ramsift_store::objects::check_conditions(objects.as_ref()).await.context("results store")?;
+    ramsift_store::objects::check_conditions(objects.as_ref())
+        .await
+        .context("results store")?;
     let clamd = glue::clamd(args.clamd.as_deref().unwrap_or(&config.clamd.address)).await?;
     let rules = glue::compile_rules(objects.as_ref(), &args.job).await?;
     let mut todo = Vec::new();
@@ -92,7 +104,10 @@ pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
     for source in found.captures {
         let mut spec = glue::spec(config, &args.job, &source)?;
         spec.clamav = clamd.is_some();
-        spec.rules_digest = rules.as_ref().map(|r| hex::encode(r.digest())).unwrap_or_default();
+        spec.rules_digest = rules
+            .as_ref()
+            .map(|r| hex::encode(r.digest()))
+            .unwrap_or_default();
         let opened = match sources.open(&source).await {
             Ok(s) => s,
             Err(e) => {
@@ -114,7 +129,15 @@ pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
     }
     let names = todo.iter().map(|s| s.job.clone()).collect();
     let services = embedded::start(config, objects.clone(), sources, clamd, names)?;
-    let done = drive(&services, objects.clone(), todo, &store, args.fail_on, worst).await;
+    let done = drive(
+        &services,
+        objects.clone(),
+        todo,
+        &store,
+        args.fail_on,
+        worst,
+    )
+    .await;
     services.stop().await;
     done
 }
@@ -129,7 +152,10 @@ async fn drive(
     mut worst: u8,
 ) -> Result<u8> {
     for spec in todo {
-        let s = Submission { job: spec.job.clone(), source: spec.source.clone() };
+        let s = Submission {
+            job: spec.job.clone(),
+            source: spec.source.clone(),
+        };
         services.coordinator.submit(spec).await?;
         let Some(state) = follow(services, &s).await? else {
             eprintln!(
@@ -142,7 +168,11 @@ async fn drive(
                 let loudest = summary::print(&objects, &s.job, store).await?;
                 let loud = fail_on.zip(loudest).is_some_and(|(limit, l)| l >= limit);
                 if loud {
-                    worst = if worst == CANNOT_RUN { CANNOT_RUN } else { FINDINGS };
+                    worst = if worst == CANNOT_RUN {
+                        CANNOT_RUN
+                    } else {
+                        FINDINGS
+                    };
                 } else if state.phase() == JobPhase::CompleteWithGaps && worst == 0 {
                     worst = GAPS;
                 }

@@ -80,7 +80,14 @@ async fn shared(config: &Config, what: &str) -> Result<Shared> {
     let ledger: Arc<dyn Ledger> =
         Arc::new(RedisLedger::new(&config.ledger.url, &config.ledger.prefix));
     await_store(objects.as_ref(), &readiness, &stop).await?;
-    Ok(Shared { sources, objects, queue, ledger, readiness, stop })
+    Ok(Shared {
+        sources,
+        objects,
+        queue,
+        ledger,
+        readiness,
+        stop,
+    })
 }
 
 async fn await_store(
@@ -112,8 +119,12 @@ async fn await_store(
 
 /// Keeps the readiness of ledger, queue and aggregator up to date.
 fn watch_parts(s: &Shared, reporter: Option<Arc<dyn Reporter>>) {
-    let (ledger, queue, readiness, stop) =
-        (s.ledger.clone(), s.queue.clone(), s.readiness.clone(), s.stop.clone());
+    let (ledger, queue, readiness, stop) = (
+        s.ledger.clone(),
+        s.queue.clone(),
+        s.readiness.clone(),
+        s.stop.clone(),
+    );
     tokio::spawn(async move {
         while !stop.is_cancelled() {
             // The ledger is a cache: without it a service works, so it never blocks readiness.
@@ -147,9 +158,14 @@ struct RemoteFinaliser {
 #[async_trait]
 impl Finaliser for RemoteFinaliser {
     async fn finalise(&self, job: &str) -> Result<bool, (String, bool)> {
-        let mut client = AggregatorClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE);
-        match client.finalise(FinaliseRequest { job: job.to_owned() }).await {
+        let mut client =
+            AggregatorClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        match client
+            .finalise(FinaliseRequest {
+                job: job.to_owned(),
+            })
+            .await
+        {
             Ok(r) => Ok(r.into_inner().gaps),
             Err(e) => {
                 let fatal = e.code() == tonic::Code::FailedPrecondition;
@@ -216,7 +232,12 @@ pub(crate) async fn chunk_worker(config: &Config) -> Result<u8> {
         clamd,
         readiness: s.readiness,
     };
-    ramsift_chunk_worker::run(worker_config(config, &instance("chunk-worker")), deps, s.stop).await;
+    ramsift_chunk_worker::run(
+        worker_config(config, &instance("chunk-worker")),
+        deps,
+        s.stop,
+    )
+    .await;
     Ok(0)
 }
 
@@ -278,10 +299,15 @@ pub(crate) async fn aggregator(config: &Config) -> Result<u8> {
         age: Duration::from_millis(config.aggregator.commit_milliseconds),
         ..CommitLimits::default()
     };
-    let clamd = glue::clamd(&config.clamd.address).await.unwrap_or_else(|e| {
-        tracing::warn!(error = format!("{e:#}"), "clamd's version will not be in manifests");
-        None
-    });
+    let clamd = glue::clamd(&config.clamd.address)
+        .await
+        .unwrap_or_else(|e| {
+            tracing::warn!(
+                error = format!("{e:#}"),
+                "clamd's version will not be in manifests"
+            );
+            None
+        });
     let a = Aggregator::new(s.objects.clone(), s.ledger.clone(), limits);
     let info = finalise_info(config, clamd.as_ref())?;
     let (bound, server) = ramsift_aggregator::serve(listen, a, info, s.stop.clone()).await?;

@@ -17,7 +17,10 @@ async fn counts(t: &Tables, sql: &str) -> Result<Vec<(String, u64)>> {
         let name = b.column(0).as_string::<i32>();
         let n = b.column(1).as_primitive::<Int64Type>();
         out.extend((0..b.num_rows()).map(|i| {
-            (name.value(i).to_owned(), u64::try_from(n.value(i)).unwrap_or(0))
+            (
+                name.value(i).to_owned(),
+                u64::try_from(n.value(i)).unwrap_or(0),
+            )
         }));
     }
     Ok(out)
@@ -43,7 +46,12 @@ pub(crate) async fn print(
     let t = Tables::new(objects.clone(), &QueryLimits::default())?;
     t.register_jobs(&[job.to_owned()]).await?;
     let seconds = (m.finished_micros - m.started_micros).max(0) as f64 / 1e6;
-    println!("{}  {} {}, {seconds:.1} s", m.evidence, HumanBytes(m.image_bytes), m.format);
+    println!(
+        "{}  {} {}, {seconds:.1} s",
+        m.evidence,
+        HumanBytes(m.image_bytes),
+        m.format
+    );
     if let Some(h) = &m.evidence_blake3 {
         println!("  blake3    {h}");
     }
@@ -54,7 +62,11 @@ pub(crate) async fn print(
             format!("{} scanned", HumanBytes(c.scanned)),
             format!("{} sparse", HumanBytes(c.sparse)),
         ];
-        for (n, what) in [(c.partial, "partial"), (c.failed, "failed"), (c.missing, "missing")] {
+        for (n, what) in [
+            (c.partial, "partial"),
+            (c.failed, "failed"),
+            (c.missing, "missing"),
+        ] {
             if n > 0 {
                 parts.push(format!("{} {what}", HumanBytes(n)));
             }
@@ -65,24 +77,45 @@ pub(crate) async fn print(
         println!("            gap: {g}");
     }
     if m.gaps.len() > 5 {
-        println!("            and {} more gaps, in the coverage table", m.gaps.len() - 5);
+        println!(
+            "            and {} more gaps, in the coverage table",
+            m.gaps.len() - 5
+        );
     }
     let by_kind = |table: &str, column: &str| {
         format!("SELECT {column}, count(*) FROM {table} GROUP BY {column} ORDER BY 2 DESC, 1")
     };
-    for (title, table, column) in
-        [("findings", "findings", "kind"), ("events", "events", "source"), ("artifacts", "artifacts", "kind")]
-    {
+    for (title, table, column) in [
+        ("findings", "findings", "kind"),
+        ("events", "events", "source"),
+        ("artifacts", "artifacts", "kind"),
+    ] {
         let c = counts(&t, &by_kind(table, column)).await?;
-        let shown: Vec<_> =
-            c.iter().map(|(k, n)| format!("{k} {}", HumanCount(*n))).collect();
-        println!("  {title:<9} {}", if shown.is_empty() { "none".into() } else { shown.join(", ") });
+        let shown: Vec<_> = c
+            .iter()
+            .map(|(k, n)| format!("{k} {}", HumanCount(*n)))
+            .collect();
+        println!(
+            "  {title:<9} {}",
+            if shown.is_empty() {
+                "none".into()
+            } else {
+                shown.join(", ")
+            }
+        );
     }
     loudest(&t).await?;
     println!("  results   {store} (job {job})");
     println!("            ramsift --store {store} results {job}");
-    let top = counts(&t, "SELECT severity, count(*) FROM findings GROUP BY severity").await?;
-    Ok(top.iter().filter_map(|(s, _)| s.parse::<Severity>().ok()).max())
+    let top = counts(
+        &t,
+        "SELECT severity, count(*) FROM findings GROUP BY severity",
+    )
+    .await?;
+    Ok(top
+        .iter()
+        .filter_map(|(s, _)| s.parse::<Severity>().ok())
+        .max())
 }
 
 async fn loudest(t: &Tables) -> Result<()> {
@@ -92,7 +125,11 @@ async fn loudest(t: &Tables) -> Result<()> {
         let n = b.column(3).as_primitive::<Int64Type>();
         let at = b.column(4).as_primitive::<UInt64Type>();
         for i in 0..b.num_rows() {
-            let title = if std::mem::take(&mut first) { "loudest" } else { "" };
+            let title = if std::mem::take(&mut first) {
+                "loudest"
+            } else {
+                ""
+            };
             let at = if at.is_valid(i) { at.value(i) } else { 0 };
             println!(
                 "  {title:<9} {:<8} {} {} ({}x, first at {at:#x})",

@@ -27,11 +27,18 @@ pub(crate) async fn run(config: &Config, args: VerifyArgs) -> Result<u8> {
         .with_context(|| format!("job {job} has no manifest: it is not finished"))?;
     let mut bad = Vec::new();
     let mut checked = 0;
-    for f in m.files.iter().chain(m.artifacts.iter().filter(|a| !a.blake3.is_empty())) {
+    for f in m
+        .files
+        .iter()
+        .chain(m.artifacts.iter().filter(|a| !a.blake3.is_empty()))
+    {
         checked += 1;
         match blake3_of(objects.as_ref(), &f.key).await {
             Ok((h, n)) if h != f.blake3 || n != f.bytes => {
-                bad.push(format!("{}: differs from the manifest", objects.url(&f.key)));
+                bad.push(format!(
+                    "{}: differs from the manifest",
+                    objects.url(&f.key)
+                ));
             }
             Ok(_) => {}
             Err(e) => bad.push(format!("{}: {e:#}", objects.url(&f.key))),
@@ -43,7 +50,10 @@ pub(crate) async fn run(config: &Config, args: VerifyArgs) -> Result<u8> {
         let name = a.key.rsplit('/').next().unwrap_or_default();
         match objects.get(&a.key).await {
             Ok((data, _)) if hex::encode(Sha256::digest(&data)) != name => {
-                bad.push(format!("{}: its SHA-256 is not its name", objects.url(&a.key)));
+                bad.push(format!(
+                    "{}: its SHA-256 is not its name",
+                    objects.url(&a.key)
+                ));
             }
             Ok(_) => {}
             Err(e) => bad.push(e.to_string()),
@@ -56,7 +66,14 @@ pub(crate) async fn run(config: &Config, args: VerifyArgs) -> Result<u8> {
     for b in &bad {
         println!("differs  {b}");
     }
-    println!("{}", if bad.is_empty() { "verified: nothing differs" } else { "NOT verified" });
+    println!(
+        "{}",
+        if bad.is_empty() {
+            "verified: nothing differs"
+        } else {
+            "NOT verified"
+        }
+    );
     Ok(if bad.is_empty() { 0 } else { DIFFERS })
 }
 
@@ -100,7 +117,9 @@ async fn evidence(config: &Config, m: &Manifest, image: &str, bad: &mut Vec<Stri
     let (mut b3, mut sha) = (blake3::Hasher::new(), Sha256::new());
     let mut at = 0;
     while at < source.len() {
-        let n = usize::try_from(source.len() - at).unwrap_or(usize::MAX).min(STEP);
+        let n = usize::try_from(source.len() - at)
+            .unwrap_or(usize::MAX)
+            .min(STEP);
         let data = source.read_vec(FileOffset(at), n).await?;
         b3.update(&data);
         sha.update(&data);
@@ -108,12 +127,16 @@ async fn evidence(config: &Config, m: &Manifest, image: &str, bad: &mut Vec<Stri
     }
     let found = b3.finalize().to_hex().to_string();
     if found != *want {
-        bad.push(format!("{image}: BLAKE3 is {found}, the manifest says {want}"));
+        bad.push(format!(
+            "{image}: BLAKE3 is {found}, the manifest says {want}"
+        ));
     }
     if let Some(want) = &m.evidence_sha256 {
         let found = hex::encode(sha.finalize());
         if found != *want {
-            bad.push(format!("{image}: SHA-256 is {found}, the manifest says {want}"));
+            bad.push(format!(
+                "{image}: SHA-256 is {found}, the manifest says {want}"
+            ));
         }
     }
     println!("evidence hashed: {} bytes", source.len());

@@ -93,7 +93,11 @@ impl Job {
                 self.split.insert(t.to_owned());
             }
         }
-        let chunks = if plan.spec.unstructured { plan.chunk_count } else { 0 };
+        let chunks = if plan.spec.unstructured {
+            plan.chunk_count
+        } else {
+            0
+        };
         self.plan = Some(plan);
         self.stage = Stage::Chunks;
         for i in 0..chunks {
@@ -124,7 +128,9 @@ impl Job {
 
     /// Bytes of the file that a task reads.
     fn range(&self, task: &TaskId) -> std::ops::Range<u64> {
-        let (Some(plan), TaskId::Chunk { index, .. }) = (&self.plan, task) else { return 0..0 };
+        let (Some(plan), TaskId::Chunk { index, .. }) = (&self.plan, task) else {
+            return 0..0;
+        };
         let start = index * plan.chunks.size;
         task.narrow(start..(start + plan.chunks.size).min(plan.pin.size()))
     }
@@ -170,7 +176,11 @@ impl Job {
         for c in r.rule_matches {
             *self.matched.entry(c.rule).or_default() += c.count;
         }
-        self.gaps.extend(r.rule_gaps.into_iter().map(|g| (g.rule, g.pattern, g.reason)));
+        self.gaps.extend(
+            r.rule_gaps
+                .into_iter()
+                .map(|g| (g.rule, g.pattern, g.reason)),
+        );
         self.open.remove(&id);
         self.out.remove(&id);
         self.pending.retain(|t| *t != id);
@@ -202,9 +212,7 @@ impl Job {
                 };
                 (Lane::Chunks, Work::Chunk(work))
             }
-            TaskId::Verdict(group) => {
-                (Lane::Chunks, Work::Verdict(VerdictWork { group: *group }))
-            }
+            TaskId::Verdict(group) => (Lane::Chunks, Work::Verdict(VerdictWork { group: *group })),
             TaskId::View(view) => (Lane::Views, Work::View(ViewWork { view: view.clone() })),
         };
         let task = Task {
@@ -253,7 +261,11 @@ impl Job {
                 for g in 0..groups {
                     self.add(TaskId::Verdict(u32::try_from(g).unwrap_or(u32::MAX)));
                 }
-                let views = self.plan.as_ref().map(|p| p.views.clone()).unwrap_or_default();
+                let views = self
+                    .plan
+                    .as_ref()
+                    .map(|p| p.views.clone())
+                    .unwrap_or_default();
                 for v in views {
                     self.add(TaskId::View(v));
                 }
@@ -279,8 +291,14 @@ impl Job {
             return Ok(v.groups.len());
         }
         let (rules, _) = objects.get(&rules_key(digest)).await?;
-        let matched: Vec<RuleCount> =
-            self.matched.iter().map(|(rule, count)| RuleCount { rule: *rule, count: *count }).collect();
+        let matched: Vec<RuleCount> = self
+            .matched
+            .iter()
+            .map(|(rule, count)| RuleCount {
+                rule: *rule,
+                count: *count,
+            })
+            .collect();
         let planner = deps.verdicts.clone();
         let groups = tokio::task::spawn_blocking(move || planner.groups(&rules, &matched))
             .await
@@ -291,7 +309,10 @@ impl Job {
             pattern: *pattern,
             reason: reason.clone(),
         });
-        let missing = self.plan.as_ref().is_some_and(|p| !p.layout.runs.missing().is_empty());
+        let missing = self
+            .plan
+            .as_ref()
+            .is_some_and(|p| !p.layout.runs.missing().is_empty());
         let v = VerdictPlan {
             groups,
             gaps: gaps.collect(),
@@ -301,9 +322,11 @@ impl Job {
         let n = v.groups.len();
         match objects.put_new(&key, to_json(&v)?).await {
             Ok(_) => Ok(n),
-            Err(e) if e.is_conflict() => {
-                Ok(job::read::<VerdictPlan>(objects, &key).await?.0.groups.len())
-            }
+            Err(e) if e.is_conflict() => Ok(job::read::<VerdictPlan>(objects, &key)
+                .await?
+                .0
+                .groups
+                .len()),
             Err(e) => Err(e.into()),
         }
     }
@@ -331,7 +354,9 @@ impl Job {
         config: &Config,
         task: &str,
     ) -> Result<(), StoreError> {
-        let Ok(id) = task.parse::<TaskId>() else { return Ok(()) };
+        let Ok(id) = task.parse::<TaskId>() else {
+            return Ok(());
+        };
         if !self.open.contains(&id) {
             return Ok(());
         }
@@ -368,7 +393,9 @@ impl Job {
             reports: vec![report],
             segments: Vec::new(),
         };
-        deps.objects.put_new(&self.keys.commit(&attempt), to_json(&record)?).await?;
+        deps.objects
+            .put_new(&self.keys.commit(&attempt), to_json(&record)?)
+            .await?;
         Ok(())
     }
 
@@ -390,9 +417,9 @@ impl Job {
             .as_ref()
             .filter(|p| p.spec.unstructured)
             .map_or(0, |p| p.pin.size());
-        let speed = self
-            .bytes_at_start
-            .map_or(0.0, |b| self.bytes_done.saturating_sub(b) as f64 / running.max(0.001));
+        let speed = self.bytes_at_start.map_or(0.0, |b| {
+            self.bytes_done.saturating_sub(b) as f64 / running.max(0.001)
+        });
         let eta = if speed > 0.0 {
             total.saturating_sub(self.bytes_done) as f64 / speed
         } else {

@@ -39,8 +39,11 @@ impl Lease {
     ) -> Result<Option<Self>, StoreError> {
         let found = read_opt::<Record>(objects.as_ref(), KEY).await?;
         let epoch = found.as_ref().map_or(1, |(r, _)| r.epoch + 1);
-        let record =
-            Record { holder: holder.to_owned(), epoch, expires_micros: expiry(length) };
+        let record = Record {
+            holder: holder.to_owned(),
+            epoch,
+            expires_micros: expiry(length),
+        };
         let data = to_json(&record)?;
         let won = match found {
             None => objects.put_new(KEY, data).await,
@@ -48,9 +51,12 @@ impl Lease {
             Some((_, etag)) => objects.put_over(KEY, data, &etag).await,
         };
         match won {
-            Ok(etag) => {
-                Ok(Some(Self { objects: objects.clone(), record, etag, length }))
-            }
+            Ok(etag) => Ok(Some(Self {
+                objects: objects.clone(),
+                record,
+                etag,
+                length,
+            })),
             Err(e) if e.is_conflict() => Ok(None),
             Err(e) => Err(e.into()),
         }
@@ -96,15 +102,29 @@ mod tests {
         let dir = tempfile::tempdir().expect("tempdir");
         let o: Arc<dyn Objects> = Arc::new(LocalObjects::open(dir.path()).expect("open"));
         let long = Duration::from_secs(60);
-        let mut a = Lease::acquire(&o, "a", long).await.expect("store").expect("free");
-        assert!(Lease::acquire(&o, "b", long).await.expect("store").is_none());
+        let mut a = Lease::acquire(&o, "a", long)
+            .await
+            .expect("store")
+            .expect("free");
+        assert!(
+            Lease::acquire(&o, "b", long)
+                .await
+                .expect("store")
+                .is_none()
+        );
         assert!(a.renew().await.expect("store"));
         let epoch = a.epoch();
         a.release().await.expect("store");
-        let b = Lease::acquire(&o, "b", Duration::ZERO).await.expect("store").expect("released");
+        let b = Lease::acquire(&o, "b", Duration::ZERO)
+            .await
+            .expect("store")
+            .expect("released");
         assert!(b.epoch() > epoch);
         // b's lease has run out: c takes over and b notices.
-        let _c = Lease::acquire(&o, "c", long).await.expect("store").expect("expired");
+        let _c = Lease::acquire(&o, "c", long)
+            .await
+            .expect("store")
+            .expect("expired");
         let mut b = b;
         assert!(!b.renew().await.expect("store"));
     }

@@ -66,7 +66,8 @@ impl Default for Config {
 /// Groups rules into verdict tasks. The rule engine's business, handed in by the binary.
 pub trait VerdictPlanner: Send + Sync + fmt::Debug {
     /// Groups for a compiled rule set, given the matches per rule.
-    fn groups(&self, rules: &[u8], matched: &[RuleCount]) -> Result<Vec<serde_json::Value>, String>;
+    fn groups(&self, rules: &[u8], matched: &[RuleCount])
+    -> Result<Vec<serde_json::Value>, String>;
 }
 
 /// Seals a job: the aggregator, in process or remote.

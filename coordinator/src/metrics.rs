@@ -23,10 +23,20 @@ impl Metrics {
                 .with_description("bytes of unsettled chunk tasks of all jobs")
                 .build(),
             active: m.u64_gauge("ramsift_coordinator_active_jobs").build(),
-            oldest: m.f64_gauge("ramsift_coordinator_oldest_job_seconds").with_unit("s").build(),
-            eta: m.f64_gauge("ramsift_coordinator_longest_eta_seconds").with_unit("s").build(),
-            published: m.u64_counter("ramsift_coordinator_tasks_published_total").build(),
-            ended: m.u64_counter("ramsift_coordinator_jobs_ended_total").build(),
+            oldest: m
+                .f64_gauge("ramsift_coordinator_oldest_job_seconds")
+                .with_unit("s")
+                .build(),
+            eta: m
+                .f64_gauge("ramsift_coordinator_longest_eta_seconds")
+                .with_unit("s")
+                .build(),
+            published: m
+                .u64_counter("ramsift_coordinator_tasks_published_total")
+                .build(),
+            ended: m
+                .u64_counter("ramsift_coordinator_jobs_ended_total")
+                .build(),
         }
     }
 

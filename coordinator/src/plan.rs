@@ -31,7 +31,11 @@ impl PlanError {
     /// Whether another try may do.
     pub fn is_outage(&self) -> bool {
         match self {
-            Self::Source(e) | Self::Format { error: FormatError::Source(e), .. } => {
+            Self::Source(e)
+            | Self::Format {
+                error: FormatError::Source(e),
+                ..
+            } => {
                 matches!(e, SourceError::Unavailable { .. })
             }
             _ => false,
@@ -49,15 +53,23 @@ pub async fn plan(
         overlap: spec.overlap,
         ..ChunkParams::default()
     };
-    chunks.validate().map_err(|e| PlanError::Parameters(e.to_string()))?;
+    chunks
+        .validate()
+        .map_err(|e| PlanError::Parameters(e.to_string()))?;
     if chunks.overlap > chunks.size {
-        let why = format!("an overlap of {} bytes is more than a chunk", chunks.overlap);
+        let why = format!(
+            "an overlap of {} bytes is more than a chunk",
+            chunks.overlap
+        );
         return Err(PlanError::Parameters(why));
     }
     let source = sources.open(&spec.source).await?;
     let layout = format::open(source.as_ref())
         .await
-        .map_err(|error| PlanError::Format { source_name: spec.source.clone(), error })?;
+        .map_err(|error| PlanError::Format {
+            source_name: spec.source.clone(),
+            error,
+        })?;
     let pin = source.pin().clone();
     let mut views = Vec::new();
     if spec.structured {
@@ -66,7 +78,11 @@ pub async fn plan(
     match spec.hash.as_str() {
         "" => {}
         "sha256" => views.push("sha256".to_owned()),
-        other => return Err(PlanError::Parameters(format!("unknown hash {other:?}: use sha256"))),
+        other => {
+            return Err(PlanError::Parameters(format!(
+                "unknown hash {other:?}: use sha256"
+            )));
+        }
     }
     let what = match &pin {
         ramsift_layers::SourcePin::S3 { .. } => "the object's last modification",
@@ -74,7 +90,18 @@ pub async fn plan(
     };
     let reference_time = pin.mtime_ns().map(|ns| (ns / 1000, what.to_owned()));
     let chunk_count = chunks.count(source.len());
-    Ok((Plan { spec, pin, layout, chunks, chunk_count, views, reference_time }, source))
+    Ok((
+        Plan {
+            spec,
+            pin,
+            layout,
+            chunks,
+            chunk_count,
+            views,
+            reference_time,
+        },
+        source,
+    ))
 }
 
 #[cfg(test)]
@@ -97,9 +124,13 @@ mod tests {
     async fn a_sparse_quarter_tebibyte_is_planned_without_reading_it() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("big.raw");
-        std::fs::File::create(&path).and_then(|f| f.set_len(256 << 30)).expect("sparse file");
+        std::fs::File::create(&path)
+            .and_then(|f| f.set_len(256 << 30))
+            .expect("sparse file");
         let sources = Sources::new(S3Config::default());
-        let (p, _) = plan(&sources, spec(&path.display().to_string())).await.expect("plan");
+        let (p, _) = plan(&sources, spec(&path.display().to_string()))
+            .await
+            .expect("plan");
         assert_eq!(p.chunk_count, 4096);
         assert_eq!(p.layout.format, "raw");
     }
@@ -107,9 +138,19 @@ mod tests {
     #[tokio::test]
     async fn bad_parameters_and_files_are_named() {
         let sources = Sources::new(S3Config::default());
-        let e = plan(&sources, JobSpec { chunk_size: 5000, ..spec("x") }).await.expect_err("size");
+        let e = plan(
+            &sources,
+            JobSpec {
+                chunk_size: 5000,
+                ..spec("x")
+            },
+        )
+        .await
+        .expect_err("size");
         assert!(e.to_string().contains("5000"), "{e}");
-        let e = plan(&sources, spec("/no/such.mem")).await.expect_err("missing");
+        let e = plan(&sources, spec("/no/such.mem"))
+            .await
+            .expect_err("missing");
         assert!(e.to_string().contains("/no/such.mem"), "{e}");
     }
 }

@@ -33,7 +33,11 @@ impl Round {
     /// Adds a job at the end of the round, if it isn't in it.
     pub(crate) fn enter(&mut self, job: &str, priority: i32) {
         if self.turns.iter().all(|e| e.job != job) {
-            self.turns.push_back(Entry { job: job.to_owned(), deficit: 0, priority });
+            self.turns.push_back(Entry {
+                job: job.to_owned(),
+                deficit: 0,
+                priority,
+            });
         }
     }
 
@@ -78,8 +82,10 @@ mod tests {
 
     /// Publishes `n` tasks of 64 MiB and counts whose they were.
     fn run(jobs: &[(&str, i32, u64)], n: usize) -> BTreeMap<String, u64> {
-        let mut left: BTreeMap<String, u64> =
-            jobs.iter().map(|(j, _, tasks)| ((*j).to_owned(), *tasks)).collect();
+        let mut left: BTreeMap<String, u64> = jobs
+            .iter()
+            .map(|(j, _, tasks)| ((*j).to_owned(), *tasks))
+            .collect();
         let mut round = Round::default();
         for (j, p, _) in jobs {
             round.enter(j, *p);
@@ -96,7 +102,10 @@ mod tests {
 
     #[test]
     fn a_giant_does_not_starve_the_small() {
-        let done = run(&[("giant", 0, 8192), ("small-1", 0, 16), ("small-2", 0, 16)], 48);
+        let done = run(
+            &[("giant", 0, 8192), ("small-1", 0, 16), ("small-2", 0, 16)],
+            48,
+        );
         assert_eq!(done["small-1"], 16);
         assert_eq!(done["small-2"], 16);
     }

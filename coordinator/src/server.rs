@@ -12,8 +12,8 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_stream::Stream;
+use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -37,10 +37,16 @@ const LOOK: Duration = Duration::from_secs(2);
 #[tonic::async_trait]
 impl Service for Server {
     async fn submit(&self, r: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {
-        let spec = r.into_inner().spec.ok_or_else(|| Status::invalid_argument("no job given"))?;
+        let spec = r
+            .into_inner()
+            .spec
+            .ok_or_else(|| Status::invalid_argument("no job given"))?;
         let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
         if spec.job.is_empty() || spec.job.starts_with('.') || !spec.job.chars().all(ok) {
-            return Err(Status::invalid_argument(format!("{:?} is no job name", spec.job)));
+            return Err(Status::invalid_argument(format!(
+                "{:?} is no job name",
+                spec.job
+            )));
         }
         let job = spec.job.clone();
         match self.coordinator.submit(spec).await.map_err(status)? {
@@ -58,7 +64,11 @@ impl Service for Server {
     }
 
     async fn get_job(&self, r: Request<GetJobRequest>) -> Result<Response<JobProgress>, Status> {
-        let p = self.coordinator.progress(&r.into_inner().job).await.map_err(status)?;
+        let p = self
+            .coordinator
+            .progress(&r.into_inner().job)
+            .await
+            .map_err(status)?;
         Ok(Response::new(p))
     }
 
@@ -96,7 +106,10 @@ impl Service for Server {
 
     async fn cancel(&self, r: Request<CancelRequest>) -> Result<Response<CancelResponse>, Status> {
         let r = r.into_inner();
-        self.coordinator.cancel(&r.job, &r.reason).await.map_err(status)?;
+        self.coordinator
+            .cancel(&r.job, &r.reason)
+            .await
+            .map_err(status)?;
         Ok(Response::new(CancelResponse {}))
     }
 }

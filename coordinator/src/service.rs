@@ -67,7 +67,9 @@ impl Coordinator {
             progress: Mutex::default(),
             cancels: Mutex::default(),
         };
-        Self { inner: Arc::new(inner) }
+        Self {
+            inner: Arc::new(inner),
+        }
     }
 
     /// Stores a job. The active coordinator takes it up.
@@ -93,7 +95,11 @@ impl Coordinator {
             _ => {}
         }
         self.inner.wake.notify_one();
-        Ok(if new { Submitted::New } else { Submitted::Known })
+        Ok(if new {
+            Submitted::New
+        } else {
+            Submitted::Known
+        })
     }
 
     /// Asks for the end of a job.
@@ -103,7 +109,11 @@ impl Coordinator {
         objects.head(&keys.spec()).await?;
         let note = serde_json::json!({ "reason": reason });
         objects.put(&keys.cancel(), to_json(&note)?).await?;
-        let mut cancels = self.inner.cancels.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut cancels = self
+            .inner
+            .cancels
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         cancels.insert(job.to_owned(), reason.to_owned());
         drop(cancels);
         self.inner.wake.notify_one();
@@ -130,7 +140,11 @@ impl Coordinator {
 
     /// Progress of a job as it changes, when this coordinator runs it.
     pub fn subscribe(&self, job: &str) -> Option<watch::Receiver<JobProgress>> {
-        let p = self.inner.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let p = self
+            .inner
+            .progress
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         p.get(job).map(watch::Sender::subscribe)
     }
 
@@ -326,13 +340,21 @@ impl Reign {
         let deps = self.deps();
         let objects = deps.objects.as_ref();
         for job in objects.list_folders("jobs/").await? {
-            let ours = self.me.inner.config.only.as_ref().is_none_or(|o| o.contains(&job));
+            let ours = self
+                .me
+                .inner
+                .config
+                .only
+                .as_ref()
+                .is_none_or(|o| o.contains(&job));
             if self.ended.contains(&job) || !ours {
                 continue;
             }
             let keys = Keys::new(&job);
             if self.jobs.contains_key(&job) {
-                if let Some((note, _)) = read_opt::<serde_json::Value>(objects, &keys.cancel()).await? {
+                if let Some((note, _)) =
+                    read_opt::<serde_json::Value>(objects, &keys.cancel()).await?
+                {
                     let why = note["reason"].as_str().unwrap_or("cancelled").to_owned();
                     self.jobs.entry(job).and_modify(|j| j.cancel = Some(why));
                 }
@@ -347,8 +369,14 @@ impl Reign {
             }
             let (spec, _): (JobSpec, _) = read(objects, &keys.spec()).await?;
             let j = Job::new(spec, state, etag);
-            let mut all = self.me.inner.progress.lock().unwrap_or_else(PoisonError::into_inner);
-            all.entry(job.clone()).or_insert_with(|| watch::Sender::new(j.progress()));
+            let mut all = self
+                .me
+                .inner
+                .progress
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            all.entry(job.clone())
+                .or_insert_with(|| watch::Sender::new(j.progress()));
             drop(all);
             self.jobs.insert(job, j);
         }
@@ -359,10 +387,17 @@ impl Reign {
     async fn step(&mut self, name: &str) -> Result<bool, StoreError> {
         let deps = self.deps();
         let asked = {
-            let c = self.me.inner.cancels.lock().unwrap_or_else(PoisonError::into_inner);
+            let c = self
+                .me
+                .inner
+                .cancels
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
             c.get(name).cloned()
         };
-        let Some(job) = self.jobs.get_mut(name) else { return Ok(true) };
+        let Some(job) = self.jobs.get_mut(name) else {
+            return Ok(true);
+        };
         if let Some(why) = asked {
             job.cancel = Some(why);
         }
@@ -380,7 +415,9 @@ impl Reign {
             return self.end(name, JobPhase::Failed, &why).await;
         }
         self.heal_ledger(name, &news).await;
-        let Some(job) = self.jobs.get_mut(name) else { return Ok(true) };
+        let Some(job) = self.jobs.get_mut(name) else {
+            return Ok(true);
+        };
         job.advance(&deps).await?;
         let silent = job.last_progress.elapsed() >= self.me.inner.config.republish;
         if silent && job.has_out() {
@@ -400,13 +437,20 @@ impl Reign {
 
     /// The ledger is a cache: what it has forgotten is told to it again.
     async fn heal_ledger(&self, name: &str, news: &[String]) {
-        let Some(job) = self.jobs.get(name) else { return };
+        let Some(job) = self.jobs.get(name) else {
+            return;
+        };
         if news.is_empty() {
             return;
         }
         let deps = &self.me.inner.deps;
         let known = job.settled();
-        if deps.ledger.settled(name).await.is_ok_and(|n| n < known.len() as u64) {
+        if deps
+            .ledger
+            .settled(name)
+            .await
+            .is_ok_and(|n| n < known.len() as u64)
+        {
             if let Err(e) = deps.ledger.settle(name, &known).await {
                 tracing::debug!(error = %e, "ledger not told");
             }
@@ -416,13 +460,19 @@ impl Reign {
     /// Plans a job apart from the loop, or takes up the plan it has.
     async fn plan(&mut self, name: &str) -> Result<bool, StoreError> {
         let deps = self.deps();
-        let Some(job) = self.jobs.get_mut(name) else { return Ok(true) };
+        let Some(job) = self.jobs.get_mut(name) else {
+            return Ok(true);
+        };
         if let Some((p, _)) = read_opt::<Plan>(deps.objects.as_ref(), &job.keys.plan()).await? {
             job.begin(&deps, p).await?;
             return self.write(name, JobPhase::Running, "").await;
         }
         job.busy = true;
-        let (spec, to, sources) = (job.spec.clone(), self.events_in.clone(), deps.sources.clone());
+        let (spec, to, sources) = (
+            job.spec.clone(),
+            self.events_in.clone(),
+            deps.sources.clone(),
+        );
         let name_of = name.to_owned();
         let span = tracing::info_span!("job.plan", job = name);
         tokio::spawn(
@@ -450,7 +500,9 @@ impl Reign {
         let deps = self.deps();
         match e {
             Event::Planned(name, Ok(p)) => {
-                let Some(job) = self.jobs.get_mut(&name) else { return Ok(true) };
+                let Some(job) = self.jobs.get_mut(&name) else {
+                    return Ok(true);
+                };
                 job.busy = false;
                 let put = deps.objects.put_new(&job.keys.plan(), to_json(&*p)?).await;
                 match put {
@@ -467,8 +519,11 @@ impl Reign {
                 self.retry(&name, &why).await
             }
             Event::Sealed(name, Ok(gaps)) => {
-                let phase =
-                    if gaps { JobPhase::CompleteWithGaps } else { JobPhase::Complete };
+                let phase = if gaps {
+                    JobPhase::CompleteWithGaps
+                } else {
+                    JobPhase::Complete
+                };
                 self.end(&name, phase, "").await
             }
             Event::Sealed(name, Err((why, true))) => self.end(&name, JobPhase::Failed, &why).await,
@@ -517,13 +572,19 @@ impl Reign {
     /// Writes a job's state under this reign's epoch. `false`: another coordinator did.
     async fn write(&mut self, name: &str, phase: JobPhase, why: &str) -> Result<bool, StoreError> {
         let deps = self.deps();
-        let Some(job) = self.jobs.get_mut(name) else { return Ok(true) };
+        let Some(job) = self.jobs.get_mut(name) else {
+            return Ok(true);
+        };
         if job.state.phase() == phase && !phase.is_final() {
             return Ok(true);
         }
         job.set_phase(phase, why, self.epoch);
         let data = to_json(&job.state)?;
-        match deps.objects.put_over(&job.keys.state(), data, &job.etag).await {
+        match deps
+            .objects
+            .put_over(&job.keys.state(), data, &job.etag)
+            .await
+        {
             Ok(etag) => {
                 job.etag = etag;
                 Ok(true)
@@ -540,9 +601,13 @@ impl Reign {
             let mut batch = Vec::new();
             while batch.len() < BATCH {
                 let jobs = &self.jobs;
-                let next = self.round.next(&mut |j| jobs.get(j).and_then(|j| j.next_cost(window)));
+                let next = self
+                    .round
+                    .next(&mut |j| jobs.get(j).and_then(|j| j.next_cost(window)));
                 let Some(name) = next else { break };
-                let Some(t) = self.jobs.get_mut(&name).and_then(Job::take) else { break };
+                let Some(t) = self.jobs.get_mut(&name).and_then(Job::take) else {
+                    break;
+                };
                 batch.push(t);
             }
             if batch.is_empty() {
@@ -582,7 +647,12 @@ impl Reign {
 
     /// Tells watchers and metrics.
     fn tell(&self) {
-        let all = self.me.inner.progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let all = self
+            .me
+            .inner
+            .progress
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         let (mut backlog, mut oldest, mut eta) = (0, 0f64, 0f64);
         for (name, job) in &self.jobs {
             let p = job.progress();
@@ -599,6 +669,9 @@ impl Reign {
                 });
             }
         }
-        self.me.inner.metrics.state(backlog, self.jobs.len() as u64, oldest, eta);
+        self.me
+            .inner
+            .metrics
+            .state(backlog, self.jobs.len() as u64, oldest, eta);
     }
 }

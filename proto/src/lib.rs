@@ -4,7 +4,12 @@
 //! gRPC is stored as JSON in the same shape.
 
 /// Version 1 of the messages.
-#[allow(missing_docs, clippy::all, missing_debug_implementations, unreachable_pub)]
+#[allow(
+    missing_docs,
+    clippy::all,
+    missing_debug_implementations,
+    unreachable_pub
+)]
 pub mod v1 {
     tonic::include_proto!("ramsift.v1");
 }

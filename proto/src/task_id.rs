@@ -42,16 +42,24 @@ impl std::error::Error for TaskIdError {}
 impl TaskId {
     /// A whole chunk.
     pub fn chunk(index: u64) -> Self {
-        Self::Chunk { index, part: Vec::new() }
+        Self::Chunk {
+            index,
+            part: Vec::new(),
+        }
     }
 
     /// The two halves of a chunk task; `None` for other tasks.
     pub fn halves(&self) -> Option<[Self; 2]> {
-        let Self::Chunk { index, part } = self else { return None };
+        let Self::Chunk { index, part } = self else {
+            return None;
+        };
         let half = |upper| {
             let mut part = part.clone();
             part.push(upper);
-            Self::Chunk { index: *index, part }
+            Self::Chunk {
+                index: *index,
+                part,
+            }
         };
         Some([half(false), half(true)])
     }
@@ -59,9 +67,10 @@ impl TaskId {
     /// The task that this is a half of.
     pub fn parent(&self) -> Option<Self> {
         match self {
-            Self::Chunk { index, part } if !part.is_empty() => {
-                Some(Self::Chunk { index: *index, part: part[..part.len() - 1].to_vec() })
-            }
+            Self::Chunk { index, part } if !part.is_empty() => Some(Self::Chunk {
+                index: *index,
+                part: part[..part.len() - 1].to_vec(),
+            }),
             _ => None,
         }
     }
@@ -72,7 +81,9 @@ impl TaskId {
         let mut r = chunk;
         if let Self::Chunk { part, .. } = self {
             for upper in part {
-                let mid = (r.start + (r.end - r.start) / 2).next_multiple_of(4096).min(r.end);
+                let mid = (r.start + (r.end - r.start) / 2)
+                    .next_multiple_of(4096)
+                    .min(r.end);
                 r = if *upper { mid..r.end } else { r.start..mid };
             }
         }
@@ -88,7 +99,8 @@ impl fmt::Display for TaskId {
                 if !part.is_empty() {
                     f.write_str(".")?;
                 }
-                part.iter().try_for_each(|p| f.write_str(if *p { "1" } else { "0" }))
+                part.iter()
+                    .try_for_each(|p| f.write_str(if *p { "1" } else { "0" }))
             }
             Self::Verdict(g) => write!(f, "verdict-{g}"),
             Self::View(v) => write!(f, "view-{v}"),
@@ -113,7 +125,10 @@ impl FromStr for TaskId {
                         _ => Err(bad()),
                     })
                     .collect::<Result<_, _>>()?;
-                Ok(Self::Chunk { index: index.parse().map_err(|_| bad())?, part })
+                Ok(Self::Chunk {
+                    index: index.parse().map_err(|_| bad())?,
+                    part,
+                })
             }
             "verdict" => Ok(Self::Verdict(rest.parse().map_err(|_| bad())?)),
             "view" if !rest.is_empty() => Ok(Self::View(rest.to_owned())),
@@ -142,7 +157,10 @@ mod tests {
         let [a, b] = whole.halves().expect("chunk");
         let r = 0x10_0000..0x20_0000;
         assert_eq!(a.narrow(r.clone()).end, b.narrow(r.clone()).start);
-        assert_eq!((a.narrow(r.clone()).start, b.narrow(r.clone()).end), (r.start, r.end));
+        assert_eq!(
+            (a.narrow(r.clone()).start, b.narrow(r.clone()).end),
+            (r.start, r.end)
+        );
         assert_eq!(b.parent(), Some(whole));
     }
 }

@@ -18,14 +18,28 @@ const PER_KIND: usize = 256;
 /// The anchors in the committed segments, each once, in image order.
 pub(crate) async fn reported(objects: &dyn Objects, keys: &Keys) -> Result<Vec<Anchor>, String> {
     let mut out = Vec::new();
-    for c in job::commits(objects, keys).await.map_err(|e| e.to_string())? {
+    for c in job::commits(objects, keys)
+        .await
+        .map_err(|e| e.to_string())?
+    {
         let of_reports = c.reports.iter().flat_map(|r| &r.segments);
-        for s in c.segments.iter().chain(of_reports).filter(|s| s.table == name::ANCHORS) {
+        for s in c
+            .segments
+            .iter()
+            .chain(of_reports)
+            .filter(|s| s.table == name::ANCHORS)
+        {
             let (data, _) = objects.get(&s.key).await.map_err(|e| e.to_string())?;
             for b in read_segment(data).map_err(|e| format!("{}: {e}", s.key))? {
-                out.extend(anchor_rows(&b).into_iter().map(|(kind, image_offset, _, data)| {
-                    Anchor { kind, image_offset, data }
-                }));
+                out.extend(
+                    anchor_rows(&b)
+                        .into_iter()
+                        .map(|(kind, image_offset, _, data)| Anchor {
+                            kind,
+                            image_offset,
+                            data,
+                        }),
+                );
             }
         }
     }
@@ -73,11 +87,17 @@ impl ReadMore for Nothing {
 const STEP: u64 = 16 << 20;
 
 /// One pass over the image for anchors alone.
-pub(crate) async fn stream(source: Arc<dyn ByteSource>, plan: &Plan) -> Result<Vec<Anchor>, String> {
+pub(crate) async fn stream(
+    source: Arc<dyn ByteSource>,
+    plan: &Plan,
+) -> Result<Vec<Anchor>, String> {
     let runs = plan.layout.runs.clone();
     let done = tokio::task::spawn_blocking(move || {
         let only = Some(vec!["anchors".to_owned()]);
-        let options = CarverOptions { only, ..CarverOptions::default() };
+        let options = CarverOptions {
+            only,
+            ..CarverOptions::default()
+        };
         let carvers = CarverSet::new(options).map_err(|e| e.to_string())?;
         let mut found = Collect::default();
         let mut buf = Vec::new();

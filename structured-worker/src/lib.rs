@@ -127,7 +127,11 @@ async fn handle(worker: Arc<Worker>, delivery: Delivery) {
     let span = tracing::info_span!("build view", job = %task.job, task = %task.task);
     set_parent(&span, &delivery.message.headers);
     let done = attempt(&worker, &task).instrument(span).await;
-    let answered = if done { delivery.ack().await } else { delivery.hand_back().await };
+    let answered = if done {
+        delivery.ack().await
+    } else {
+        delivery.hand_back().await
+    };
     if let Err(e) = answered {
         tracing::warn!(error = %e, "answer did not reach the queue");
     }
@@ -169,17 +173,27 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> bool {
 /// Builds a view. An error is an outage; what is wrong with the evidence is a report.
 async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     let Some(Work::View(work)) = &task.work else {
-        return Ok(failed(worker, task, "this is no task of a structured worker".into()));
+        return Ok(failed(
+            worker,
+            task,
+            "this is no task of a structured worker".into(),
+        ));
     };
     if work.view == SHA256 {
         return sha256(worker, task).await;
     }
     let Some(view) = by_name(&work.view) else {
-        return Ok(failed(worker, task, format!("there is no view {}", work.view)));
+        return Ok(failed(
+            worker,
+            task,
+            format!("there is no view {}", work.view),
+        ));
     };
     let objects = worker.deps.objects.as_ref();
     let keys = Keys::new(&task.job);
-    let (plan, _): (Plan, _) = read(objects, &keys.plan()).await.map_err(|e| e.to_string())?;
+    let (plan, _): (Plan, _) = read(objects, &keys.plan())
+        .await
+        .map_err(|e| e.to_string())?;
     let source = match worker.deps.sources.open_pinned(&plan.pin).await {
         Ok(s) => s,
         Err(e) if e.is_fatal() => return Ok(failed(worker, task, e.to_string())),
@@ -209,9 +223,16 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     match built {
         Ok((out, bytes_read)) => {
             let batch = system_batch(&system_row(&out)).map_err(|e| e.to_string())?;
-            let header = TaskReport { bytes_read, ..header(worker, task) };
+            let header = TaskReport {
+                bytes_read,
+                ..header(worker, task)
+            };
             let batches = vec![(name::SYSTEM.to_owned(), batch)];
-            Ok(Report { header, batches, trace: current() })
+            Ok(Report {
+                header,
+                batches,
+                trace: current(),
+            })
         }
         Err(e) => Ok(failed(worker, task, format!("the view failed: {e}"))),
     }
@@ -227,7 +248,9 @@ const HASH_STEP: u64 = 8 << 20;
 async fn sha256(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     let keys = Keys::new(&task.job);
     let objects = worker.deps.objects.as_ref();
-    let (plan, _): (Plan, _) = read(objects, &keys.plan()).await.map_err(|e| e.to_string())?;
+    let (plan, _): (Plan, _) = read(objects, &keys.plan())
+        .await
+        .map_err(|e| e.to_string())?;
     let source = match worker.deps.sources.open_pinned(&plan.pin).await {
         Ok(s) => s,
         Err(e) if e.is_fatal() => return Ok(failed(worker, task, e.to_string())),
@@ -250,8 +273,16 @@ async fn sha256(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     match done.await.map_err(|e| e.to_string())? {
         Ok((hash, bytes_read)) => {
             let hash = hash.iter().map(|b| format!("{b:02x}")).collect();
-            let header = TaskReport { hash, bytes_read, ..header(worker, task) };
-            Ok(Report { header, batches: Vec::new(), trace: current() })
+            let header = TaskReport {
+                hash,
+                bytes_read,
+                ..header(worker, task)
+            };
+            Ok(Report {
+                header,
+                batches: Vec::new(),
+                trace: current(),
+            })
         }
         Err(e) if e.is_content() || e.is_fatal() => Ok(Report {
             header: TaskReport {
@@ -308,7 +339,12 @@ fn system_row(out: &ViewOutput) -> SystemRow {
         })
         .collect();
     SystemRow {
-        status: if d.impossible.is_none() { "recognised" } else { "not possible" }.into(),
+        status: if d.impossible.is_none() {
+            "recognised"
+        } else {
+            "not possible"
+        }
+        .into(),
         reason: d
             .impossible
             .as_ref()

@@ -23,7 +23,11 @@ pub fn planted() -> &'static Planted {
 
 fn make_planted(mib: u64, seed: u32) -> Planted {
     let exe = std::env::current_exe().expect("the path of this test");
-    let dir = exe.ancestors().nth(2).expect("target/<profile>").join("test-fixtures");
+    let dir = exe
+        .ancestors()
+        .nth(2)
+        .expect("target/<profile>")
+        .join("test-fixtures");
     std::fs::create_dir_all(&dir).expect("folder for fixtures");
     let name = format!("planted-{mib}-{seed}");
     let (image, truth, rules) = (
@@ -36,7 +40,13 @@ fn make_planted(mib: u64, seed: u32) -> Planted {
         let made = dir.join(format!("{name}-{}.part", std::process::id()));
         let done = Command::new("python3")
             .arg(script)
-            .args(["--size", &format!("{mib}M"), "--seed", &seed.to_string(), "--out"])
+            .args([
+                "--size",
+                &format!("{mib}M"),
+                "--seed",
+                &seed.to_string(),
+                "--out",
+            ])
             .arg(&image)
             .arg("--truth")
             .arg(&made)
@@ -49,7 +59,11 @@ fn make_planted(mib: u64, seed: u32) -> Planted {
         std::fs::rename(made, &truth).expect("rename");
     }
     let text = std::fs::read_to_string(&truth).expect("truth");
-    Planted { image, truth: serde_json::from_str(&text).expect("truth is JSON"), rules }
+    Planted {
+        image,
+        truth: serde_json::from_str(&text).expect("truth is JSON"),
+        rules,
+    }
 }
 
 /// Pseudo-random bytes (splitmix64), the same for the same seed.

@@ -24,7 +24,11 @@ pub fn wait_for<T>(what: &str, limit: Duration, mut done: impl FnMut() -> Option
         if let Some(v) = done() {
             return v;
         }
-        assert!(started.elapsed() < limit, "{what}: not within {} s", limit.as_secs());
+        assert!(
+            started.elapsed() < limit,
+            "{what}: not within {} s",
+            limit.as_secs()
+        );
         std::thread::park_timeout(Duration::from_millis(20));
     }
 }

@@ -1,6 +1,6 @@
 //! The program under test: one run of a command, or a whole cluster of services.
 
-use crate::servers::{Process, Rabbit, Redis, S3, KEYS};
+use crate::servers::{KEYS, Process, Rabbit, Redis, S3};
 use crate::{free_port, wait_for};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,9 +12,16 @@ use tempfile::TempDir;
 /// The binary, built by `tests/run` (or `cargo build --release`) beside the tests.
 pub fn binary() -> PathBuf {
     let exe = std::env::current_exe().expect("the path of this test");
-    let dir = exe.ancestors().nth(2).expect("target/<profile>/deps/<test>");
+    let dir = exe
+        .ancestors()
+        .nth(2)
+        .expect("target/<profile>/deps/<test>");
     let path = dir.join("ramsift");
-    assert!(path.exists(), "{} is not built: run tests/run", path.display());
+    assert!(
+        path.exists(),
+        "{} is not built: run tests/run",
+        path.display()
+    );
     path
 }
 
@@ -57,7 +64,12 @@ pub fn run(c: &mut Command) -> Run {
 
 /// Runs `ramsift scan` of an image into `out` with more arguments.
 pub fn scan(image: &Path, out: &Path, more: &[&str]) -> Run {
-    run(command().arg("scan").arg(image).arg("--out").arg(out).args(more))
+    run(command()
+        .arg("scan")
+        .arg(image)
+        .arg("--out")
+        .arg(out)
+        .args(more))
 }
 
 /// A whole cluster on one machine.
@@ -88,11 +100,18 @@ pub struct Service {
 pub fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
     let mut s = TcpStream::connect(("127.0.0.1", port)).ok()?;
     s.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
-    write!(s, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+    write!(
+        s,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .ok()?;
     let mut text = String::new();
     s.read_to_string(&mut text).ok()?;
     let status = text.split_whitespace().nth(1)?.parse().ok()?;
-    let body = text.split_once("\r\n\r\n").map(|(_, b)| b.to_owned()).unwrap_or_default();
+    let body = text
+        .split_once("\r\n\r\n")
+        .map(|(_, b)| b.to_owned())
+        .unwrap_or_default();
     Some((status, body))
 }
 
@@ -123,7 +142,10 @@ impl Cluster {
             logs: tempfile::tempdir().expect("a temporary folder"),
             coordinator_port: free_port(),
             aggregator_port: free_port(),
-            settings: settings.iter().map(|(k, v)| ((*k).into(), (*v).into())).collect(),
+            settings: settings
+                .iter()
+                .map(|(k, v)| ((*k).into(), (*v).into()))
+                .collect(),
         }
     }
 
@@ -138,12 +160,24 @@ impl Cluster {
             .env("RAMSIFT_S3_PATH_STYLE", "true")
             .env("RAMSIFT_QUEUE_URL", self.rabbit.url())
             .env("RAMSIFT_LEDGER_URL", self.redis.url())
-            .env("RAMSIFT_COORDINATOR_LISTEN", format!("127.0.0.1:{}", self.coordinator_port))
-            .env("RAMSIFT_COORDINATOR_URL", format!("http://127.0.0.1:{}", self.coordinator_port))
+            .env(
+                "RAMSIFT_COORDINATOR_LISTEN",
+                format!("127.0.0.1:{}", self.coordinator_port),
+            )
+            .env(
+                "RAMSIFT_COORDINATOR_URL",
+                format!("http://127.0.0.1:{}", self.coordinator_port),
+            )
             .env("RAMSIFT_COORDINATOR_POLL_MILLISECONDS", "100")
             .env("RAMSIFT_COORDINATOR_LEASE_SECONDS", "3")
-            .env("RAMSIFT_AGGREGATOR_LISTEN", format!("127.0.0.1:{}", self.aggregator_port))
-            .env("RAMSIFT_AGGREGATOR_URL", format!("http://127.0.0.1:{}", self.aggregator_port))
+            .env(
+                "RAMSIFT_AGGREGATOR_LISTEN",
+                format!("127.0.0.1:{}", self.aggregator_port),
+            )
+            .env(
+                "RAMSIFT_AGGREGATOR_URL",
+                format!("http://127.0.0.1:{}", self.aggregator_port),
+            )
             .env("RAMSIFT_AGGREGATOR_COMMIT_MILLISECONDS", "100")
             .env("RAMSIFT_WORKER_SLOTS", "1");
         for (k, v) in &self.settings {
@@ -156,7 +190,8 @@ impl Cluster {
     pub fn service(&self, what: &str) -> Service {
         let http = free_port();
         let mut c = self.command();
-        c.arg(what).env("RAMSIFT_HTTP_LISTEN", format!("127.0.0.1:{http}"));
+        c.arg(what)
+            .env("RAMSIFT_HTTP_LISTEN", format!("127.0.0.1:{http}"));
         let log = self.logs.path().join(format!("{what}-{http}.log"));
         let process = Process::start(what, &mut c, &log);
         wait_for(&format!("{what} answers"), Duration::from_secs(60), || {
@@ -168,7 +203,10 @@ impl Cluster {
     /// What the services have logged, for messages of failed tests.
     pub fn log(&self) -> String {
         let mut out = String::new();
-        for e in std::fs::read_dir(self.logs.path()).expect("folder").flatten() {
+        for e in std::fs::read_dir(self.logs.path())
+            .expect("folder")
+            .flatten()
+        {
             let text = std::fs::read_to_string(e.path()).unwrap_or_default();
             let tail: Vec<&str> = text.lines().rev().take(30).collect();
             out.push_str(&format!("--- {}\n", e.file_name().to_string_lossy()));

@@ -31,28 +31,40 @@ impl Process {
             .stdout(file)
             .stderr(err)
             .spawn()
-            .unwrap_or_else(|e| panic!("{name} can't be started ({e}): run tests/run, which installs it"));
-        Self { child, name: name.to_owned() }
+            .unwrap_or_else(|e| {
+                panic!("{name} can't be started ({e}): run tests/run, which installs it")
+            });
+        Self {
+            child,
+            name: name.to_owned(),
+        }
     }
 
     /// Ends it at once, as a power cut would.
     pub fn kill(&mut self) {
         self.signal(libc::SIGKILL);
-        self.child.wait().unwrap_or_else(|e| panic!("{}: {e}", self.name));
+        self.child
+            .wait()
+            .unwrap_or_else(|e| panic!("{}: {e}", self.name));
     }
 
     /// Asks it to end and waits for that. Returns its exit code.
     pub fn terminate(&mut self) -> Option<i32> {
         self.signal(libc::SIGTERM);
-        let done = wait_for(&format!("{} ends", self.name), Duration::from_secs(60), || {
-            self.child.try_wait().expect("a child of ours")
-        });
+        let done = wait_for(
+            &format!("{} ends", self.name),
+            Duration::from_secs(60),
+            || self.child.try_wait().expect("a child of ours"),
+        );
         done.code()
     }
 
     /// Its exit code, if it has ended.
     pub fn exited(&mut self) -> Option<i32> {
-        self.child.try_wait().expect("a child of ours").map(|s| s.code().unwrap_or(-1))
+        self.child
+            .try_wait()
+            .expect("a child of ours")
+            .map(|s| s.code().unwrap_or(-1))
     }
 
     /// Sends a signal.
@@ -83,7 +95,9 @@ fn program(names: &[&str]) -> PathBuf {
         .iter()
         .map(PathBuf::from)
         .find(|p| p.exists())
-        .unwrap_or_else(|| panic!("none of {names:?} is installed: run tests/run, which installs it"))
+        .unwrap_or_else(|| {
+            panic!("none of {names:?} is installed: run tests/run, which installs it")
+        })
 }
 
 /// The folder with tools that tests/run fetched.
@@ -105,8 +119,13 @@ impl Rabbit {
     /// Starts a node and waits until it takes messages.
     pub fn start() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let mut r =
-            Self { process: None, dir, port: free_port(), dist: free_port(), epmd: free_port() };
+        let mut r = Self {
+            process: None,
+            dir,
+            port: free_port(),
+            dist: free_port(),
+            epmd: free_port(),
+        };
         let d = r.dir.path();
         std::fs::write(
             d.join("rabbitmq.conf"),
@@ -143,7 +162,11 @@ impl Rabbit {
             );
         // Its shell wrapper starts the emulator as a child: a group of its own takes both down.
         std::os::unix::process::CommandExt::process_group(&mut c, 0);
-        self.process = Some(Process::start("rabbitmq-server", &mut c, &d.join("out.log")));
+        self.process = Some(Process::start(
+            "rabbitmq-server",
+            &mut c,
+            &d.join("out.log"),
+        ));
         let queue = self.queue("ready");
         wait_for("RabbitMQ takes messages", Duration::from_secs(120), || {
             (listens(self.port) && block_on(queue.check()).is_ok()).then_some(())
@@ -157,12 +180,17 @@ impl Rabbit {
         // SAFETY: kill takes two integers; the negative id names the group that `up` made.
         unsafe { libc::kill(-pid, libc::SIGKILL) };
         drop(p);
-        wait_for("RabbitMQ is gone", Duration::from_secs(30), || (!listens(self.port)).then_some(()));
+        wait_for("RabbitMQ is gone", Duration::from_secs(30), || {
+            (!listens(self.port)).then_some(())
+        });
     }
 
     /// Where it is.
     pub fn url(&self) -> String {
-        format!("amqp://guest:guest@127.0.0.1:{}/%2f?heartbeat=10", self.port)
+        format!(
+            "amqp://guest:guest@127.0.0.1:{}/%2f?heartbeat=10",
+            self.port
+        )
     }
 
     /// A queue at this node.
@@ -207,12 +235,25 @@ impl Redis {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let port = free_port();
         let mut c = Command::new("redis-server");
-        c.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", ""])
-            .arg("--dir")
-            .arg(dir.path());
+        c.args([
+            "--bind",
+            "127.0.0.1",
+            "--port",
+            &port.to_string(),
+            "--save",
+            "",
+        ])
+        .arg("--dir")
+        .arg(dir.path());
         let process = Process::start("redis-server", &mut c, &dir.path().join("log"));
-        wait_for("Redis listens", Duration::from_secs(20), || listens(port).then_some(()));
-        Self { _process: process, _dir: dir, port }
+        wait_for("Redis listens", Duration::from_secs(20), || {
+            listens(port).then_some(())
+        });
+        Self {
+            _process: process,
+            _dir: dir,
+            port,
+        }
     }
 
     /// Where it is.
@@ -252,7 +293,11 @@ impl S3 {
         std::fs::write(dir.path().join("s3.json"), identities.to_string()).expect("write");
         std::fs::create_dir(dir.path().join("data")).expect("folder");
         let ports = std::array::from_fn(|_| free_port());
-        let mut s = Self { process: None, dir, ports };
+        let mut s = Self {
+            process: None,
+            dir,
+            ports,
+        };
         s.up();
         s
     }
@@ -264,8 +309,16 @@ impl S3 {
         let mut c = Command::new(program(&[&weed.display().to_string(), "/usr/bin/weed"]));
         c.current_dir(self.dir.path())
             .args(["mini", "-dir=data", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"])
-            .args(["-master.telemetry=false", "-webdav=false", "-admin.ui=false"])
-            .args(["-s3.port.iceberg=0", "-s3.port.lance=0", "-s3.config=s3.json"])
+            .args([
+                "-master.telemetry=false",
+                "-webdav=false",
+                "-admin.ui=false",
+            ])
+            .args([
+                "-s3.port.iceberg=0",
+                "-s3.port.lance=0",
+                "-s3.config=s3.json",
+            ])
             .arg(format!("-s3.port={s3}"))
             .arg(format!("-master.port={master}"))
             .arg(format!("-filer.port={filer}"))
@@ -311,7 +364,12 @@ impl S3 {
     pub fn bucket(&self, name: &str) -> S3Objects {
         block_on(async {
             let c = S3Client::connect(&self.config()).await;
-            c.sdk.create_bucket().bucket(name).send().await.expect("a new bucket");
+            c.sdk
+                .create_bucket()
+                .bucket(name)
+                .send()
+                .await
+                .expect("a new bucket");
             S3Objects::new(c, name, "")
         })
     }
@@ -336,8 +394,11 @@ impl Clamd {
         let port = free_port();
         std::fs::create_dir(d.join("db")).expect("folder");
         let hex: String = CLAM_NEEDLE.iter().map(|b| format!("{b:02x}")).collect();
-        std::fs::write(d.join("db/t.ndb"), format!("Ramsift.Test.Needle:0:*:{hex}\n"))
-            .expect("write");
+        std::fs::write(
+            d.join("db/t.ndb"),
+            format!("Ramsift.Test.Needle:0:*:{hex}\n"),
+        )
+        .expect("write");
         let conf = format!(
             "DatabaseDirectory {0}/db\nTCPSocket {port}\nTCPAddr 127.0.0.1\nTemporaryDirectory {0}\n\
              User {1}\nForeground yes\nStreamMaxLength 16M\nMaxFileSize 16M\nMaxScanSize 32M\n\
@@ -349,8 +410,14 @@ impl Clamd {
         let mut c = Command::new(program(&["/usr/sbin/clamd"]));
         c.arg("-c").arg(d.join("clamd.conf"));
         let process = Process::start("clamd", &mut c, &d.join("log"));
-        wait_for("clamd listens", Duration::from_secs(60), || listens(port).then_some(()));
-        Self { process, _dir: dir, port }
+        wait_for("clamd listens", Duration::from_secs(60), || {
+            listens(port).then_some(())
+        });
+        Self {
+            process,
+            _dir: dir,
+            port,
+        }
     }
 
     /// Where it is.

@@ -39,15 +39,21 @@ fn tables(objects: Arc<dyn Objects>, job: &str) -> Vec<(String, Vec<String>)> {
                 "artifacts" => "* EXCLUDE (object), regexp_replace(object, '^.*/', '') AS object",
                 _ => "*",
             };
-            let batches = t.collect(&format!("SELECT {columns} FROM {table}")).await.expect(table);
+            let batches = t
+                .collect(&format!("SELECT {columns} FROM {table}"))
+                .await
+                .expect(table);
             let mut text = Vec::new();
             let mut w = arrow::json::LineDelimitedWriter::new(&mut text);
             for b in &batches {
                 w.write(b).expect("json");
             }
             w.finish().expect("json");
-            let mut rows: Vec<String> =
-                String::from_utf8(text).expect("text").lines().map(str::to_owned).collect();
+            let mut rows: Vec<String> = String::from_utf8(text)
+                .expect("text")
+                .lines()
+                .map(str::to_owned)
+                .collect();
             rows.sort();
             out.push((table.to_owned(), rows));
         }
@@ -65,7 +71,11 @@ fn manifest(c: &Cluster, job: &str) -> Manifest {
 fn results_survive_killed_workers_aggregator_broker_and_ledger() {
     let p = planted();
     let rules = p.rules.display().to_string();
-    let sets = [("RAMSIFT_SCAN_CHUNK_SIZE", "131072"), ("RAMSIFT_SCAN_OVERLAP", "65536"), ("RAMSIFT_COORDINATOR_WINDOW", "24")];
+    let sets = [
+        ("RAMSIFT_SCAN_CHUNK_SIZE", "131072"),
+        ("RAMSIFT_SCAN_OVERLAP", "65536"),
+        ("RAMSIFT_COORDINATOR_WINDOW", "24"),
+    ];
     let mut c = Cluster::start(&sets);
     upload(&c, "planted.mem", &p.image);
     let coordinator = c.service("coordinator");
@@ -75,7 +85,11 @@ fn results_survive_killed_workers_aggregator_broker_and_ledger() {
     coordinator.await_ready();
     let job = submit(&c, &["s3://evidence/planted.mem", "--rules", &rules]);
     let results: Arc<dyn Objects> = Arc::new(objects(&c, "results", "r"));
-    let count = |folder: String| block_on(results.list(&folder)).map(|l| l.len()).unwrap_or(0);
+    let count = |folder: String| {
+        block_on(results.list(&folder))
+            .map(|l| l.len())
+            .unwrap_or(0)
+    };
     let keys = Keys::new(&job);
     let ended = || count(keys.manifest()) > 0;
     wait_for("the first commit", Duration::from_secs(60), || {
@@ -84,10 +98,13 @@ fn results_survive_killed_workers_aggregator_broker_and_ledger() {
     assert!(!ended(), "too fast to be disturbed");
     workers[0].process.kill();
     // In the middle of a commit: segments are there whose record is not.
-    let folders = || block_on(results.list_folders(&format!("jobs/{job}/segments/"))).unwrap_or_default();
+    let folders =
+        || block_on(results.list_folders(&format!("jobs/{job}/segments/"))).unwrap_or_default();
     wait_for("a commit under way", Duration::from_secs(60), || {
         let records = block_on(results.list(&keys.commits())).unwrap_or_default();
-        let open = folders().iter().any(|f| records.iter().all(|r| !r.key.contains(f.as_str())));
+        let open = folders()
+            .iter()
+            .any(|f| records.iter().all(|r| !r.key.contains(f.as_str())));
         (open || ended()).then_some(())
     });
     aggregator.process.kill();
@@ -100,12 +117,17 @@ fn results_survive_killed_workers_aggregator_broker_and_ledger() {
     });
     c.rabbit.down();
     c.rabbit.up();
-    wait_for("the job ends", Duration::from_secs(300), || ended().then_some(()));
+    wait_for("the job ends", Duration::from_secs(300), || {
+        ended().then_some(())
+    });
     let r = run(c.command().args(["watch", &job]));
     assert_eq!(r.code, 0, "{}{}\n{}", r.out, r.err, c.log());
     let m = manifest(&c, &job);
     let bytes = std::fs::read(&p.image).expect("image");
-    assert_eq!(m.evidence_blake3.as_deref(), Some(blake3::hash(&bytes).to_hex().as_str()));
+    assert_eq!(
+        m.evidence_blake3.as_deref(),
+        Some(blake3::hash(&bytes).to_hex().as_str())
+    );
     assert_eq!(m.verdict, "complete");
     // An undisturbed embedded run finds the same, row for row.
     let dir = tempfile::tempdir().expect("tempdir");
@@ -121,8 +143,13 @@ fn results_survive_killed_workers_aggregator_broker_and_ledger() {
     assert_eq!(e.code, 0, "{}", e.err);
     let local: Arc<dyn Objects> =
         Arc::new(LocalObjects::open_existing(&dir.path().join("out")).expect("store"));
-    let local_job = block_on(local.list_folders("jobs/")).expect("jobs").remove(0);
-    for ((table, a), (_, b)) in tables(results, &job).into_iter().zip(tables(local, &local_job)) {
+    let local_job = block_on(local.list_folders("jobs/"))
+        .expect("jobs")
+        .remove(0);
+    for ((table, a), (_, b)) in tables(results, &job)
+        .into_iter()
+        .zip(tables(local, &local_job))
+    {
         assert!(!a.is_empty(), "{table} is empty");
         let (a, b) = (without_inference(a), without_inference(b));
         let differ = a.iter().zip(&b).find(|(x, y)| x != y);
@@ -153,10 +180,17 @@ fn without_inference(rows: Vec<String>) -> Vec<String> {
 
 #[test]
 fn bad_input_is_refused_with_a_reason_and_loses_nothing_else() {
-    let c = Cluster::start(&[("RAMSIFT_SCAN_CHUNK_SIZE", "65536"), ("RAMSIFT_SCAN_OVERLAP", "4096")]);
+    let c = Cluster::start(&[
+        ("RAMSIFT_SCAN_CHUNK_SIZE", "65536"),
+        ("RAMSIFT_SCAN_OVERLAP", "4096"),
+    ]);
     let dir = tempfile::tempdir().expect("tempdir");
     let good = dir.path().join("good.mem");
-    std::fs::write(&good, image(1 << 20, &[(64, b"\0http://good.example.org/\0")])).expect("write");
+    std::fs::write(
+        &good,
+        image(1 << 20, &[(64, b"\0http://good.example.org/\0")]),
+    )
+    .expect("write");
     upload(&c, "good.mem", &good);
     let _coordinator = c.service("coordinator");
     let _aggregator = c.service("aggregator");
@@ -171,7 +205,9 @@ fn bad_input_is_refused_with_a_reason_and_loses_nothing_else() {
     refused(&["s3://nowhere/a.mem"], "nowhere");
     refused(&["/local/file.mem"], "ramsift scan");
     let mut wrong = c.command();
-    wrong.env("RAMSIFT_S3_SECRET_KEY", "wrong").args(["submit", "s3://evidence/good.mem"]);
+    wrong
+        .env("RAMSIFT_S3_SECRET_KEY", "wrong")
+        .args(["submit", "s3://evidence/good.mem"]);
     let r = run(&mut wrong);
     assert_eq!(r.code, 2);
     assert!(r.err.contains("access key"), "{}", r.err);
@@ -190,7 +226,11 @@ fn bad_input_is_refused_with_a_reason_and_loses_nothing_else() {
 
 #[test]
 fn a_job_can_be_cancelled_and_a_replaced_object_fails_its_job() {
-    let c = Cluster::start(&[("RAMSIFT_SCAN_CHUNK_SIZE", "65536"), ("RAMSIFT_SCAN_OVERLAP", "4096"), ("RAMSIFT_COORDINATOR_WINDOW", "4")]);
+    let c = Cluster::start(&[
+        ("RAMSIFT_SCAN_CHUNK_SIZE", "65536"),
+        ("RAMSIFT_SCAN_OVERLAP", "4096"),
+        ("RAMSIFT_COORDINATOR_WINDOW", "4"),
+    ]);
     let p = planted();
     upload(&c, "a.mem", &p.image);
     upload(&c, "b.mem", &p.image);
@@ -201,7 +241,12 @@ fn a_job_can_be_cancelled_and_a_replaced_object_fails_its_job() {
     let r = run(c.command().args(["cancel", &job, "--reason", "wrong case"]));
     assert_eq!(r.code, 0, "{}", r.err);
     let r = run(c.command().args(["watch", &job]));
-    assert!(r.out.contains("cancelled") && r.out.contains("wrong case"), "{}{}", r.out, r.err);
+    assert!(
+        r.out.contains("cancelled") && r.out.contains("wrong case"),
+        "{}{}",
+        r.out,
+        r.err
+    );
     let job = submit(&c, &["s3://evidence/b.mem"]);
     let results = objects(&c, "results", "r");
     wait_for("the plan", Duration::from_secs(60), || {
@@ -213,15 +258,28 @@ fn a_job_can_be_cancelled_and_a_replaced_object_fails_its_job() {
     let _worker = c.service("chunk-worker");
     let r = run(c.command().args(["watch", &job]));
     assert_eq!(r.code, 2);
-    assert!(r.out.contains("evidence changed"), "{}{}\n{}", r.out, r.err, c.log());
+    assert!(
+        r.out.contains("evidence changed"),
+        "{}{}\n{}",
+        r.out,
+        r.err,
+        c.log()
+    );
 }
 
 #[test]
 fn services_wait_for_what_is_down_and_say_so() {
-    let mut c = Cluster::start(&[("RAMSIFT_SCAN_CHUNK_SIZE", "262144"), ("RAMSIFT_SCAN_OVERLAP", "4096")]);
+    let mut c = Cluster::start(&[
+        ("RAMSIFT_SCAN_CHUNK_SIZE", "262144"),
+        ("RAMSIFT_SCAN_OVERLAP", "4096"),
+    ]);
     let dir = tempfile::tempdir().expect("tempdir");
     let good = dir.path().join("good.mem");
-    std::fs::write(&good, image(1 << 20, &[(64, b"\0http://late.example.org/\0")])).expect("write");
+    std::fs::write(
+        &good,
+        image(1 << 20, &[(64, b"\0http://late.example.org/\0")]),
+    )
+    .expect("write");
     upload(&c, "late.mem", &good);
     c.rabbit.down();
     let coordinator = c.service("coordinator");
@@ -229,7 +287,9 @@ fn services_wait_for_what_is_down_and_say_so() {
     let worker = c.service("chunk-worker");
     let _structured = c.service("structured-worker");
     let why = wait_for("not ready", Duration::from_secs(30), || {
-        worker.ready().filter(|(s, body)| *s == 503 && body.contains("RabbitMQ"))
+        worker
+            .ready()
+            .filter(|(s, body)| *s == 503 && body.contains("RabbitMQ"))
     });
     assert!(why.1.contains("can't be reached"), "{}", why.1);
     let job = submit(&c, &["s3://evidence/late.mem"]);

@@ -13,9 +13,15 @@ use std::time::Duration;
 
 /// Rows of a query over a results folder, as JSON objects.
 fn query(store: &Path, sql: &str) -> Vec<serde_json::Value> {
-    let r = run(command().arg("--store").arg(store).args(["query", sql, "--format", "jsonl"]));
+    let r = run(command()
+        .arg("--store")
+        .arg(store)
+        .args(["query", sql, "--format", "jsonl"]));
     assert_eq!(r.code, 0, "{sql}: {}", r.err);
-    r.out.lines().map(|l| serde_json::from_str(l).expect("a JSON line")).collect()
+    r.out
+        .lines()
+        .map(|l| serde_json::from_str(l).expect("a JSON line"))
+        .collect()
 }
 
 fn number(store: &Path, sql: &str) -> i64 {
@@ -44,7 +50,11 @@ fn planted_items_are_found_exactly_once_at_any_chunk_size() {
     let sets = ["scan.chunk_size=1048576", "scan.overlap=65536"];
     let dir = tempfile::tempdir().expect("tempdir");
     let (small, whole) = (dir.path().join("small"), dir.path().join("whole"));
-    ok(&scan(&p.image, &small, &["--set", sets[0], "--set", sets[1]]));
+    ok(&scan(
+        &p.image,
+        &small,
+        &["--set", sets[0], "--set", sets[1]],
+    ));
     ok(&scan(&p.image, &whole, &[]));
     // Chunked findings are those of one whole scan, row for row.
     for (table, order) in [("findings", "id"), ("events", "id"), ("artifacts", "id")] {
@@ -66,7 +76,11 @@ fn planted_items_are_found_exactly_once_at_any_chunk_size() {
 fn recall(truth: &serde_json::Value, store: &Path) {
     let mut events: BTreeMap<String, usize> = BTreeMap::new();
     for e in query(store, "SELECT message, fields FROM events") {
-        let text = format!("{} {}", e["message"].as_str().unwrap_or(""), e["fields"].as_str().unwrap_or(""));
+        let text = format!(
+            "{} {}",
+            e["message"].as_str().unwrap_or(""),
+            e["fields"].as_str().unwrap_or("")
+        );
         for t in needles_in(&text) {
             *events.entry(t).or_default() += 1;
         }
@@ -74,28 +88,37 @@ fn recall(truth: &serde_json::Value, store: &Path) {
     let mut features: BTreeMap<(String, String), usize> = BTreeMap::new();
     for f in query(store, "SELECT kind, value FROM findings") {
         for t in needles_in(f["value"].as_str().unwrap_or("")) {
-            *features.entry((f["kind"].as_str().unwrap_or("").to_owned(), t)).or_default() += 1;
+            *features
+                .entry((f["kind"].as_str().unwrap_or("").to_owned(), t))
+                .or_default() += 1;
         }
     }
     let mut missed = Vec::new();
     for p in truth["plants"].as_array().expect("plants") {
         let kind = p["kind"].as_str().expect("kind");
-        let needles = p["needles"].as_array().expect("needles").iter().filter_map(|n| n.as_str());
+        let needles = p["needles"]
+            .as_array()
+            .expect("needles")
+            .iter()
+            .filter_map(|n| n.as_str());
         for n in needles {
             let found = match kind {
-                "log_syslog" | "log_syslog5424" | "log_auth" | "log_access" | "log_apache_error"
-                | "log_iso_app" | "log_json" | "log_cloudtrail" => {
+                "log_syslog" | "log_syslog5424" | "log_auth" | "log_access"
+                | "log_apache_error" | "log_iso_app" | "log_json" | "log_cloudtrail" => {
                     events.get(n).copied().unwrap_or(0)
                 }
-                "ioc_url" | "ioc_url_utf16" => {
-                    features.get(&("url".to_owned(), n.to_owned())).copied().unwrap_or(0)
-                }
-                "ioc_email" | "ioc_email_utf16" => {
-                    features.get(&("email".to_owned(), n.to_owned())).copied().unwrap_or(0)
-                }
-                "ioc_domain" => {
-                    features.get(&("domain".to_owned(), n.to_owned())).copied().unwrap_or(0)
-                }
+                "ioc_url" | "ioc_url_utf16" => features
+                    .get(&("url".to_owned(), n.to_owned()))
+                    .copied()
+                    .unwrap_or(0),
+                "ioc_email" | "ioc_email_utf16" => features
+                    .get(&("email".to_owned(), n.to_owned()))
+                    .copied()
+                    .unwrap_or(0),
+                "ioc_domain" => features
+                    .get(&("domain".to_owned(), n.to_owned()))
+                    .copied()
+                    .unwrap_or(0),
                 _ => continue,
             };
             if found != 1 {
@@ -103,7 +126,12 @@ fn recall(truth: &serde_json::Value, store: &Path) {
             }
         }
     }
-    assert!(missed.is_empty(), "{} needles: {:#?}", missed.len(), &missed[..missed.len().min(20)]);
+    assert!(
+        missed.is_empty(),
+        "{} needles: {:#?}",
+        missed.len(),
+        &missed[..missed.len().min(20)]
+    );
 }
 
 fn needles_in(s: &str) -> Vec<String> {
@@ -113,7 +141,9 @@ fn needles_in(s: &str) -> Vec<String> {
     while i + 14 <= b.len() {
         let t = &b[i..i + 14];
         let is = t.starts_with(b"zq")
-            && t[2..].iter().all(|c| c.is_ascii_lowercase() || (b'2'..=b'7').contains(c));
+            && t[2..]
+                .iter()
+                .all(|c| c.is_ascii_lowercase() || (b'2'..=b'7').contains(c));
         if is {
             out.push(String::from_utf8_lossy(t).into_owned());
             i += 14;
@@ -145,15 +175,30 @@ fn files_are_recovered_with_their_true_extent() {
         }
     }
     assert!(wanted > 20, "{wanted}");
-    assert!(missed.is_empty(), "{} of {wanted}: {missed:#?}", missed.len());
+    assert!(
+        missed.is_empty(),
+        "{} of {wanted}: {missed:#?}",
+        missed.len()
+    );
 }
 
 fn truth_files(truth: &serde_json::Value) -> impl Iterator<Item = &serde_json::Value> {
-    let kinds = ["file_png", "file_pdf", "file_zip", "file_docx", "file_sqlite", "file_jpeg"];
-    truth["plants"].as_array().expect("plants").iter().filter(move |p| {
-        let k = p["kind"].as_str().expect("kind");
-        kinds.contains(&k) && !p["offset"].is_null()
-    })
+    let kinds = [
+        "file_png",
+        "file_pdf",
+        "file_zip",
+        "file_docx",
+        "file_sqlite",
+        "file_jpeg",
+    ];
+    truth["plants"]
+        .as_array()
+        .expect("plants")
+        .iter()
+        .filter(move |p| {
+            let k = p["kind"].as_str().expect("kind");
+            kinds.contains(&k) && !p["offset"].is_null()
+        })
 }
 
 const RULES: &str = r#"
@@ -168,7 +213,11 @@ rule on_files { condition: uint16(0) == 0x4b50 }
 fn conditions_hold_over_the_whole_image() {
     let dir = tempfile::tempdir().expect("tempdir");
     let rules = dir.path().join("r.yar");
-    std::fs::write(&rules, format!("{RULES}\nrule broken {{ condition: nonsense }}\n")).expect("write");
+    std::fs::write(
+        &rules,
+        format!("{RULES}\nrule broken {{ condition: nonsense }}\n"),
+    )
+    .expect("write");
     let path = dir.path().join("a.mem");
     let bytes = image(
         8 << 20,
@@ -181,21 +230,44 @@ fn conditions_hold_over_the_whole_image() {
     std::fs::write(&path, bytes).expect("write");
     let out = dir.path().join("out");
     let rules = rules.display().to_string();
-    let args = ["--rules", &rules, "--set", "scan.chunk_size=1048576", "--set", "scan.overlap=4096"];
+    let args = [
+        "--rules",
+        &rules,
+        "--set",
+        "scan.chunk_size=1048576",
+        "--set",
+        "scan.overlap=4096",
+    ];
     let r = scan(&path, &out, &args);
     ok(&r);
-    assert!(r.err.contains("broken") && r.err.contains("r.yar"), "{}", r.err);
-    let mut fired: Vec<_> = query(&out, "SELECT value, severity, fields FROM findings WHERE kind = 'yara'")
-        .iter()
-        .map(|f| (f["value"].as_str().unwrap_or("").to_owned(), f["severity"].as_str().unwrap_or("").to_owned()))
-        .collect();
+    assert!(
+        r.err.contains("broken") && r.err.contains("r.yar"),
+        "{}",
+        r.err
+    );
+    let mut fired: Vec<_> = query(
+        &out,
+        "SELECT value, severity, fields FROM findings WHERE kind = 'yara'",
+    )
+    .iter()
+    .map(|f| {
+        (
+            f["value"].as_str().unwrap_or("").to_owned(),
+            f["severity"].as_str().unwrap_or("").to_owned(),
+        )
+    })
+    .collect();
     fired.sort();
     let names: Vec<&str> = fired.iter().map(|f| f.0.as_str()).collect();
     assert_eq!(names, ["absent", "counted", "far_apart", "loud"]);
     // Spread over more than 1 MiB: capped at low. The rule's own grade counts where it isn't.
     assert_eq!(fired[2].1, "low");
     assert_eq!(fired[3].1, "critical");
-    let loud = scan(&path, &out, &["--rules", &rules, "--fresh", "--fail-on", "critical"]);
+    let loud = scan(
+        &path,
+        &out,
+        &["--rules", &rules, "--fresh", "--fail-on", "critical"],
+    );
     assert_eq!(loud.code, 1, "{}", loud.err);
 }
 
@@ -203,18 +275,44 @@ fn conditions_hold_over_the_whole_image() {
 fn evidence_is_hashed_and_results_verify() {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("a.mem");
-    let bytes = image((5 << 20) + 12_345, &[(5000, b"\0https://verify.example.net/x\0")]);
+    let bytes = image(
+        (5 << 20) + 12_345,
+        &[(5000, b"\0https://verify.example.net/x\0")],
+    );
     std::fs::write(&path, &bytes).expect("write");
     let out = dir.path().join("out");
-    ok(&scan(&path, &out, &["--set", "scan.chunk_size=1048576", "--case", "C-1", "--label", "k=v"]));
+    ok(&scan(
+        &path,
+        &out,
+        &[
+            "--set",
+            "scan.chunk_size=1048576",
+            "--case",
+            "C-1",
+            "--label",
+            "k=v",
+        ],
+    ));
     let m = manifest(&out);
-    assert_eq!(m.evidence_blake3.as_deref(), Some(blake3::hash(&bytes).to_hex().as_str()));
-    assert_eq!((m.spec.case_name.as_str(), m.verdict.as_str()), ("C-1", "complete"));
+    assert_eq!(
+        m.evidence_blake3.as_deref(),
+        Some(blake3::hash(&bytes).to_hex().as_str())
+    );
+    assert_eq!(
+        (m.spec.case_name.as_str(), m.verdict.as_str()),
+        ("C-1", "complete")
+    );
     for c in m.coverage.values() {
         assert_eq!(c.total(), bytes.len() as u64);
         assert!(c.sparse > 0);
     }
-    let verify = || run(command().arg("verify").arg(&out).arg("--evidence").arg(&path));
+    let verify = || {
+        run(command()
+            .arg("verify")
+            .arg(&out)
+            .arg("--evidence")
+            .arg(&path))
+    };
     ok(&verify());
     // One changed byte of a table, and of the evidence.
     let table = out.join(Keys::new(&the_job(&out)).table("findings"));
@@ -239,7 +337,14 @@ fn results_exports_and_artifacts() {
     let path = dir.path().join("a.mem");
     let line = b"\n2026-01-02T03:04:05Z app started by tester\n";
     let zip = include_bytes!("../fixtures/hello.zip");
-    let bytes = image(2 << 20, &[(0x3000, line), (0x6000, zip), (0x9000, b"\0x@export-example.com\0")]);
+    let bytes = image(
+        2 << 20,
+        &[
+            (0x3000, line),
+            (0x6000, zip),
+            (0x9000, b"\0x@export-example.com\0"),
+        ],
+    );
     std::fs::write(&path, bytes).expect("write");
     let out = dir.path().join("out");
     ok(&scan(&path, &out, &[]));
@@ -250,23 +355,38 @@ fn results_exports_and_artifacts() {
     };
     assert!(results(&["--kind", "email"]).contains("x@export-example.com"));
     assert!(!results(&["--kind", "url"]).contains("x@export-example.com"));
-    assert!(results(&["--since", "2026-01-01", "--until", "2026-01-03"]).contains("started by tester"));
+    assert!(
+        results(&["--since", "2026-01-01", "--until", "2026-01-03"]).contains("started by tester")
+    );
     assert!(!results(&["--since", "2026-01-03"]).contains("started by tester"));
     let to = dir.path().join("export");
     for format in ["jsonl", "csv", "parquet", "timesketch"] {
         let mut c = command();
-        ok(&run(c.arg("--store").arg(&out).args(["export", "--format", format, "--to"]).arg(&to)));
+        ok(&run(c
+            .arg("--store")
+            .arg(&out)
+            .args(["export", "--format", format, "--to"])
+            .arg(&to)));
     }
     let sketch = std::fs::read_to_string(to.join("events.timesketch.jsonl")).expect("export");
-    let event: serde_json::Value = serde_json::from_str(sketch.lines().next().expect("a line")).expect("JSON");
+    let event: serde_json::Value =
+        serde_json::from_str(sketch.lines().next().expect("a line")).expect("JSON");
     assert_eq!(event["datetime"], "2026-01-02T03:04:05.000000+00:00");
-    assert!(event["message"].as_str().is_some_and(|m| m.contains("started by tester")));
+    assert!(
+        event["message"]
+            .as_str()
+            .is_some_and(|m| m.contains("started by tester"))
+    );
     assert!(event["timestamp_desc"].is_string());
     let row = &query(&out, "SELECT sha256 FROM artifacts WHERE kind = 'zip'")[0];
     let sha = row["sha256"].as_str().expect("sha256");
     let file = dir.path().join("got.zip");
     let mut c = command();
-    ok(&run(c.arg("--store").arg(&out).args(["artifact", &sha[..12], "--to"]).arg(&file)));
+    ok(&run(c
+        .arg("--store")
+        .arg(&out)
+        .args(["artifact", &sha[..12], "--to"])
+        .arg(&file)));
     assert_eq!(std::fs::read(file).expect("file"), zip);
 }
 
@@ -275,7 +395,14 @@ fn an_interrupted_scan_goes_on_where_it_stopped() {
     let p = planted();
     let dir = tempfile::tempdir().expect("tempdir");
     let out = dir.path().join("out");
-    let args = ["--set", "scan.chunk_size=262144", "--set", "scan.overlap=65536", "--set", "worker.slots=1"];
+    let args = [
+        "--set",
+        "scan.chunk_size=262144",
+        "--set",
+        "scan.overlap=65536",
+        "--set",
+        "worker.slots=1",
+    ];
     let mut child = command()
         .arg("scan")
         .arg(&p.image)
@@ -300,7 +427,10 @@ fn an_interrupted_scan_goes_on_where_it_stopped() {
         assert!(!out.join(Keys::new(&the_job(&out)).manifest()).exists());
     }
     ok(&scan(&p.image, &out, &args));
-    assert_eq!(std::fs::read_dir(out.join("jobs")).expect("jobs").count(), 1);
+    assert_eq!(
+        std::fs::read_dir(out.join("jobs")).expect("jobs").count(),
+        1
+    );
     assert!(commits(&out).is_some_and(|n| n >= before));
     let undisturbed = dir.path().join("undisturbed");
     ok(&scan(&p.image, &undisturbed, &args));
@@ -318,15 +448,26 @@ fn carved_files_go_to_clamd_and_its_limit_is_no_clean_bill() {
     std::fs::write(&path, image(2 << 20, &[(0x5000, &png)])).expect("write");
     let out = dir.path().join("out");
     ok(&scan(&path, &out, &["--clamd", &clamd.address()]));
-    let rows = query(&out, "SELECT value, severity, artifact FROM findings WHERE kind = 'av'");
+    let rows = query(
+        &out,
+        "SELECT value, severity, artifact FROM findings WHERE kind = 'av'",
+    );
     assert_eq!(rows.len(), 1);
-    assert!(rows[0]["value"].as_str().is_some_and(|v| v.contains("Ramsift.Test.Needle")));
+    assert!(
+        rows[0]["value"]
+            .as_str()
+            .is_some_and(|v| v.contains("Ramsift.Test.Needle"))
+    );
     assert_eq!(rows[0]["severity"], "high");
     let address = clamd.address();
     drop(clamd);
     let r = scan(&path, &dir.path().join("none"), &["--clamd", &address]);
     assert_eq!(r.code, 2);
-    assert!(r.err.contains(&address) && r.err.contains("clamd"), "{}", r.err);
+    assert!(
+        r.err.contains(&address) && r.err.contains("clamd"),
+        "{}",
+        r.err
+    );
 }
 
 fn png_with_text(text: &[u8]) -> Vec<u8> {
@@ -335,7 +476,11 @@ fn png_with_text(text: &[u8]) -> Vec<u8> {
         for x in b {
             c ^= u32::from(*x);
             for _ in 0..8 {
-                c = if c & 1 == 1 { c >> 1 ^ 0xedb8_8320 } else { c >> 1 };
+                c = if c & 1 == 1 {
+                    c >> 1 ^ 0xedb8_8320
+                } else {
+                    c >> 1
+                };
             }
         }
         !c
@@ -350,7 +495,10 @@ fn png_with_text(text: &[u8]) -> Vec<u8> {
     chunk(b"IHDR", &[0, 0, 0, 1, 0, 0, 0, 1, 8, 6, 0, 0, 0]);
     chunk(b"tEXt", &[b"Comment\0", text].concat());
     // One transparent pixel: a stored deflate block of five zero bytes, with its Adler-32.
-    chunk(b"IDAT", &[0x78, 1, 1, 5, 0, 0xfa, 0xff, 0, 0, 0, 0, 0, 0, 5, 0, 1]);
+    chunk(
+        b"IDAT",
+        &[0x78, 1, 1, 5, 0, 0xfa, 0xff, 0, 0, 0, 0, 0, 0, 5, 0, 1],
+    );
     chunk(b"IEND", b"");
     out
 }
@@ -367,23 +515,61 @@ fn bad_input_gives_one_clear_sentence() {
     let cases: Vec<(std::path::PathBuf, &str)> = vec![
         (dir.path().join("missing.mem"), "no such file"),
         (write("empty.mem", b""), "is empty"),
-        (write("packed.mem", &[b"\x1f\x8b\x08\0".as_slice(), &[0; 5000]].concat()), "gzip"),
-        (write("core.elf", &[b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x04\0\x3e\0".as_slice(), &[0xff; 100]].concat()), "elf_core"),
+        (
+            write(
+                "packed.mem",
+                &[b"\x1f\x8b\x08\0".as_slice(), &[0; 5000]].concat(),
+            ),
+            "gzip",
+        ),
+        (
+            write(
+                "core.elf",
+                &[
+                    b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0\x04\0\x3e\0".as_slice(),
+                    &[0xff; 100],
+                ]
+                .concat(),
+            ),
+            "elf_core",
+        ),
     ];
     for (path, say) in cases {
         let r = scan(&path, &out, &[]);
         assert_eq!(r.code, 2, "{}: {}", path.display(), r.err);
-        let name = path.file_name().expect("name").to_string_lossy().into_owned();
-        assert!(r.err.contains(say) && r.err.contains(&name), "{name}: {}", r.err);
+        let name = path
+            .file_name()
+            .expect("name")
+            .to_string_lossy()
+            .into_owned();
+        assert!(
+            r.err.contains(say) && r.err.contains(&name),
+            "{name}: {}",
+            r.err
+        );
         assert!(!r.err.contains("panicked"), "{}", r.err);
     }
     // A bad capture does not keep a good one from its results.
-    let good = write("good.mem", &image(1 << 20, &[(64, b"\0http://good.example.org/\0")]));
+    let good = write(
+        "good.mem",
+        &image(1 << 20, &[(64, b"\0http://good.example.org/\0")]),
+    );
     let both = dir.path().join("both");
     let mut c = command();
-    let r = run(c.arg("scan").arg(dir.path().join("missing.mem")).arg(&good).arg("--out").arg(&both));
+    let r = run(c
+        .arg("scan")
+        .arg(dir.path().join("missing.mem"))
+        .arg(&good)
+        .arg("--out")
+        .arg(&both));
     assert_eq!(r.code, 2);
-    assert_eq!(number(&both, "SELECT count(*) AS n FROM findings WHERE kind = 'url'"), 1);
+    assert_eq!(
+        number(
+            &both,
+            "SELECT count(*) AS n FROM findings WHERE kind = 'url'"
+        ),
+        1
+    );
     let r = run(command().args(["scan", "x", "--set", "scan.nothing=1"]));
     assert_eq!(r.code, 2);
     assert!(r.err.contains("scan.nothing"));
@@ -398,15 +584,33 @@ fn a_cut_capture_is_complete_with_gaps() {
     let path = dir.path().join("cut.lime");
     std::fs::write(&path, &file).expect("write");
     let out = dir.path().join("out");
-    let r = scan(&path, &out, &["--set", "scan.chunk_size=262144", "--set", "scan.overlap=4096"]);
+    let r = scan(
+        &path,
+        &out,
+        &[
+            "--set",
+            "scan.chunk_size=262144",
+            "--set",
+            "scan.overlap=4096",
+        ],
+    );
     assert_eq!(r.code, 3, "{}{}", r.out, r.err);
     let m = manifest(&out);
     let c = &m.coverage["carvers"];
     assert_eq!((c.missing, c.total()), (300_000, 2 << 20));
-    let rows = query(&out, "SELECT physical_address FROM findings WHERE kind = 'url' ORDER BY 1");
-    let places: Vec<_> = rows.iter().filter_map(|r| r["physical_address"].as_u64()).collect();
+    let rows = query(
+        &out,
+        "SELECT physical_address FROM findings WHERE kind = 'url' ORDER BY 1",
+    );
+    let places: Vec<_> = rows
+        .iter()
+        .filter_map(|r| r["physical_address"].as_u64())
+        .collect();
     assert_eq!(places, [0x3001, 0x20_2001]);
-    assert_eq!(m.evidence_blake3.as_deref(), Some(blake3::hash(&file).to_hex().as_str()));
+    assert_eq!(
+        m.evidence_blake3.as_deref(),
+        Some(blake3::hash(&file).to_hex().as_str())
+    );
 }
 
 #[test]
@@ -421,7 +625,14 @@ fn evidence_that_changes_fails_the_job() {
         .arg(&copy)
         .arg("--out")
         .arg(&out)
-        .args(["--set", "scan.chunk_size=65536", "--set", "scan.overlap=65536", "--set", "worker.slots=1"])
+        .args([
+            "--set",
+            "scan.chunk_size=65536",
+            "--set",
+            "scan.overlap=65536",
+            "--set",
+            "worker.slots=1",
+        ])
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
@@ -431,7 +642,10 @@ fn evidence_that_changes_fails_the_job() {
         job.path().join("plan.json").exists().then_some(())
     });
     use std::os::unix::fs::FileExt;
-    let f = std::fs::File::options().write(true).open(&copy).expect("open");
+    let f = std::fs::File::options()
+        .write(true)
+        .open(&copy)
+        .expect("open");
     f.write_all_at(b"changed", 60 << 20).expect("write");
     let r: Run = child.wait_with_output().expect("wait").into();
     assert_eq!(r.code, 2, "{}", r.err);
@@ -443,14 +657,26 @@ fn results_are_read_without_the_program() {
     // Any reader of Parquet can open the tables: here, the library on its own.
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("a.mem");
-    std::fs::write(&path, image(1 << 20, &[(64, b"\0http://plain.example.org/\0")])).expect("write");
+    std::fs::write(
+        &path,
+        image(1 << 20, &[(64, b"\0http://plain.example.org/\0")]),
+    )
+    .expect("write");
     let out = dir.path().join("out");
     ok(&scan(&path, &out, &[]));
     block_on(async {
         let t = local(&out, &QueryLimits::default()).expect("open");
         let key = Keys::new(&the_job(&out)).table("findings");
         t.register("f", &[key], None).await.expect("register");
-        let rows = t.collect("SELECT value FROM f WHERE kind = 'url'").await.expect("rows");
-        assert_eq!(rows.iter().map(arrow::array::RecordBatch::num_rows).sum::<usize>(), 1);
+        let rows = t
+            .collect("SELECT value FROM f WHERE kind = 'url'")
+            .await
+            .expect("rows");
+        assert_eq!(
+            rows.iter()
+                .map(arrow::array::RecordBatch::num_rows)
+                .sum::<usize>(),
+            1
+        );
     });
 }

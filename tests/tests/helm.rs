@@ -11,14 +11,21 @@ fn chart() -> PathBuf {
 
 fn helm(args: &[&str]) -> Output {
     let path = tools().join("bin/helm");
-    assert!(path.exists(), "helm is not installed: run tests/run, which installs it");
+    assert!(
+        path.exists(),
+        "helm is not installed: run tests/run, which installs it"
+    );
     Command::new(path).args(args).output().expect("helm starts")
 }
 
 fn render(args: &[&str]) -> String {
     let chart = chart().display().to_string();
     let out = helm(&[&["template", "r", &chart], args].concat());
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
     String::from_utf8(out.stdout).expect("text")
 }
 
@@ -26,11 +33,25 @@ fn render(args: &[&str]) -> String {
 fn lints_strictly_and_renders_valid_manifests() {
     let chart = chart().display().to_string();
     let out = helm(&["lint", "--strict", &chart]);
-    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stdout));
+    assert!(
+        out.status.success(),
+        "{}",
+        String::from_utf8_lossy(&out.stdout)
+    );
     let dir = tempfile::tempdir().expect("tempdir");
     for (name, args) in [
         ("plain", vec![]),
-        ("all", vec!["--set", "secrets.s3=keys", "--set", "otel.OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4317", "--set", "chunkWorker.clamd=clamd:3310"]),
+        (
+            "all",
+            vec![
+                "--set",
+                "secrets.s3=keys",
+                "--set",
+                "otel.OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4317",
+                "--set",
+                "chunkWorker.clamd=clamd:3310",
+            ],
+        ),
     ] {
         let path = dir.path().join(format!("{name}.yaml"));
         std::fs::write(&path, render(&args)).expect("write");
@@ -45,8 +66,15 @@ fn lints_strictly_and_renders_valid_manifests() {
             .arg(&path)
             .output()
             .expect("python starts");
-        assert!(out.status.success(), "{name}: {}", String::from_utf8_lossy(&out.stderr));
-        let n: u32 = String::from_utf8_lossy(&out.stdout).trim().parse().expect("a count");
+        assert!(
+            out.status.success(),
+            "{name}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+        let n: u32 = String::from_utf8_lossy(&out.stdout)
+            .trim()
+            .parse()
+            .expect("a count");
         assert!(n >= 8, "{n} manifests");
     }
 }
@@ -54,7 +82,12 @@ fn lints_strictly_and_renders_valid_manifests() {
 #[test]
 fn values_are_checked() {
     let chart = chart().display().to_string();
-    for bad in ["coordinator.replicas=-1", "store=x", "config.store.url=/local", "chunkWorker.slot=2"] {
+    for bad in [
+        "coordinator.replicas=-1",
+        "store=x",
+        "config.store.url=/local",
+        "chunkWorker.slot=2",
+    ] {
         let out = helm(&["template", "r", &chart, "--set", bad]);
         assert!(!out.status.success(), "{bad} was taken");
     }
@@ -68,13 +101,17 @@ fn the_program_takes_every_setting_that_the_chart_sets() {
     let mut n = 0;
     for line in text.lines() {
         let line = line.trim();
-        if let Some((k, v)) = line.split_once(": ").filter(|(k, _)| k.starts_with("RAMSIFT_")) {
+        if let Some((k, v)) = line
+            .split_once(": ")
+            .filter(|(k, _)| k.starts_with("RAMSIFT_"))
+        {
             c.env(k, v.trim_matches('"'));
             n += 1;
         }
     }
     assert!(n > 8, "{n} settings");
-    c.env("RAMSIFT_WORKER_GRACE_SECONDS", "25").env("RAMSIFT_CLAMD_ADDRESS", "c:1");
+    c.env("RAMSIFT_WORKER_GRACE_SECONDS", "25")
+        .env("RAMSIFT_CLAMD_ADDRESS", "c:1");
     let r = run(c.arg("config"));
     assert_eq!(r.code, 0, "{}", r.err);
     assert!(r.out.contains("r-coordinator:7400"), "{}", r.out);

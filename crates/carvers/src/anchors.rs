@@ -18,7 +18,9 @@ pub(crate) struct Anchors;
 const LONGEST: usize = 4096;
 const BANNER: &[u8] = b"Linux version ";
 const VMCOREINFO: &[u8] = b"OSRELEASE=";
-const TOKENS: &[u8] = b"0\x001\x002\x003\x004\x005\x006\x007\x008\x009\0";
+/// The digits after 0, whose token is looked for behind: `swapper/0` must not overlap it.
+const TOKENS: &[u8] = b"1\x002\x003\x004\x005\x006\x007\x008\x009\0";
+const ZERO: &[u8] = b"0\0";
 const BTF: &[u8] = b"\x9f\xeb\x01\x00\x18\0\0\0";
 const SWAPPER: &[u8] = b"swapper/0";
 const RSDS: &[u8] = b"RSDS";
@@ -45,11 +47,23 @@ impl Carver for Anchors {
         &[BANNER, VMCOREINFO, TOKENS, BTF, SWAPPER, RSDS]
     }
 
+    fn reach(&self) -> usize {
+        ZERO.len()
+    }
+
     fn visit(&self, at: usize, hit: &mut Hit<'_, '_>) {
+        let data = hit.source.data;
+        if data[at..].starts_with(TOKENS) {
+            if data[..at].ends_with(ZERO) {
+                let len = ZERO.len() + TOKENS.len();
+                hit.anchor("kallsyms_token_table", at - ZERO.len(), len);
+            }
+            return;
+        }
         if !hit.owns(at) {
             return;
         }
-        let rest = &hit.source.data[at..];
+        let rest = &data[at..];
         let rest = &rest[..rest.len().min(LONGEST)];
         if let Some((kind, len)) = recognise(rest) {
             hit.anchor(kind, at, len);
@@ -75,9 +89,6 @@ fn recognise(rest: &[u8]) -> Option<(&'static str, usize)> {
         let block = memmem::find(&rest[..end], b"\nPAGESIZE=").is_some()
             || memmem::find(&rest[..end], b"\nSYMBOL(").is_some();
         return (version && block).then_some(("vmcoreinfo", end));
-    }
-    if rest.starts_with(TOKENS) {
-        return Some(("kallsyms_token_table", TOKENS.len()));
     }
     if rest.starts_with(BTF) {
         let h = rest.get(..24)?;

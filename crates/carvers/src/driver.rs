@@ -187,7 +187,7 @@ impl Part<'_, '_> {
         while p < reach.end {
             let whole = PAGE - ((base.0 + p as u64) % PAGE as u64) as usize;
             let q = (p + whole).min(reach.end);
-            if (base.0 + p as u64) % (1 << 20) == 0 && (self.stop)() {
+            if (base.0 + p as u64).is_multiple_of(1 << 20) && (self.stop)() {
                 return false;
             }
             if constant_page(&data[p..q]).is_some() {
@@ -378,9 +378,7 @@ fn candidates(
             }
         }
         if scans.log && m.brace != 0 {
-            // A line's first byte: nothing that is text in a line before it.
-            let line = |x: &Masks| x.text & !x.end;
-            each(m.brace & !before(line(m), line(prev), 1), at, |p| {
+            each(m.brace, at, |p| {
                 if place.data.get(p + 1) == Some(&0) {
                     lines.brace::<2>(p, place.sink);
                 } else {

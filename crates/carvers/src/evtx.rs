@@ -136,17 +136,40 @@ fn records(bytes: Vec<u8>, at: usize, hit: &mut Hit<'_, '_>) -> Option<()> {
     let settings = Arc::new(ParserSettings::new());
     let mut data = EvtxChunkData::new(bytes, false).ok()?;
     let mut chunk = data.parse(settings).ok()?;
-    for record in chunk.iter().flatten() {
+    let mut failed = None;
+    for record in chunk.iter() {
+        let record = match record {
+            Ok(r) => r,
+            Err(e) => {
+                failed.get_or_insert_with(|| words(&e));
+                continue;
+            }
+        };
         let start = at + (record.binxml_offset as usize).saturating_sub(24);
         if !hit.source.core.contains(&start) {
             continue;
         }
         let len = u64::from(record.binxml_size) + 28;
-        if let Ok(value) = record.into_json_value() {
-            event(&value, start, len, hit);
+        match record.into_json_value() {
+            Ok(value) => event(&value, start, len, hit),
+            Err(e) => drop(failed.get_or_insert_with(|| words(&e))),
         }
     }
+    if let Some(why) = failed.filter(|_| hit.owns(at)) {
+        let from = hit.source.base + at as u64;
+        let why = format!("not every record could be read: {why}");
+        hit.partial.push((hit.carver, from, CHUNK as u64, why));
+    }
     Some(())
+}
+
+/// An error and what it came from, on one line.
+fn words(error: &dyn std::error::Error) -> String {
+    let chain = std::iter::successors(Some(error), |e| e.source());
+    let lines = chain
+        .take(4)
+        .map(|e| e.to_string().lines().next().unwrap_or("").to_owned());
+    lines.collect::<Vec<_>>().join(": ")
 }
 
 /// A member's own text, which lies beside its attributes when it has any.

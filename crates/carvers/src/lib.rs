@@ -12,6 +12,8 @@
 //! number of bytes before a spot and at as many after it as it likes. So a scan in windows finds
 //! exactly what one scan of the whole finds; see [`api`].
 
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed test says where"))]
+
 pub mod api;
 
 mod anchors;

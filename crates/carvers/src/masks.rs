@@ -162,7 +162,7 @@ mod tests {
 
     #[test]
     fn both_ways_agree_on_every_byte() {
-        let bytes: [u8; BLOCKS * BLOCK] = std::array::from_fn(|i| (i * 167 >> 3) as u8 ^ i as u8);
+        let bytes: [u8; BLOCKS * BLOCK] = std::array::from_fn(|i| ((i * 167) >> 3) as u8 ^ i as u8);
         assert!((0..=255u8).all(|b| bytes.contains(&b)));
         let (mut a, mut b) = ([Masks::default(); BLOCKS], [Masks::default(); BLOCKS]);
         classify(&bytes, &mut a);

@@ -47,6 +47,9 @@ impl Carver for Pe {
             return;
         }
         let before = hit.source.behind(at, STUB);
+        // No MZ header has another PE header before its own; and many in a row cost little so.
+        let nearer = memchr::memmem::rfind(before, b"PE\0\0").unwrap_or(0);
+        let before = &before[nearer..];
         let first = at - before.len();
         for n in memchr::memmem::rfind_iter(before, b"MZ") {
             let mz = first + n;

@@ -24,11 +24,18 @@ impl Carver for Sqlite {
     }
 
     fn literals(&self) -> &'static [&'static [u8]] {
-        &[b"SQLite format 3\0"]
+        // Without the S, which another literal ends with.
+        &[b"QLite format 3\0"]
+    }
+
+    fn reach(&self) -> usize {
+        1
     }
 
     fn visit(&self, at: usize, hit: &mut Hit<'_, '_>) {
-        hit.follow(at, walk);
+        if hit.source.data[..at].ends_with(b"S") {
+            hit.follow(at - 1, walk);
+        }
     }
 }
 

@@ -52,26 +52,52 @@ pub(crate) struct Text<'a> {
     pub(crate) holes: &'a [Range<usize>],
 }
 
+/// Ranges in order, and the place reached in them: the ones before are done with.
+struct Cursor<'a>(&'a [Range<usize>]);
+
+impl<'a> Cursor<'a> {
+    /// The first range that ends after `at`, which never goes back.
+    fn after(&mut self, at: usize) -> Option<&'a Range<usize>> {
+        while self.0.first().is_some_and(|r| r.end <= at) {
+            self.0 = &self.0[1..];
+        }
+        self.0.first()
+    }
+}
+
 impl Text<'_> {
     /// Reports the regions that the runs belong to and that begin in the core. `odd` is 1 for
     /// UTF-16 whose characters lie at odd offsets.
     pub(crate) fn report<const STEP: usize>(&self, runs: &Runs, odd: usize, sink: &mut dyn Sink) {
+        let mut stops = [Cursor(self.claims), Cursor(self.holes)];
+        // Everything before is done with.
         let mut done = 0;
         for run in &runs.0 {
             let mut at = self.begin::<STEP>(run.start + odd, done);
             while at < run.end && at < self.core.end {
-                let limit = self.limit(at);
-                let end = if limit > at {
-                    text_end::<STEP>(&self.data[at..limit]) + at
-                } else {
-                    at
-                };
+                if STEP == 2 {
+                    // Cuts, claims and pages end where they do; characters keep to their half.
+                    at += (at ^ (run.start + odd)) & 1;
+                }
+                if at >= self.data.len() {
+                    break;
+                }
+                let (limit, jump) = self.limit(at, &mut stops);
+                if limit - at < SHORTEST {
+                    at = jump;
+                    continue;
+                }
+                let end = at + text_end::<STEP>(&self.data[at..limit]);
                 if end - at >= SHORTEST && self.core.contains(&at) {
                     self.emit::<STEP>(at, end, sink);
                 }
-                done = done.max(end);
-                at = self.next::<STEP>(end, run.end, limit);
+                at = if end == limit {
+                    jump
+                } else {
+                    self.next::<STEP>(end, run.end.min(limit))
+                };
             }
+            done = done.max(at);
         }
     }
 
@@ -99,35 +125,29 @@ impl Text<'_> {
         p
     }
 
-    /// Where a region that begins at `at` must end: the next cut, claim or constant page; `at`
-    /// itself when it can't begin there.
-    fn limit(&self, at: usize) -> usize {
+    /// Where a region that begins at `at` must end: at the next cut, claim or constant page (at
+    /// `at` itself, when it lies in one); and where the next may begin then.
+    fn limit(&self, at: usize, stops: &mut [Cursor<'_>; 2]) -> (usize, usize) {
         let cell = CUT - (self.base + at as u64) % CUT;
-        let mut limit = self.data.len().min(at + cell as usize);
-        for ranges in [self.claims, self.holes] {
-            let i = ranges.partition_point(|c| c.end <= at);
-            if let Some(r) = ranges.get(i) {
-                limit = limit.min(r.start.max(at));
+        let cut = self.data.len().min(at + cell as usize);
+        let (mut limit, mut jump) = (cut, cut);
+        for stop in stops {
+            if let Some(r) = stop.after(at).filter(|r| r.start < limit) {
+                (limit, jump) = (r.start.max(at), r.end);
             }
         }
-        limit
+        (limit, jump)
     }
 
-    /// Where the next region may begin after one that ended at `end`, no later than `stop`.
-    fn next<const STEP: usize>(&self, end: usize, stop: usize, limit: usize) -> usize {
-        for ranges in [self.claims, self.holes] {
-            let i = ranges.partition_point(|c| c.end <= end);
-            if let Some(r) = ranges.get(i).filter(|r| r.contains(&end)) {
-                return r.end;
-            }
+    /// Where the next region may begin after text that ended at `end`, no later than `stop`.
+    fn next<const STEP: usize>(&self, end: usize, stop: usize) -> usize {
+        if STEP == 2 || end >= stop {
+            return end + STEP;
         }
-        if STEP == 1 && end < limit {
-            let rest = &self.data[end..limit.min(stop).max(end)];
-            let skip = rest.iter().position(|&b| is_text8(b)).unwrap_or(rest.len());
-            return end + skip.max(usize::from(!self.data[end].is_ascii()));
-        }
-        // At a cut the next region begins at once.
-        if end == limit { end } else { end + STEP }
+        let rest = &self.data[end..stop];
+        let skip = rest.iter().position(|&b| is_text8(b)).unwrap_or(rest.len());
+        // A byte with the high bit that belongs to no sequence looks like text to the bitmaps.
+        end + skip.max(1)
     }
 
     fn emit<const STEP: usize>(&self, from: usize, to: usize, sink: &mut dyn Sink) {
@@ -170,5 +190,48 @@ fn text_end<const STEP: usize>(bytes: &[u8]) -> usize {
             return p;
         }
         p += n;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::{Anchor, Event, Finding};
+
+    struct Ranges(Vec<Range<u64>>);
+
+    impl Sink for Ranges {
+        fn finding(&mut self, _: &Finding<'_>) {}
+        fn event(&mut self, _: &Event<'_>) {}
+        fn artifact(&mut self, a: &Artifact<'_>) {
+            self.0.push(a.offset.0..a.offset.0 + a.data.len() as u64);
+        }
+        fn anchor(&mut self, _: &Anchor<'_>) {}
+    }
+
+    #[test]
+    fn utf16_at_odd_offsets_goes_on_after_a_cut() {
+        let mut data = vec![0x81; 2 * CUT as usize];
+        let span = CUT as usize - 4001..CUT as usize + 3999;
+        data[span.clone()]
+            .iter_mut()
+            .enumerate()
+            .for_each(|(i, b)| *b = b"w\0"[i & 1]);
+        let mut runs = Runs::default();
+        let first = span.start.next_multiple_of(BLOCK);
+        (first..span.end - BLOCK)
+            .step_by(BLOCK)
+            .for_each(|at| runs.push(at));
+        let core = 0..data.len();
+        let text = Text {
+            data: &data,
+            base: 0,
+            core,
+            claims: &[],
+            holes: &[],
+        };
+        let mut got = Ranges(Vec::new());
+        text.report::<2>(&runs, 1, &mut got);
+        assert_eq!(got.0, [CUT - 4001..CUT - 1, CUT + 1..CUT + 3999]);
     }
 }

@@ -151,12 +151,10 @@ fn body_end<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, at: usize) -
         if !is(c, URL) {
             break;
         }
-        if c == b':' && chars.at(p + STEP) == b'/' && chars.at(p + 2 * STEP) == b'/' {
-            if let Some(next) = scheme(chars, p) {
-                if splits(chars.before(next)) {
-                    return next - STEP;
-                }
-            }
+        let start = c == b':' && chars.at(p + STEP) == b'/' && chars.at(p + 2 * STEP) == b'/';
+        let next = if start { scheme(chars, p) } else { None };
+        if let Some(next) = next.filter(|&n| splits(chars.before(n))) {
+            return next - STEP;
         }
         p += STEP;
     }

@@ -7,8 +7,9 @@
 //!
 //! Entries all look alike; what begins an archive is the local header that an end record counts
 //! from: `end record - directory size - directory offset`. So sizes in local headers, which may be
-//! 0 with a descriptor behind the data, are not needed. Without an end record a run of two or more
-//! entries that lie back to back is partial, from the first that none lies right before.
+//! 0 with a descriptor behind the data, are not needed; but where they are told, entries must lie
+//! back to back up to the directory, or nothing is searched for. Without an end record a run of two
+//! or more such entries is partial, from the first that none lies right before.
 //! Multi-disk archives are not followed; ZIP64's sizes are, where the directory itself stays
 //! below 4 GiB.
 
@@ -21,11 +22,13 @@ pub(crate) struct Zip;
 /// The end record's length without its comment.
 const END: usize = 22;
 /// End records tried for one archive: archives stored in it have their own.
-const TRIES: usize = 64;
+const TRIES: usize = 16;
 /// Entries of a run without an end record.
 const RUN: usize = 1024;
 /// How far back an entry may begin that ends where a run begins.
 const BACK: usize = 32 << 10;
+/// How far behind the last entry whose size is told an end record is searched for.
+const SEARCH: usize = 16 << 20;
 /// Steps of the search for end records.
 const STEP: usize = 64 << 10;
 
@@ -80,24 +83,50 @@ fn local(b: &[u8]) -> Option<(usize, Option<usize>)> {
 fn walk(item: &mut Item<'_, '_>, memory: &mut Memory) -> Option<Extent> {
     let (first, told) = local(item.get(0, 30)?)?;
     let name_len = usize::from(item.u16le(26)?);
-    if item.get(30, name_len)?.iter().any(|&b| b < 0x20) {
+    let named = item.get(30, name_len)?.iter().all(|&b| b >= 0x20);
+    // Cheap tests first: most of what is in memory is a page of an archive, without the next one.
+    let alone = told.is_some_and(|n| !item.some(first + n, 2).starts_with(b"PK"));
+    if !named || alone || preceded(item) {
         return None;
     }
-    let mut from = 0;
-    for _ in 0..TRIES {
-        let Some(end) = next_end(item, memory, from) else {
-            break;
-        };
-        if let Some(extent) = whole(item, end) {
-            return Some(extent);
+    let run = run(item);
+    // In an archive that is whole the run ends at its directory, or where sizes are not told.
+    if run.next != Next::Broken {
+        let mut from = run.len;
+        for _ in 0..TRIES {
+            if !item.charge(128) {
+                break;
+            }
+            let Some(end) = next_end(item, memory, from, run.len + SEARCH) else {
+                break;
+            };
+            if let Some(extent) = whole(item, end) {
+                return Some(extent);
+            }
+            from = end + 4;
         }
-        from = end + 4;
     }
-    run(item, first + told?)
+    if run.entries < 2 {
+        return None;
+    }
+    let mut extent = Extent {
+        kind: "zip",
+        len: run.len,
+        ..Extent::default()
+    };
+    extent.partial = Some("its directory was not found".to_owned());
+    extent.fields = vec![("entries", run.entries as i64)];
+    Some(extent)
 }
 
 /// The next end record at or after `from`.
-fn next_end(item: &mut Item<'_, '_>, memory: &mut Memory, from: usize) -> Option<usize> {
+fn next_end(
+    item: &mut Item<'_, '_>,
+    memory: &mut Memory,
+    from: usize,
+    limit: usize,
+) -> Option<usize> {
+    let limit = limit.min(item.room());
     let base = item.offset();
     let want = base + from as u64;
     if want < memory.from || want > memory.to {
@@ -111,10 +140,10 @@ fn next_end(item: &mut Item<'_, '_>, memory: &mut Memory, from: usize) -> Option
         let i = memory.ends.partition_point(|&e| e < want);
         if let Some(&e) = memory.ends.get(i) {
             let at = (e - base) as usize;
-            return (at < item.room()).then_some(at);
+            return (at < limit).then_some(at);
         }
         let at = (memory.to - base) as usize;
-        if at >= item.room() || !item.charge(STEP / 8) {
+        if at >= limit || !item.charge(STEP / 8) {
             return None;
         }
         let part = item.some(at, STEP + 3);
@@ -191,40 +220,56 @@ fn kind(item: &mut Item<'_, '_>, mut at: usize, size: usize, entries: usize) -> 
     "zip"
 }
 
-/// Entries back to back, the first of which ends at `at`.
-fn run(item: &mut Item<'_, '_>, mut at: usize) -> Option<Extent> {
-    let mut entries = 1;
-    while entries < RUN && item.charge(32) {
-        let Some((head, told)) = item.get(at, 30).and_then(local) else {
+/// What follows the last entry of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Next {
+    /// The directory, or no telling: the last entry's size is not in its header.
+    Open,
+    /// Nothing that belongs to an archive.
+    Broken,
+}
+
+/// Entries back to back.
+struct Run {
+    entries: usize,
+    len: usize,
+    next: Next,
+}
+
+/// Entries from the item's first byte on.
+fn run(item: &mut Item<'_, '_>) -> Run {
+    let mut run = Run {
+        entries: 0,
+        len: 0,
+        next: Next::Open,
+    };
+    while run.entries < RUN && item.charge(32) {
+        let head = item.some(run.len, 30);
+        let Some((head, told)) = local(head) else {
+            let known = [&b"PK\x01\x02"[..], b"PK\x06\x08"]
+                .iter()
+                .any(|m| head.starts_with(m));
+            run.next = if known { Next::Open } else { Next::Broken };
             break;
         };
-        let next = at + head + told.unwrap_or(0);
+        let next = run.len + head + told.unwrap_or(0);
         if next > item.room() {
+            run.next = Next::Broken;
             break;
         }
-        at = next;
-        entries += 1;
+        run.len = next;
+        run.entries += 1;
         if told.is_none() {
             break;
         }
     }
-    if entries < 2 || at > item.room() || preceded(item) {
-        return None;
-    }
-    let mut extent = Extent {
-        kind: "zip",
-        len: at,
-        ..Extent::default()
-    };
-    extent.partial = Some("its directory was not found".to_owned());
-    extent.fields = vec![("entries", entries as i64)];
-    Some(extent)
+    run
 }
 
 /// True when an entry ends where this one begins.
 fn preceded(item: &mut Item<'_, '_>) -> bool {
     let before = item.behind(BACK);
-    if !item.charge(before.len() / 8) {
+    if !item.charge(before.len()) {
         return true;
     }
     let ends_here = |n: usize| match local(&before[n..]) {

@@ -96,6 +96,8 @@ def logs():
         for line in bad:
             data += line.encode(enc) + "\n".encode(enc)
         case("log", "formats_" + label, data + PAD[:600], rows, {"event": len(rows)}, ref)
+    line = b'{"time":"2024-07-02T03:04:05Z","msg":"after a byte that is no text"}'
+    case("log", "json_after_binary", b"\xe8" + line, [dict(row="event", kind="json", offset=1, len=len(line), time=micros(2024, 7, 2, 3, 4, 5))], {"event": 1})
     line = b"2024-07-02 03:04:05 summer time"
     case("log", "zone", PAD[:10] + line, [dict(row="event", offset=10, time=micros(2024, 7, 2, 3, 4, 5, east=7200), inferred_time=None)],
          {"event": 1}, {"timezone": "+02"})
@@ -168,14 +170,14 @@ def documents():
     upd = out + b"2 0 obj\n<< /Type /Pages /Kids [] /Count 0 >>\nendobj\n"
     z = len(upd)
     upd += b"xref\n2 1\n%010d 00000 n \ntrailer << /Size 3 /Root 1 0 R /Prev %d >>\nstartxref\n%d\n%%%%EOF\r\n" % (y, x, z)
-    case("pdf", "updated", PAD + upd + b"\0" + PAD, [artifact("pdf", upd, partial=None)], {"artifact": 1})
+    case("pdf", "updated", PAD + upd + b"\0" + PAD, [artifact("pdf", upd, partial=None)])
     case("pdf", "no_end", PAD + out[:80] + PAD, [], {"artifact": 0})
     for name, kind, names in (("plain", "zip", ["a/readme.txt", "b.bin"]), ("word", "docx", ["[Content_Types].xml", "word/document.xml"]),
                               ("sheet", "xlsx", ["[Content_Types].xml", "xl/workbook.xml"]), ("java", "jar", ["META-INF/MANIFEST.MF", "A.class"])):
         f = io.BytesIO()
         with zipfile.ZipFile(f, "w", zipfile.ZIP_DEFLATED) as w:
             for n in names:
-                w.writestr(zipfile.ZipInfo(n), (n * 50).encode())
+                w.writestr(zipfile.ZipInfo(n), (n * 50).encode(), zipfile.ZIP_DEFLATED)
             if kind == "zip":
                 w.comment = b"a comment"
         b = f.getvalue()
@@ -192,7 +194,7 @@ def documents():
     p = Pipe()
     with zipfile.ZipFile(p, "w", zipfile.ZIP_DEFLATED) as w:
         w.writestr(zipfile.ZipInfo("streamed.txt"), b"streamed " * 40)
-    case("zip", "streamed", PAD + p.b + PAD, [artifact("zip", p.b, partial=None)], {"artifact": 1})
+    case("zip", "streamed", PAD + p.b + PAD, [artifact("zip", p.b, partial=None)])
     with tempfile.TemporaryDirectory() as d:
         q = os.path.join(d, "x.db")
         c = sqlite3.connect(q)
@@ -227,7 +229,7 @@ def programs():
 
 def evtx():
     """One chunk with one record, put together by MS-EVEN6 2.2.12 and libevtx's description: BinXML
-    without a template, element names where they are first used."""
+    without a template (so without dependency ids), element names where they are first used."""
     chunk = bytearray(65536)
     at = 512 + 24
 
@@ -245,7 +247,7 @@ def evtx():
 
     def element(out, tag, attrs, children):
         start = len(out)
-        out += (b"\x41" if attrs else b"\x01") + b"\xff\xff" + bytes(4)
+        out += (b"\x41" if attrs else b"\x01") + bytes(4)
         out += name(out, tag)
         if attrs:
             mark = len(out)
@@ -262,7 +264,7 @@ def evtx():
             else:
                 element(out, *c)
         out += b"\x04"
-        struct.pack_into("<I", out, start + 3, len(out) - start - 7)
+        struct.pack_into("<I", out, start + 1, len(out) - start - 5)
 
     out = bytearray(b"\x0f\x01\x01\x00")
     element(out, "Event", [], [

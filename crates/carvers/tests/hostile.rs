@@ -1,5 +1,7 @@
 //! Bytes made to hurt: no panic, and no more time than a multiple of what other bytes take.
 
+#![allow(clippy::unwrap_used, reason = "a failed test says where")]
+
 mod common;
 
 use common::{Random, Rest, Rows, all, window};

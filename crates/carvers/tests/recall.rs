@@ -1,5 +1,7 @@
 //! Plants across the borders of chunks are found, exactly once each, in an image like memory.
 
+#![allow(clippy::unwrap_used, reason = "a failed test says where")]
+
 mod common;
 
 use common::{Random, Rows, all, golden_inputs, window};

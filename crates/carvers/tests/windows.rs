@@ -1,6 +1,8 @@
 //! A scan in windows finds what one scan of the whole finds, exactly, wherever the windows begin
 //! and end.
 
+#![allow(clippy::unwrap_used, reason = "a failed test says where")]
+
 mod common;
 
 use common::{Random, Rows, all, golden_inputs, whole, window};
@@ -174,7 +176,7 @@ fn compare(image: &[u8], mut next: impl FnMut(usize) -> (usize, usize)) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 40, max_shrink_iters: 40, ..Default::default() })]
+    #![proptest_config(ProptestConfig { cases: 150, max_shrink_iters: 40, ..Default::default() })]
 
     #[test]
     fn windows_of_any_size(

@@ -53,20 +53,15 @@ fn whole(source: &str, data: &[u8]) -> Fired {
 /// All matches that chunks of `core` bytes report.
 fn chunked(rules: &RuleSet, data: &[u8], core: usize) -> Vec<PatternMatch> {
     let mut scanner = ChunkScanner::new(rules, ScanLimits::default());
+    // Every long run of zeros, to the byte: nothing but the scanner's own margin is left around it.
     let mut sparse = Vec::new();
-    for (i, page) in data.chunks(4096).enumerate() {
-        if page.iter().all(|b| *b == 0) {
-            let start = i as u64 * 4096;
-            sparse.push(start..start + page.len() as u64);
+    let mut at = 0;
+    for run in data.chunk_by(|a, b| (*a == 0) == (*b == 0)) {
+        if run[0] == 0 && run.len() > 1024 {
+            sparse.push(at as u64..(at + run.len()) as u64);
         }
+        at += run.len();
     }
-    sparse.dedup_by(|b, a| {
-        let joined = a.end == b.start;
-        if joined {
-            a.end = b.end;
-        }
-        joined
-    });
     let mut all = Vec::new();
     for start in (0..data.len()).step_by(core) {
         let end = (start + core).min(data.len());
@@ -200,7 +195,7 @@ const PATTERNS: [&str; 26] = [
 ];
 
 /// Conditions over three patterns; `PREV` stands for an earlier rule.
-const CONDITIONS: [&str; 34] = [
+const CONDITIONS: [&str; 39] = [
     "$_a",
     "$_b",
     "not $_c",
@@ -234,6 +229,11 @@ const CONDITIONS: [&str; 34] = [
     "with x = @_a : (x > 10 and $_b in (x..x + 100))",
     "(@_b - @_a) * 2 < 500",
     "any of (#_a > 2, @_b > 100, $_c)",
+    "not any of (#_a > 2, @_b[2] > 100, $_c)",
+    "none of (@_c[4] > 3, $_a)",
+    "not @_b[9] > 1",
+    "not (for all i in (1..#_a + 1) : (@_a[i] > 5))",
+    "#_a - #_b < 0 or -@_c > 3 or @_a \\ (#_b - 1) > 7",
     "PREV",
 ];
 
@@ -379,6 +379,19 @@ fn every_condition_and_pattern_is_understood() {
             rules.errors()[0]
         );
     }
+}
+
+#[test]
+fn matches_that_reach_into_skipped_zeros_are_found() {
+    let source = "rule before { strings: $a = { 61 00 00 00 00 00 00 } condition: #a > 0 }
+                  rule after { strings: $a = { 00 00 00 00 00 00 62 } condition: #a > 0 }
+                  rule zeros { strings: $a = { 00 00 00 00 00 00 00 ff } $b = { 00 00 00 01 }
+                               condition: none of them }";
+    let mut data = vec![0; 400_000];
+    data[100_000] = b'a';
+    data[300_000] = b'b';
+    check(source, &data, 150_000);
+    check(source, &data, 400_000);
 }
 
 #[test]

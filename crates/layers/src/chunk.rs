@@ -27,7 +27,11 @@ pub struct ChunkParams {
 
 impl Default for ChunkParams {
     fn default() -> Self {
-        Self { size: 64 << 20, overlap: 1 << 20, behind: 64 << 10 }
+        Self {
+            size: 64 << 20,
+            overlap: 1 << 20,
+            behind: 64 << 10,
+        }
     }
 }
 
@@ -95,7 +99,11 @@ impl ChunkParams {
         }
         let file = index * self.size..((index + 1).saturating_mul(self.size)).min(file_len);
         let windows = self.windows(runs, file.clone());
-        Ok(Chunk { index, file, windows })
+        Ok(Chunk {
+            index,
+            file,
+            windows,
+        })
     }
 
     /// The windows whose cores are stored in any range of the file: a whole chunk, or a part of
@@ -109,7 +117,12 @@ impl ChunkParams {
                 let end = core.end.saturating_add(self.overlap).min(stretch.end);
                 let span = start..end;
                 let pieces = runs.pieces(span.clone());
-                Some(ChunkWindow { core, span, stretch_end: stretch.end, pieces })
+                Some(ChunkWindow {
+                    core,
+                    span,
+                    stretch_end: stretch.end,
+                    pieces,
+                })
             })
             .collect()
     }
@@ -123,14 +136,21 @@ mod tests {
 
     #[test]
     fn raw_image_has_one_window_a_chunk() {
-        let p = ChunkParams { size: 4096, overlap: 100, behind: 50 };
+        let p = ChunkParams {
+            size: 4096,
+            overlap: 100,
+            behind: 50,
+        };
         let m = RunMap::raw(10_000);
         assert_eq!(p.count(10_000), 3);
         let c = p.chunk(&m, 10_000, 1).expect("there");
         assert_eq!(c.file, 4096..8192);
         assert_eq!(c.windows[0].core, 4096..8192);
         assert_eq!(c.windows[0].span, 4046..8292);
-        assert_eq!(p.chunk(&m, 10_000, 2).expect("there").windows[0].span, 8142..10_000);
+        assert_eq!(
+            p.chunk(&m, 10_000, 2).expect("there").windows[0].span,
+            8142..10_000
+        );
         assert!(p.chunk(&m, 10_000, 3).is_err());
         assert!(ChunkParams { size: 5000, ..p }.validate().is_err());
     }

@@ -27,7 +27,11 @@ pub fn whole(pieces: &[ChainingValue]) -> Option<blake3::Hash> {
         return None;
     }
     let (l, r) = pieces.split_at(left_len(pieces.len()));
-    Some(hazmat::merge_subtrees_root(&subtree(l), &subtree(r), Mode::Hash))
+    Some(hazmat::merge_subtrees_root(
+        &subtree(l),
+        &subtree(r),
+        Mode::Hash,
+    ))
 }
 
 /// The left subtree takes the largest power of two that leaves something to the right.

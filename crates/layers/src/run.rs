@@ -76,7 +76,10 @@ impl RunMap {
         let mut starts = Vec::with_capacity(runs.len());
         let mut len = 0u64;
         for (i, r) in runs.iter_mut().enumerate() {
-            let overflow = RunError::Overflow { pa: r.pa, len: r.len };
+            let overflow = RunError::Overflow {
+                pa: r.pa,
+                len: r.len,
+            };
             r.stored = r.stored.min(r.len);
             if r.pa.checked_add(r.len).is_none() || r.file.checked_add(r.len).is_none() {
                 return Err(overflow);
@@ -87,7 +90,10 @@ impl RunMap {
         }
         for pair in runs.windows(2) {
             if pair[0].pa + pair[0].len > pair[1].pa {
-                return Err(RunError::Overlap { first: pair[0].pa, second: pair[1].pa });
+                return Err(RunError::Overlap {
+                    first: pair[0].pa,
+                    second: pair[1].pa,
+                });
             }
         }
         Ok(Self { runs, starts, len })
@@ -95,7 +101,16 @@ impl RunMap {
 
     /// One run from physical 0: a raw image of `len` bytes.
     pub fn raw(len: u64) -> Self {
-        Self { runs: vec![Run { pa: 0, len, file: 0, stored: len }], starts: vec![0], len }
+        Self {
+            runs: vec![Run {
+                pa: 0,
+                len,
+                file: 0,
+                stored: len,
+            }],
+            starts: vec![0],
+            len,
+        }
     }
 
     /// The runs in physical order.
@@ -122,7 +137,10 @@ impl RunMap {
         if image >= self.len {
             return None;
         }
-        let i = self.starts.partition_point(|s| *s <= image).checked_sub(1)?;
+        let i = self
+            .starts
+            .partition_point(|s| *s <= image)
+            .checked_sub(1)?;
         Some((i, image - self.starts[i]))
     }
 
@@ -151,7 +169,9 @@ impl RunMap {
         let mut at = image.start;
         let end = image.end.min(self.len);
         while at < end {
-            let Some((i, off)) = self.run_at(at) else { break };
+            let Some((i, off)) = self.run_at(at) else {
+                break;
+            };
             let r = &self.runs[i];
             let run_end = self.starts[i] + r.len;
             if off < r.stored {
@@ -220,8 +240,18 @@ mod tests {
     fn two() -> RunMap {
         // LiME-like: headers of 32 bytes, a hole between the runs, the second cut short
         RunMap::new(vec![
-            Run { pa: 0x10000, len: 0x3000, file: 0x1040, stored: 0x2000 },
-            Run { pa: 0, len: 0x1000, file: 0x20, stored: 0x1000 },
+            Run {
+                pa: 0x10000,
+                len: 0x3000,
+                file: 0x1040,
+                stored: 0x2000,
+            },
+            Run {
+                pa: 0,
+                len: 0x1000,
+                file: 0x20,
+                stored: 0x1000,
+            },
         ])
         .expect("valid")
     }
@@ -247,8 +277,18 @@ mod tests {
         assert_eq!(m.stretch(ImageOffset(0x1000)), Some(0x1000..0x3000));
         assert_eq!(m.stretch(ImageOffset(0x3500)), None);
         let touching = RunMap::new(vec![
-            Run { pa: 0, len: 0x1000, file: 0x20, stored: 0x1000 },
-            Run { pa: 0x1000, len: 0x1000, file: 0x1040, stored: 0x1000 },
+            Run {
+                pa: 0,
+                len: 0x1000,
+                file: 0x20,
+                stored: 0x1000,
+            },
+            Run {
+                pa: 0x1000,
+                len: 0x1000,
+                file: 0x1040,
+                stored: 0x1000,
+            },
         ])
         .expect("valid");
         assert_eq!(touching.stretch(ImageOffset(0x1800)), Some(0..0x2000));
@@ -258,11 +298,19 @@ mod tests {
 
     #[test]
     fn refuses_overlap_and_overflow() {
-        let r = |pa, len| Run { pa, len, file: 0, stored: 0 };
+        let r = |pa, len| Run {
+            pa,
+            len,
+            file: 0,
+            stored: 0,
+        };
         assert!(matches!(
             RunMap::new(vec![r(0, 0x2000), r(0x1000, 1)]),
             Err(RunError::Overlap { .. })
         ));
-        assert!(matches!(RunMap::new(vec![r(u64::MAX, 2)]), Err(RunError::Overflow { .. })));
+        assert!(matches!(
+            RunMap::new(vec![r(u64::MAX, 2)]),
+            Err(RunError::Overflow { .. })
+        ));
     }
 }

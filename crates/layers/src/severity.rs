@@ -21,7 +21,13 @@ pub enum Severity {
 
 impl Severity {
     /// All grades, quietest first.
-    pub const ALL: [Self; 5] = [Self::Info, Self::Low, Self::Medium, Self::High, Self::Critical];
+    pub const ALL: [Self; 5] = [
+        Self::Info,
+        Self::Low,
+        Self::Medium,
+        Self::High,
+        Self::Critical,
+    ];
 
     /// The lower-case name used in tables and flags.
     pub fn as_str(self) -> &'static str {

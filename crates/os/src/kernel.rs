@@ -66,7 +66,10 @@ pub struct Discovery {
 
 /// Looks at the anchors and reads what they point at.
 pub fn discover(input: &ViewInput<'_>) -> Discovery {
-    let mut d = Discovery { architecture: input.arch.map(str::to_owned), ..Discovery::default() };
+    let mut d = Discovery {
+        architecture: input.arch.map(str::to_owned),
+        ..Discovery::default()
+    };
     for a in input.anchors {
         *d.anchors.entry(a.kind.clone()).or_default() += 1;
     }
@@ -86,7 +89,11 @@ pub fn discover(input: &ViewInput<'_>) -> Discovery {
     for hint in input.dtb_hints {
         let known = d.page_tables.iter().any(|p| p.dtb.0 == *hint);
         if !known {
-            let shape = if d.architecture.as_deref() == Some("aarch64") { AARCH64_4K_48 } else { X86_64 };
+            let shape = if d.architecture.as_deref() == Some("aarch64") {
+                AARCH64_4K_48
+            } else {
+                X86_64
+            };
             d.page_tables.push(PageTable {
                 dtb: Dtb(*hint),
                 shape: shape.name,
@@ -108,12 +115,18 @@ fn of_kind<'a>(input: &'a ViewInput<'_>, kind: &'a str) -> impl Iterator<Item = 
 /// number (a weak banner without it also lies in the kernel's read-only data).
 fn banner(input: &ViewInput<'_>, infos: &[VmCoreInfo], d: &mut Discovery) {
     let all: Vec<(String, u64)> = of_kind(input, "linux_banner")
-        .map(|a| (String::from_utf8_lossy(&a.data).trim_end().to_owned(), a.image_offset))
+        .map(|a| {
+            (
+                String::from_utf8_lossy(&a.data).trim_end().to_owned(),
+                a.image_offset,
+            )
+        })
         .collect();
     let release = infos.first().and_then(VmCoreInfo::release);
     let named = release.and_then(|r| {
         let start = format!("Linux version {r} ");
-        all.iter().find(|(b, _)| b.starts_with(&start) && b.contains(" #"))
+        all.iter()
+            .find(|(b, _)| b.starts_with(&start) && b.contains(" #"))
     });
     if let Some((b, at)) = named.or_else(|| all.iter().find(|(b, _)| b.contains(" #"))) {
         d.os = Some("linux");
@@ -128,15 +141,25 @@ fn banner(input: &ViewInput<'_>, infos: &[VmCoreInfo], d: &mut Discovery) {
 
 /// Candidates from one VMCOREINFO block, checked by a walk.
 fn from_vmcoreinfo(memory: &dyn PhysRead, v: &VmCoreInfo, d: &mut Discovery) {
-    let Some(root) = v.symbol("swapper_pg_dir") else { return };
+    let Some(root) = v.symbol("swapper_pg_dir") else {
+        return;
+    };
     let arm = v.number("kimage_voffset");
     let (to_pa, shape, arch): (Box<dyn Fn(u64) -> u64>, Shape, &str) = match arm {
-        Some(off) => (Box::new(move |va: u64| va.wrapping_sub(off)), AARCH64_4K_48, "aarch64"),
+        Some(off) => (
+            Box::new(move |va: u64| va.wrapping_sub(off)),
+            AARCH64_4K_48,
+            "aarch64",
+        ),
         None => {
             let base = v.number("phys_base").unwrap_or(0);
             let five = v.number("pgtable_l5_enabled") == Some(1);
             let to = move |va: u64| va.wrapping_sub(START_KERNEL_MAP).wrapping_add(base);
-            (Box::new(to), if five { X86_64_LA57 } else { X86_64 }, "x86_64")
+            (
+                Box::new(to),
+                if five { X86_64_LA57 } else { X86_64 },
+                "x86_64",
+            )
         }
     };
     d.architecture.get_or_insert_with(|| arch.to_owned());
@@ -149,14 +172,18 @@ fn from_vmcoreinfo(memory: &dyn PhysRead, v: &VmCoreInfo, d: &mut Discovery) {
         walk(memory, &shape, dtb, VirtAddr(va)).is_ok_and(|t| t.pa == want)
             && v.release().is_some_and(|r| holds(memory, want, r))
     });
-    d.page_tables.push(PageTable { dtb, shape: shape.name, source: "VMCOREINFO", confirmed });
+    d.page_tables.push(PageTable {
+        dtb,
+        shape: shape.name,
+        source: "VMCOREINFO",
+        confirmed,
+    });
 }
 
 /// Whether `text` stands in the 512 bytes from `pa`.
 fn holds(memory: &dyn PhysRead, pa: PhysAddr, text: &str) -> bool {
     let mut buf = [0; 512];
-    memory.read_phys(pa, &mut buf).is_ok()
-        && buf.windows(text.len()).any(|w| w == text.as_bytes())
+    memory.read_phys(pa, &mut buf).is_ok() && buf.windows(text.len()).any(|w| w == text.as_bytes())
 }
 
 fn reason(d: &Discovery) -> Option<String> {
@@ -167,7 +194,9 @@ fn reason(d: &Discovery) -> Option<String> {
         None => "no kernel was found in the image (no Linux banner, no VMCOREINFO, no Windows \
                  kernel debug record)"
             .into(),
-        Some("windows") => "a Windows kernel was found; its page tables are not looked for yet".into(),
+        Some("windows") => {
+            "a Windows kernel was found; its page tables are not looked for yet".into()
+        }
         Some(_) if !d.anchors.contains_key("vmcoreinfo") => {
             "a Linux banner was found, but no VMCOREINFO: the page tables can't be located".into()
         }
@@ -192,14 +221,24 @@ mod tests {
     }
 
     fn input<'a>(runs: &'a RunMap, anchors: &'a [Anchor]) -> ViewInput<'a> {
-        ViewInput { memory: &Nothing, runs, arch: None, dtb_hints: &[], anchors }
+        ViewInput {
+            memory: &Nothing,
+            runs,
+            arch: None,
+            dtb_hints: &[],
+            anchors,
+        }
     }
 
     #[test]
     fn nothing_found_says_what_was_looked_for() {
         let runs = RunMap::raw(4096);
         let d = discover(&input(&runs, &[]));
-        assert!(d.impossible.expect("a reason").contains("no kernel was found"));
+        assert!(
+            d.impossible
+                .expect("a reason")
+                .contains("no kernel was found")
+        );
     }
 
     #[test]

@@ -61,7 +61,10 @@ impl View for System {
     }
 
     fn build(&self, input: &ViewInput<'_>) -> ViewOutput {
-        ViewOutput { discovery: crate::kernel::discover(input), wishes: Vec::new() }
+        ViewOutput {
+            discovery: crate::kernel::discover(input),
+            wishes: Vec::new(),
+        }
     }
 }
 

@@ -29,7 +29,11 @@ impl Shared {
             (Some(limit), Some(next)) if deliveries > limit => {
                 s.lanes.entry(next).or_default().push_back((message, 0));
             }
-            _ => s.lanes.entry(lane).or_default().push_front((message, deliveries)),
+            _ => s
+                .lanes
+                .entry(lane)
+                .or_default()
+                .push_front((message, deliveries)),
         }
         drop(s);
         self.arrived.notify_waiters();
@@ -52,14 +56,23 @@ impl MemoryQueue {
 #[async_trait]
 impl Queue for MemoryQueue {
     async fn publish(&self, lane: Lane, message: Message) -> Result<(), QueueError> {
-        self.shared.lock().lanes.entry(lane).or_default().push_back((message, 0));
+        self.shared
+            .lock()
+            .lanes
+            .entry(lane)
+            .or_default()
+            .push_back((message, 0));
         self.shared.arrived.notify_waiters();
         Ok(())
     }
 
     async fn consume(&self, lane: Lane, prefetch: u16) -> Result<Box<dyn Consumer>, QueueError> {
         let room = Arc::new(Semaphore::new(usize::from(prefetch.max(1))));
-        Ok(Box::new(MemoryConsumer { shared: self.shared.clone(), lane, room }))
+        Ok(Box::new(MemoryConsumer {
+            shared: self.shared.clone(),
+            lane,
+            room,
+        }))
     }
 
     async fn check(&self) -> Result<(), QueueError> {
@@ -77,13 +90,23 @@ struct MemoryConsumer {
 #[async_trait]
 impl Consumer for MemoryConsumer {
     async fn next(&mut self) -> Result<Delivery, QueueError> {
-        let room =
-            self.room.clone().acquire_owned().await.map_err(|_| QueueError::Closed)?;
+        let room = self
+            .room
+            .clone()
+            .acquire_owned()
+            .await
+            .map_err(|_| QueueError::Closed)?;
         loop {
             let arrived = self.shared.arrived.notified();
             tokio::pin!(arrived);
             arrived.as_mut().enable();
-            let next = self.shared.lock().lanes.entry(self.lane).or_default().pop_front();
+            let next = self
+                .shared
+                .lock()
+                .lanes
+                .entry(self.lane)
+                .or_default()
+                .pop_front();
             if let Some((message, deliveries)) = next {
                 let answer = MemoryAnswer {
                     shared: self.shared.clone(),
@@ -91,7 +114,11 @@ impl Consumer for MemoryConsumer {
                     message: Some((message.clone(), deliveries + 1)),
                     _room: room,
                 };
-                return Ok(Delivery { message, redelivered: deliveries, answer: Box::new(answer) });
+                return Ok(Delivery {
+                    message,
+                    redelivered: deliveries,
+                    answer: Box::new(answer),
+                });
             }
             arrived.await;
         }
@@ -109,10 +136,14 @@ struct MemoryAnswer {
 #[async_trait]
 impl Answer for MemoryAnswer {
     async fn answer(&mut self, how: How) -> Result<(), QueueError> {
-        let Some((message, deliveries)) = self.message.take() else { return Ok(()) };
+        let Some((message, deliveries)) = self.message.take() else {
+            return Ok(());
+        };
         match how {
             How::Ack => {}
-            How::HandBack => self.shared.back(self.lane, message, deliveries.saturating_sub(1)),
+            How::HandBack => self
+                .shared
+                .back(self.lane, message, deliveries.saturating_sub(1)),
             How::GiveUp => self.shared.back(self.lane, message, deliveries),
         }
         Ok(())

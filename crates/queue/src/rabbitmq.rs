@@ -48,8 +48,13 @@ impl std::fmt::Debug for RabbitConfig {
 impl RabbitConfig {
     /// Where the broker is, without user and password.
     fn place(&self) -> String {
-        let rest = self.url.split_once("://").map_or(self.url.as_str(), |(_, r)| r);
-        rest.rsplit_once('@').map_or(rest, |(_, host)| host).to_owned()
+        let rest = self
+            .url
+            .split_once("://")
+            .map_or(self.url.as_str(), |(_, r)| r);
+        rest.rsplit_once('@')
+            .map_or(rest, |(_, host)| host)
+            .to_owned()
     }
 
     fn queue(&self, lane: Lane) -> String {
@@ -81,9 +86,15 @@ async fn bounded<T>(
     what: &str,
     call: impl Future<Output = lapin::Result<T>>,
 ) -> Result<T, QueueError> {
-    let fail = |detail: String| QueueError::Unavailable { at: config.place(), detail };
+    let fail = |detail: String| QueueError::Unavailable {
+        at: config.place(),
+        detail,
+    };
     match tokio::time::timeout(ANSWER, call).await {
-        Err(_) => Err(fail(format!("no answer to {what} within {} s", ANSWER.as_secs()))),
+        Err(_) => Err(fail(format!(
+            "no answer to {what} within {} s",
+            ANSWER.as_secs()
+        ))),
         Ok(Err(e)) => Err(fail(format!("{what}: {e}"))),
         Ok(Ok(v)) => Ok(v),
     }
@@ -94,9 +105,15 @@ fn arguments(config: &RabbitConfig, lane: Lane) -> FieldTable {
     let mut t = FieldTable::default();
     t.insert("x-queue-type".into(), text("quorum"));
     if let (Some(limit), Some(next)) = (lane.delivery_limit(), lane.next()) {
-        t.insert("x-delivery-limit".into(), AMQPValue::LongInt(limit.cast_signed()));
+        t.insert(
+            "x-delivery-limit".into(),
+            AMQPValue::LongInt(limit.cast_signed()),
+        );
         t.insert("x-dead-letter-exchange".into(), text(""));
-        t.insert("x-dead-letter-routing-key".into(), text(&config.queue(next)));
+        t.insert(
+            "x-dead-letter-routing-key".into(),
+            text(&config.queue(next)),
+        );
         t.insert("x-dead-letter-strategy".into(), text("at-least-once"));
         t.insert("x-overflow".into(), text("reject-publish"));
     }
@@ -106,7 +123,10 @@ fn arguments(config: &RabbitConfig, lane: Lane) -> FieldTable {
 impl RabbitQueue {
     /// A queue at this broker. Connects when it is first used.
     pub fn new(config: RabbitConfig) -> Self {
-        Self { config, link: Arc::default() }
+        Self {
+            config,
+            link: Arc::default(),
+        }
     }
 
     async fn link(&self) -> Result<Arc<Link>, QueueError> {
@@ -118,22 +138,35 @@ impl RabbitQueue {
         }
         *slot = None;
         let c = &self.config;
-        let props =
-            ConnectionProperties::default().with_connection_name(c.name.as_str().into());
+        let props = ConnectionProperties::default().with_connection_name(c.name.as_str().into());
         let connection = bounded(c, "connecting", Connection::connect(&c.url, props)).await?;
         let publisher = bounded(c, "opening a channel", connection.create_channel()).await?;
         for lane in [Lane::Dead, Lane::Suspects, Lane::Chunks, Lane::Views] {
-            let options = QueueDeclareOptions { durable: true, ..Default::default() };
+            let options = QueueDeclareOptions {
+                durable: true,
+                ..Default::default()
+            };
             let name = ShortString::from(c.queue(lane));
-            let declared =
-                bounded(c, "declaring a queue", publisher.queue_declare(name, options, arguments(c, lane)));
+            let declared = bounded(
+                c,
+                "declaring a queue",
+                publisher.queue_declare(name, options, arguments(c, lane)),
+            );
             declared.await.map_err(|e| QueueError::Setup {
                 lane: lane.name(),
                 detail: format!("{e}; delete the queue or choose another prefix"),
             })?;
         }
-        bounded(c, "confirm mode", publisher.confirm_select(ConfirmSelectOptions::default())).await?;
-        let link = Arc::new(Link { connection, publisher });
+        bounded(
+            c,
+            "confirm mode",
+            publisher.confirm_select(ConfirmSelectOptions::default()),
+        )
+        .await?;
+        let link = Arc::new(Link {
+            connection,
+            publisher,
+        });
         *slot = Some(link.clone());
         Ok(link)
     }
@@ -150,15 +183,26 @@ impl RabbitQueue {
         for (k, v) in &m.headers {
             headers.insert(k.as_str().into(), AMQPValue::LongString(v.as_str().into()));
         }
-        let props = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
-        let options = BasicPublishOptions { mandatory: true, ..Default::default() };
+        let props = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_headers(headers);
+        let options = BasicPublishOptions {
+            mandatory: true,
+            ..Default::default()
+        };
         let queue = ShortString::from(self.config.queue(lane));
         let confirm = bounded(&self.config, "publishing", async {
-            link.publisher.basic_publish("".into(), queue, options, &m.body, props).await?.await
+            link.publisher
+                .basic_publish("".into(), queue, options, &m.body, props)
+                .await?
+                .await
         })
         .await?;
         let refused = |detail: &str| {
-            Err(QueueError::Refused { lane: lane.name(), detail: detail.to_owned() })
+            Err(QueueError::Refused {
+                lane: lane.name(),
+                detail: detail.to_owned(),
+            })
         };
         match confirm {
             Confirmation::Ack(None) => Ok(()),
@@ -200,8 +244,12 @@ impl Queue for RabbitQueue {
         let link = self.link().await?;
         let c = &self.config;
         let channel = bounded(c, "opening a channel", link.connection.create_channel()).await?;
-        bounded(c, "setting prefetch", channel.basic_qos(prefetch, BasicQosOptions::default()))
-            .await?;
+        bounded(
+            c,
+            "setting prefetch",
+            channel.basic_qos(prefetch, BasicQosOptions::default()),
+        )
+        .await?;
         let queue = ShortString::from(c.queue(lane));
         let inner = bounded(
             c,
@@ -214,7 +262,12 @@ impl Queue for RabbitQueue {
             ),
         )
         .await?;
-        Ok(Box::new(RabbitConsumer { config: c.clone(), inner, _channel: channel, _link: link }))
+        Ok(Box::new(RabbitConsumer {
+            config: c.clone(),
+            inner,
+            _channel: channel,
+            _link: link,
+        }))
     }
 
     async fn check(&self) -> Result<(), QueueError> {
@@ -232,7 +285,10 @@ struct RabbitConsumer {
 #[async_trait]
 impl Consumer for RabbitConsumer {
     async fn next(&mut self) -> Result<Delivery, QueueError> {
-        let gone = |detail: String| QueueError::Unavailable { at: self.config.place(), detail };
+        let gone = |detail: String| QueueError::Unavailable {
+            at: self.config.place(),
+            detail,
+        };
         let mut d = match self.inner.next().await {
             None => return Err(gone("the subscription was closed".into())),
             Some(Err(e)) => return Err(gone(format!("the subscription broke: {e}"))),
@@ -252,9 +308,19 @@ impl Consumer for RabbitConsumer {
                 _ => {}
             }
         }
-        let message = Message { body: Bytes::from(std::mem::take(&mut d.data)), headers };
-        let answer = RabbitAnswer { config: self.config.clone(), delivery: Some(d) };
-        Ok(Delivery { message, redelivered, answer: Box::new(answer) })
+        let message = Message {
+            body: Bytes::from(std::mem::take(&mut d.data)),
+            headers,
+        };
+        let answer = RabbitAnswer {
+            config: self.config.clone(),
+            delivery: Some(d),
+        };
+        Ok(Delivery {
+            message,
+            redelivered,
+            answer: Box::new(answer),
+        })
     }
 }
 
@@ -281,16 +347,26 @@ struct RabbitAnswer {
 #[async_trait]
 impl Answer for RabbitAnswer {
     async fn answer(&mut self, how: How) -> Result<(), QueueError> {
-        let Some(acker) = self.delivery.take() else { return Ok(()) };
+        let Some(acker) = self.delivery.take() else {
+            return Ok(());
+        };
         let c = &self.config;
         let done = match how {
             How::Ack => bounded(c, "ack", acker.ack(BasicAckOptions::default())).await,
             How::HandBack => {
-                let o = BasicNackOptions { requeue: true, ..Default::default() };
+                let o = BasicNackOptions {
+                    requeue: true,
+                    ..Default::default()
+                };
                 bounded(c, "nack", acker.nack(o)).await
             }
             How::GiveUp => {
-                bounded(c, "reject", acker.reject(BasicRejectOptions { requeue: true })).await
+                bounded(
+                    c,
+                    "reject",
+                    acker.reject(BasicRejectOptions { requeue: true }),
+                )
+                .await
             }
         };
         done.map(|_| ())

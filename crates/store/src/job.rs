@@ -54,7 +54,9 @@ pub struct Keys {
 impl Keys {
     /// The names of `job`'s objects.
     pub fn new(job: &str) -> Self {
-        Self { job: job.to_owned() }
+        Self {
+            job: job.to_owned(),
+        }
     }
 
     fn key(&self, rest: &str) -> String {
@@ -286,8 +288,10 @@ pub async fn read<T: DeserializeOwned>(
     key: &str,
 ) -> Result<(T, String), StoreError> {
     let (data, etag) = objects.get(key).await?;
-    let v = serde_json::from_slice(&data)
-        .map_err(|e| StoreError::Format { what: objects.url(key), detail: e.to_string() })?;
+    let v = serde_json::from_slice(&data).map_err(|e| StoreError::Format {
+        what: objects.url(key),
+        detail: e.to_string(),
+    })?;
     Ok((v, etag))
 }
 
@@ -307,7 +311,10 @@ pub async fn read_opt<T: DeserializeOwned>(
 pub fn to_json<T: Serialize>(v: &T) -> Result<Bytes, StoreError> {
     serde_json::to_vec_pretty(v)
         .map(Bytes::from)
-        .map_err(|e| StoreError::Format { what: "record".into(), detail: e.to_string() })
+        .map_err(|e| StoreError::Format {
+            what: "record".into(),
+            detail: e.to_string(),
+        })
 }
 
 /// All commit records of a job, oldest first.

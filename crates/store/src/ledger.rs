@@ -65,7 +65,12 @@ impl MemoryLedger {
 #[async_trait]
 impl Ledger for MemoryLedger {
     async fn settle(&self, job: &str, tasks: &[String]) -> Result<(), StoreError> {
-        self.with(|j| j.entry(job.to_owned()).or_default().settled.extend(tasks.iter().cloned()));
+        self.with(|j| {
+            j.entry(job.to_owned())
+                .or_default()
+                .settled
+                .extend(tasks.iter().cloned())
+        });
         Ok(())
     }
 
@@ -115,15 +120,24 @@ impl fmt::Debug for RedisLedger {
 impl RedisLedger {
     /// A ledger at `redis://[user:password@]host:port/db`. Connects when it is first used.
     pub fn new(url: &str, prefix: &str) -> Self {
-        Self { url: url.to_owned(), prefix: prefix.to_owned(), connection: OnceCell::new() }
+        Self {
+            url: url.to_owned(),
+            prefix: prefix.to_owned(),
+            connection: OnceCell::new(),
+        }
     }
 
     fn place(&self) -> &str {
-        self.url.rsplit_once('@').map_or(self.url.as_str(), |(_, host)| host)
+        self.url
+            .rsplit_once('@')
+            .map_or(self.url.as_str(), |(_, host)| host)
     }
 
     fn error(&self, e: &dyn fmt::Display) -> StoreError {
-        StoreError::Ledger { at: self.place().to_owned(), detail: e.to_string() }
+        StoreError::Ledger {
+            at: self.place().to_owned(),
+            detail: e.to_string(),
+        }
     }
 
     async fn connection(&self) -> Result<ConnectionManager, StoreError> {
@@ -135,7 +149,9 @@ impl RedisLedger {
                 .set_number_of_retries(2);
             ConnectionManager::new_with_config(client, config).await
         });
-        c.await.cloned().map_err(|e: redis::RedisError| self.error(&e))
+        c.await
+            .cloned()
+            .map_err(|e: redis::RedisError| self.error(&e))
     }
 
     fn tasks_key(&self, job: &str) -> String {
@@ -167,8 +183,9 @@ impl Ledger for RedisLedger {
 
     async fn close(&self, job: &str) -> Result<(), StoreError> {
         let mut c = self.connection().await?;
-        let done: redis::RedisResult<()> =
-            c.set_ex(self.closed_key(job), 1, KEEP.cast_unsigned()).await;
+        let done: redis::RedisResult<()> = c
+            .set_ex(self.closed_key(job), 1, KEEP.cast_unsigned())
+            .await;
         done.map_err(|e| self.error(&e))
     }
 
@@ -188,7 +205,9 @@ impl Ledger for RedisLedger {
 
     async fn settled(&self, job: &str) -> Result<u64, StoreError> {
         let mut c = self.connection().await?;
-        c.scard(self.tasks_key(job)).await.map_err(|e| self.error(&e))
+        c.scard(self.tasks_key(job))
+            .await
+            .map_err(|e| self.error(&e))
     }
 
     async fn forget(&self, job: &str) -> Result<(), StoreError> {

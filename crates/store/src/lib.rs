@@ -26,5 +26,5 @@ pub mod tables;
 
 pub use job::{Coverage, Frozen, Keys, Manifest, Plan, StoreError, VerdictPlan};
 pub use ledger::{Ledger, MemoryLedger, RedisLedger};
-pub use report::{Ack, RemoteReporter, Report, ReportError, Reporter};
 pub use objects::{LocalObjects, ObjectError, Objects, S3Objects};
+pub use report::{Ack, RemoteReporter, Report, ReportError, Reporter};

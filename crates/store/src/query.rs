@@ -36,7 +36,11 @@ pub struct QueryLimits {
 
 impl Default for QueryLimits {
     fn default() -> Self {
-        Self { memory: 256 << 20, spill: std::env::temp_dir(), threads: 2 }
+        Self {
+            memory: 256 << 20,
+            spill: std::env::temp_dir(),
+            threads: 2,
+        }
     }
 }
 
@@ -72,8 +76,14 @@ impl Tables {
             .with_target_partitions(limits.threads.max(1))
             .with_information_schema(true)
             .with_collect_statistics(false)
-            .set_bool("datafusion.execution.parquet.schema_force_view_types", false)
-            .set_usize("datafusion.execution.sort_spill_reservation_bytes", limits.memory / 8);
+            .set_bool(
+                "datafusion.execution.parquet.schema_force_view_types",
+                false,
+            )
+            .set_usize(
+                "datafusion.execution.sort_spill_reservation_bytes",
+                limits.memory / 8,
+            );
         let context = SessionContext::new_with_config_rt(config, runtime);
         let base = Url::parse(BASE).map_err(fail)?;
         context.register_object_store(&base, Arc::new(ReadShim(objects.clone())));
@@ -91,15 +101,20 @@ impl Tables {
             .iter()
             .map(|k| ListingTableUrl::parse(format!("{BASE}{k}")).map_err(fail))
             .collect::<Result<Vec<_>, _>>()?;
-        let options = ListingOptions::new(Arc::new(ParquetFormat::default()))
-            .with_file_extension(".parquet");
+        let options =
+            ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension(".parquet");
         let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);
         let config = match schema {
             Some(s) => config.with_schema(s),
-            None => config.infer_schema(&self.context.state()).await.map_err(fail)?,
+            None => config
+                .infer_schema(&self.context.state())
+                .await
+                .map_err(fail)?,
         };
         let provider = ListingTable::try_new(config).map_err(fail)?;
-        self.context.register_table(table, Arc::new(provider)).map_err(fail)?;
+        self.context
+            .register_table(table, Arc::new(provider))
+            .map_err(fail)?;
         Ok(())
     }
 
@@ -109,7 +124,9 @@ impl Tables {
         for job in jobs {
             let folder = Keys::new(job).tables();
             for m in self.objects.list(&folder).await? {
-                let name = m.key[folder.len()..].trim_end_matches(".parquet").to_owned();
+                let name = m.key[folder.len()..]
+                    .trim_end_matches(".parquet")
+                    .to_owned();
                 by_table.entry(name).or_default().push(m.key);
             }
         }
@@ -122,9 +139,14 @@ impl Tables {
     /// Plans a statement. Only reading is allowed.
     pub async fn sql(&self, sql: &str) -> Result<DataFrame, StoreError> {
         use datafusion::prelude::SQLOptions;
-        let options =
-            SQLOptions::new().with_allow_ddl(false).with_allow_dml(false).with_allow_statements(false);
-        self.context.sql_with_options(sql, options).await.map_err(fail)
+        let options = SQLOptions::new()
+            .with_allow_ddl(false)
+            .with_allow_dml(false)
+            .with_allow_statements(false);
+        self.context
+            .sql_with_options(sql, options)
+            .await
+            .map_err(fail)
     }
 
     /// Runs a statement and hands over its batches as they come.
@@ -177,7 +199,9 @@ pub async fn merge(
     } else {
         t.register(table, segments, Some(schema)).await?;
     }
-    let mut stream = t.stream(&format!("{select} ORDER BY {}", sort_keys(table))).await?;
+    let mut stream = t
+        .stream(&format!("{select} ORDER BY {}", sort_keys(table)))
+        .await?;
     let io = |e: std::io::Error| fail(format!("{}: {e}", to.display()));
     let file = std::fs::File::create(to).map_err(io)?;
     let mut w = ArrowWriter::try_new(

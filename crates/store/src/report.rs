@@ -27,7 +27,10 @@ pub struct Report {
 impl Report {
     /// Bytes of the rows in memory.
     pub fn bytes(&self) -> usize {
-        self.batches.iter().map(|(_, b)| b.get_array_memory_size()).sum()
+        self.batches
+            .iter()
+            .map(|(_, b)| b.get_array_memory_size())
+            .sum()
     }
 }
 
@@ -79,7 +82,10 @@ impl RemoteReporter {
             .tcp_keepalive(Some(Duration::from_secs(30)))
             .http2_keep_alive_interval(Duration::from_secs(20))
             .connect_lazy();
-        Ok(Self { at: at.to_owned(), channel })
+        Ok(Self {
+            at: at.to_owned(),
+            channel,
+        })
     }
 
     fn client(&self) -> AggregatorClient<Channel> {
@@ -89,7 +95,10 @@ impl RemoteReporter {
     }
 
     fn error(&self, detail: impl fmt::Display) -> ReportError {
-        ReportError { at: self.at.clone(), detail: detail.to_string() }
+        ReportError {
+            at: self.at.clone(),
+            detail: detail.to_string(),
+        }
     }
 }
 
@@ -97,13 +106,20 @@ impl RemoteReporter {
 const ROWS: usize = 16 << 10;
 
 fn parts(report: &Report) -> Result<Vec<ReportPart>, crate::tables::SegmentError> {
-    let mut out = vec![ReportPart { part: Some(Part::Header(report.header.clone())) }];
+    let mut out = vec![ReportPart {
+        part: Some(Part::Header(report.header.clone())),
+    }];
     for (table, b) in &report.batches {
         for at in (0..b.num_rows()).step_by(ROWS) {
             let slice = b.slice(at, ROWS.min(b.num_rows() - at));
             let arrow_ipc = to_ipc(&slice)?.into();
-            let batch = TableBatch { table: table.clone(), arrow_ipc };
-            out.push(ReportPart { part: Some(Part::Batch(batch)) });
+            let batch = TableBatch {
+                table: table.clone(),
+                arrow_ipc,
+            };
+            out.push(ReportPart {
+                part: Some(Part::Batch(batch)),
+            });
         }
     }
     Ok(out)
@@ -147,7 +163,11 @@ impl Assembler {
 
     /// The whole report.
     pub fn finish(self) -> Result<Report, String> {
-        if self.started { Ok(self.report) } else { Err("the report was empty".into()) }
+        if self.started {
+            Ok(self.report)
+        } else {
+            Err("the report was empty".into())
+        }
     }
 }
 
@@ -157,21 +177,34 @@ impl Reporter for RemoteReporter {
         let parts = parts(report).map_err(|e| self.error(e))?;
         let mut request = tonic::Request::new(tokio_stream::iter(parts));
         for (k, v) in &report.trace {
-            if let (Ok(k), Ok(v)) =
-                (MetadataKey::from_bytes(k.as_bytes()), MetadataValue::try_from(v.as_str()))
-            {
+            if let (Ok(k), Ok(v)) = (
+                MetadataKey::from_bytes(k.as_bytes()),
+                MetadataValue::try_from(v.as_str()),
+            ) {
                 request.metadata_mut().insert(k, v);
             }
         }
         request.set_timeout(Duration::from_secs(300));
-        let ack = self.client().report(request).await.map_err(|e| self.error(e.message()))?;
+        let ack = self
+            .client()
+            .report(request)
+            .await
+            .map_err(|e| self.error(e.message()))?;
         let ack = ack.into_inner();
-        Ok(if ack.accepted { Ack::Durable } else { Ack::Refused(ack.reason) })
+        Ok(if ack.accepted {
+            Ack::Durable
+        } else {
+            Ack::Refused(ack.reason)
+        })
     }
 
     async fn check(&self) -> Result<(), ReportError> {
         let mut client = tonic_health::pb::health_client::HealthClient::new(self.channel.clone());
         let request = tonic_health::pb::HealthCheckRequest::default();
-        client.check(request).await.map(|_| ()).map_err(|e| self.error(e.message()))
+        client
+            .check(request)
+            .await
+            .map(|_| ())
+            .map_err(|e| self.error(e.message()))
     }
 }

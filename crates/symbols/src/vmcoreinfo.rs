@@ -37,11 +37,15 @@ impl VmCoreInfo {
         let end = data.iter().position(|b| *b == 0).unwrap_or(data.len());
         let text = String::from_utf8_lossy(&data[..end]);
         if !text.starts_with("OSRELEASE=") {
-            return Err(VmCoreInfoError { found: text.chars().take(40).collect() });
+            return Err(VmCoreInfoError {
+                found: text.chars().take(40).collect(),
+            });
         }
         let mut values = BTreeMap::new();
         for line in text.lines().take(MAX_LINES) {
-            let Some((k, v)) = line.split_once('=') else { break };
+            let Some((k, v)) = line.split_once('=') else {
+                break;
+            };
             if k.is_empty() || !k.bytes().all(|b| b.is_ascii_graphic()) {
                 break;
             }
@@ -85,7 +89,11 @@ impl VmCoreInfo {
         let v = self.get(&format!("NUMBER({name})"))?;
         match v.strip_prefix("0x") {
             Some(hex) => u64::from_str_radix(hex, 16).ok(),
-            None => v.parse::<i64>().ok().map(i64::cast_unsigned).or_else(|| v.parse().ok()),
+            None => v
+                .parse::<i64>()
+                .ok()
+                .map(i64::cast_unsigned)
+                .or_else(|| v.parse().ok()),
         }
     }
 
@@ -108,7 +116,10 @@ mod tests {
         )
         .expect("valid");
         assert_eq!(v.release(), Some("6.1.0"));
-        assert_eq!(v.number("phys_base"), Some((-33_554_432i64).cast_unsigned()));
+        assert_eq!(
+            v.number("phys_base"),
+            Some((-33_554_432i64).cast_unsigned())
+        );
         assert_eq!(v.number("kimage_voffset"), Some(0xffff_b039_86a0_0000));
         assert_eq!(v.symbol("_stext"), Some(0xffff_ffff_8100_0000));
         assert_eq!(v.kernel_offset(), Some(0x1c00_0000));

@@ -19,18 +19,26 @@ pub struct Readiness {
 impl Readiness {
     /// Notes why a part is not ready.
     pub fn block(&self, part: &'static str, why: impl Into<String>) {
-        self.blockers.lock().unwrap_or_else(PoisonError::into_inner).insert(part, why.into());
+        self.blockers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(part, why.into());
     }
 
     /// Notes that a part is ready.
     pub fn ready(&self, part: &'static str) {
-        self.blockers.lock().unwrap_or_else(PoisonError::into_inner).remove(part);
+        self.blockers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(part);
     }
 
     /// Why the service is not ready, a line each; empty when it is.
     pub fn blockers(&self) -> Vec<String> {
         let b = self.blockers.lock().unwrap_or_else(PoisonError::into_inner);
-        b.iter().map(|(part, why)| format!("{part}: {why}")).collect()
+        b.iter()
+            .map(|(part, why)| format!("{part}: {why}"))
+            .collect()
     }
 }
 
@@ -56,7 +64,9 @@ pub async fn serve(
         .route("/readyz", get(readyz))
         .with_state(readiness);
     tokio::spawn(async move {
-        let done = axum::serve(listener, app).with_graceful_shutdown(stop.cancelled_owned()).await;
+        let done = axum::serve(listener, app)
+            .with_graceful_shutdown(stop.cancelled_owned())
+            .await;
         if let Err(e) = done {
             tracing::error!(error = %e, "health endpoint ended");
         }

@@ -65,28 +65,47 @@ pub fn init(service: &str, format: LogFormat, quiet: bool) -> Result<Telemetry, 
             .build()
     };
     let mut layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> = Vec::new();
-    let default = if quiet { "warn" } else { "info,hyper=warn,lapin=warn,aws_config=warn" };
+    let default = if quiet {
+        "warn"
+    } else {
+        "info,hyper=warn,lapin=warn,aws_config=warn"
+    };
     let filter = EnvFilter::try_from_env("RAMSIFT_LOG").unwrap_or_else(|_| EnvFilter::new(default));
-    let log = tracing_subscriber::fmt::layer().with_writer(std::io::stderr).with_target(false);
+    let log = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_target(false);
     layers.push(match format {
         LogFormat::Text => log.with_filter(filter).boxed(),
         LogFormat::Json => log.json().with_filter(filter).boxed(),
     });
     global::set_text_map_propagator(TraceContextPropagator::new());
     if wanted(&get, "TRACES") {
-        let exporter = SpanExporter::builder().with_tonic().build().map_err(|e| fail(&e))?;
+        let exporter = SpanExporter::builder()
+            .with_tonic()
+            .build()
+            .map_err(|e| fail(&e))?;
         let provider = SdkTracerProvider::builder()
             .with_batch_exporter(exporter)
             .with_resource(resource())
             .build();
         let tracer = provider.tracer("ramsift");
-        let only_ours = EnvFilter::new("off,ramsift=info,ramsift_coordinator=info,ramsift_chunk_worker=info,ramsift_structured_worker=info,ramsift_aggregator=info,ramsift_store=info,ramsift_layers=info");
-        layers.push(tracing_opentelemetry::layer().with_tracer(tracer).with_filter(only_ours).boxed());
+        let only_ours = EnvFilter::new(
+            "off,ramsift=info,ramsift_coordinator=info,ramsift_chunk_worker=info,ramsift_structured_worker=info,ramsift_aggregator=info,ramsift_store=info,ramsift_layers=info",
+        );
+        layers.push(
+            tracing_opentelemetry::layer()
+                .with_tracer(tracer)
+                .with_filter(only_ours)
+                .boxed(),
+        );
         global::set_tracer_provider(provider.clone());
         out.traces = Some(provider);
     }
     if wanted(&get, "METRICS") {
-        let exporter = MetricExporter::builder().with_tonic().build().map_err(|e| fail(&e))?;
+        let exporter = MetricExporter::builder()
+            .with_tonic()
+            .build()
+            .map_err(|e| fail(&e))?;
         let provider = SdkMeterProvider::builder()
             .with_periodic_exporter(exporter)
             .with_resource(resource())
@@ -118,12 +137,23 @@ mod tests {
     #[test]
     fn off_unless_an_endpoint_is_named() {
         let env = |pairs: &'static [(&str, &str)]| {
-            move |k: &str| pairs.iter().find(|(n, _)| *n == k).map(|(_, v)| (*v).to_owned())
+            move |k: &str| {
+                pairs
+                    .iter()
+                    .find(|(n, _)| *n == k)
+                    .map(|(_, v)| (*v).to_owned())
+            }
         };
         assert!(!wanted(&env(&[]), "TRACES"));
-        assert!(wanted(&env(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317")]), "TRACES"));
+        assert!(wanted(
+            &env(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317")]),
+            "TRACES"
+        ));
         assert!(!wanted(
-            &env(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317"), ("OTEL_SDK_DISABLED", "true")]),
+            &env(&[
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4317"),
+                ("OTEL_SDK_DISABLED", "true")
+            ]),
             "METRICS"
         ));
         assert!(!wanted(

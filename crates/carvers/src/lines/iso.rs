@@ -28,24 +28,25 @@ pub(super) fn parse(line: &str, emit: &mut Emit<'_>) -> bool {
     }
     let rest = rest.trim_start();
     let stamp = Stamp::Civil(civil);
-    if open == 0 {
-        if let Some((host, after)) = rest.split_once(' ') {
-            let known = wordlike(host, 255) && !host.ends_with([':', ']', ',']) && !is_level(host);
-            if let Some((program, pid, message)) = tag(after).filter(|_| known) {
-                let mut r = Record {
-                    kind: "syslog",
-                    stamp,
-                    raw_time,
-                    host: Some(host),
-                    program: Some(program),
-                    pid,
-                    message,
-                    fields: Fields::new(),
-                };
-                syslog::refine(&mut r);
-                emit(&r);
-                return true;
-            }
+    if let Some((host, after)) = rest.split_once(' ').filter(|_| open == 0) {
+        let known = wordlike(host, 255) && !host.ends_with([':', ']', ',']) && !is_level(host);
+        if let Some((program, pid, message)) = tag(after).filter(|_| known) {
+            let (host, program) = (Some(host), Some(program));
+            let fields = Fields::new();
+            let kind = "syslog";
+            let mut r = Record {
+                kind,
+                stamp,
+                raw_time,
+                host,
+                program,
+                pid,
+                message,
+                fields,
+            };
+            syslog::refine(&mut r);
+            emit(&r);
+            return true;
         }
     }
     let mut fields = Fields::new();

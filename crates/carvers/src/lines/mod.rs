@@ -138,10 +138,9 @@ impl<'a> Lines<'a> {
         let Some(close) = date.checked_sub(3 * STEP) else {
             return;
         };
-        if chars.at(close) == b'>' && chars.at(close + STEP) == b'1' {
-            if let Some(start) = self.angle::<STEP>(close) {
-                self.line::<STEP>(start, Format::Syslog5424, sink);
-            }
+        let version = chars.at(close) == b'>' && chars.at(close + STEP) == b'1';
+        if let Some(start) = self.angle::<STEP>(close).filter(|_| version) {
+            self.line::<STEP>(start, Format::Syslog5424, sink);
         }
     }
 

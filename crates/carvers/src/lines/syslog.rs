@@ -168,10 +168,9 @@ fn sshd<'a>(message: &'a str, f: &mut Fields<'a>) {
         _ => return,
     };
     f.str("action", action);
-    if action == "accepted" || action == "failed" {
-        if let Some((method, _)) = rest.split_once(" for ") {
-            f.str("method", method);
-        }
+    let tried = action == "accepted" || action == "failed";
+    if let Some((method, _)) = rest.split_once(" for ").filter(|_| tried) {
+        f.str("method", method);
     }
     if let Some((who, from)) = rest
         .rsplit_once(" from ")

@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 /// Everything found, as JSON rows.
 #[derive(Default)]
-pub struct Rows(pub Vec<Value>);
+pub(crate) struct Rows(pub(crate) Vec<Value>);
 
 fn fields(items: &[(&'static str, Field<'_>)]) -> Value {
     let mut m = Map::new();
@@ -26,7 +26,7 @@ fn fields(items: &[(&'static str, Field<'_>)]) -> Value {
 }
 
 /// CRC-32, bit by bit: not the crate's.
-pub fn crc32(bytes: &[u8]) -> u32 {
+pub(crate) fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0u32, |c, &b| {
         (0..8).fold(c ^ u32::from(b), |c, _| {
             if c & 1 == 1 {
@@ -74,21 +74,21 @@ impl Sink for Rows {
 
 impl Rows {
     /// The rows as sorted text, to compare.
-    pub fn sorted(&self) -> Vec<String> {
+    pub(crate) fn sorted(&self) -> Vec<String> {
         let mut v: Vec<_> = self.0.iter().map(Value::to_string).collect();
         v.sort_unstable();
         v
     }
 
-    pub fn of<'a>(&'a self, row: &'a str) -> impl Iterator<Item = &'a Value> {
+    pub(crate) fn of<'a>(&'a self, row: &'a str) -> impl Iterator<Item = &'a Value> {
         self.0.iter().filter(move |r| r["row"] == row)
     }
 }
 
 /// The rest of an image, up to a budget.
-pub struct Rest<'a> {
-    pub image: &'a [u8],
-    pub budget: usize,
+pub(crate) struct Rest<'a> {
+    pub(crate) image: &'a [u8],
+    pub(crate) budget: usize,
 }
 
 impl ReadMore for Rest<'_> {
@@ -109,7 +109,7 @@ impl ReadMore for Rest<'_> {
 }
 
 /// Scans `core` of the image, with `overlap` bytes after it.
-pub fn window(
+pub(crate) fn window(
     set: &CarverSet,
     image: &[u8],
     core: std::ops::Range<usize>,
@@ -133,13 +133,13 @@ pub fn window(
 }
 
 /// Scans the image as one window.
-pub fn whole(set: &CarverSet, image: &[u8]) -> Rows {
+pub(crate) fn whole(set: &CarverSet, image: &[u8]) -> Rows {
     let mut rows = Rows::default();
     window(set, image, 0..image.len(), 0, &mut rows);
     rows
 }
 
-pub fn all() -> CarverSet {
+pub(crate) fn all() -> CarverSet {
     let basis = (1_717_200_000_000_000, "the test".to_owned());
     CarverSet::new(CarverOptions {
         reference_time: Some(basis),
@@ -149,23 +149,23 @@ pub fn all() -> CarverSet {
 }
 
 /// A small generator of numbers (xorshift64*): the same on every machine.
-pub struct Random(pub u64);
+pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
-    pub fn next(&mut self) -> u64 {
+    pub(crate) fn next(&mut self) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
         self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
-    pub fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         (self.next() % n.max(1) as u64) as usize
     }
 }
 
 /// The golden cases' files.
-pub fn golden_inputs() -> Vec<(std::path::PathBuf, Vec<u8>)> {
+pub(crate) fn golden_inputs() -> Vec<(std::path::PathBuf, Vec<u8>)> {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata");
     let mut out = Vec::new();
     for dir in std::fs::read_dir(root)

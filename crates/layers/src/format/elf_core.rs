@@ -39,15 +39,21 @@ struct Phdr {
 }
 
 fn u16_at(b: &[u8], o: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(b.get(o..o.checked_add(2)?)?.try_into().ok()?))
+    Some(u16::from_le_bytes(
+        b.get(o..o.checked_add(2)?)?.try_into().ok()?,
+    ))
 }
 
 fn u32_at(b: &[u8], o: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(b.get(o..o.checked_add(4)?)?.try_into().ok()?))
+    Some(u32::from_le_bytes(
+        b.get(o..o.checked_add(4)?)?.try_into().ok()?,
+    ))
 }
 
 fn u64_at(b: &[u8], o: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(b.get(o..o.checked_add(8)?)?.try_into().ok()?))
+    Some(u64::from_le_bytes(
+        b.get(o..o.checked_add(8)?)?.try_into().ok()?,
+    ))
 }
 
 fn machine(head: &[u8]) -> Option<&'static str> {
@@ -106,15 +112,13 @@ async fn program_headers(src: &dyn ByteSource, head: &[u8]) -> Result<Vec<Phdr>,
             filesz: u64_at(b, 32)?,
         })
     };
-    Ok(table.chunks_exact(PHDR_LEN as usize).filter_map(parse).collect())
+    Ok(table
+        .chunks_exact(PHDR_LEN as usize)
+        .filter_map(parse)
+        .collect())
 }
 
-async fn read(
-    src: &dyn ByteSource,
-    at: u64,
-    len: u64,
-    what: &str,
-) -> Result<Vec<u8>, FormatError> {
+async fn read(src: &dyn ByteSource, at: u64, len: u64, what: &str) -> Result<Vec<u8>, FormatError> {
     let n = usize::try_from(len).map_err(|_| cut(what, at))?;
     match at.checked_add(len) {
         Some(end) if end <= src.len() => Ok(src.read_vec(FileOffset(at), n).await?),
@@ -127,9 +131,13 @@ fn dtbs_of(notes: &[u8], out: &mut Vec<u64>) {
     let mut at = 0usize;
     while let (Some(name_len), Some(desc_len)) = (u32_at(notes, at), u32_at(notes, at + 4)) {
         let (name_len, desc_len) = (name_len as usize, desc_len as usize);
-        let Some(name) = notes.get(at + 12..(at + 12).saturating_add(name_len)) else { break };
+        let Some(name) = notes.get(at + 12..(at + 12).saturating_add(name_len)) else {
+            break;
+        };
         let desc_at = at + 12 + name_len.next_multiple_of(4);
-        let Some(desc) = notes.get(desc_at..desc_at.saturating_add(desc_len)) else { break };
+        let Some(desc) = notes.get(desc_at..desc_at.saturating_add(desc_len)) else {
+            break;
+        };
         if name.starts_with(b"QEMU") {
             if let Some(cr3) = u64_at(desc, QEMU_CR3) {
                 let dtb = cr3 & 0x000f_ffff_ffff_f000;
@@ -166,7 +174,12 @@ impl ImageFormat for ElfCore {
                             p.paddr, p.filesz
                         ));
                     }
-                    runs.push(Run { pa: p.paddr, len: p.filesz, file: p.offset, stored });
+                    runs.push(Run {
+                        pa: p.paddr,
+                        len: p.filesz,
+                        file: p.offset,
+                        stored,
+                    });
                 }
                 PT_NOTE if arch == "x86_64" => {
                     let len = p.filesz.min(MAX_NOTES);
@@ -181,12 +194,20 @@ impl ImageFormat for ElfCore {
                 _ => {}
             }
         }
-        let runs =
-            RunMap::new(runs).map_err(|source| FormatError::Runs { format: "elf_core", source })?;
+        let runs = RunMap::new(runs).map_err(|source| FormatError::Runs {
+            format: "elf_core",
+            source,
+        })?;
         if runs.runs().is_empty() {
             return Err(FormatError::NoMemory { format: "elf_core" });
         }
-        Ok(Layout { format: "elf_core".into(), runs, arch: Some(arch.into()), dtb_hints, notes })
+        Ok(Layout {
+            format: "elf_core".into(),
+            runs,
+            arch: Some(arch.into()),
+            dtb_hints,
+            notes,
+        })
     }
 }
 
@@ -223,19 +244,33 @@ mod tests {
     #[tokio::test]
     async fn ranges_out_of_order_in_the_file_are_sorted_in_the_image() {
         let f = core(&[(0x10_0000, 0x1000, 0x1000), (0, 0x2000, 0x1000)], 0x3000);
-        let l = super::super::open(&RamSource::new("x", f)).await.expect("core");
-        assert_eq!((l.format.as_str(), l.arch.as_deref()), ("elf_core", Some("x86_64")));
+        let l = super::super::open(&RamSource::new("x", f))
+            .await
+            .expect("core");
+        assert_eq!(
+            (l.format.as_str(), l.arch.as_deref()),
+            ("elf_core", Some("x86_64"))
+        );
         assert_eq!(l.runs.to_file(ImageOffset(0)), Some(FileOffset(0x2000)));
-        assert_eq!(l.runs.to_file(ImageOffset(0x1000)), Some(FileOffset(0x1000)));
+        assert_eq!(
+            l.runs.to_file(ImageOffset(0x1000)),
+            Some(FileOffset(0x1000))
+        );
     }
 
     #[tokio::test]
     async fn a_cut_core_keeps_what_is_there() {
         let f = core(&[(0, 0x1000, 0x1000), (0x10_0000, 0x2000, 0x1000)], 0x2800);
-        let l = super::super::open(&RamSource::new("x", f)).await.expect("core");
+        let l = super::super::open(&RamSource::new("x", f))
+            .await
+            .expect("core");
         assert_eq!(l.runs.missing(), vec![0x1800..0x2000]);
         let e = super::super::open(&RamSource::new("x", core(&[(0, 0, 1); 40], 100))).await;
-        assert!(e.expect_err("cut headers").to_string().contains("cut short"));
+        assert!(
+            e.expect_err("cut headers")
+                .to_string()
+                .contains("cut short")
+        );
     }
 
     #[test]

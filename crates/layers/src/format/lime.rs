@@ -36,7 +36,12 @@ impl Header {
     fn parse(b: &[u8]) -> Option<Self> {
         let u32_at = |o: usize| Some(u32::from_le_bytes(b.get(o..o + 4)?.try_into().ok()?));
         let u64_at = |o: usize| Some(u64::from_le_bytes(b.get(o..o + 8)?.try_into().ok()?));
-        Some(Self { magic: u32_at(0)?, version: u32_at(4)?, first: u64_at(8)?, last: u64_at(16)? })
+        Some(Self {
+            magic: u32_at(0)?,
+            version: u32_at(4)?,
+            first: u64_at(8)?,
+            last: u64_at(16)?,
+        })
     }
 }
 
@@ -55,7 +60,10 @@ impl ImageFormat for Lime {
         let (mut runs, mut notes, mut at) = (Vec::new(), Vec::new(), 0u64);
         while at < end {
             if end - at < HEADER_LEN {
-                notes.push(format!("{} bytes after the last range at {at:#x} are no header", end - at));
+                notes.push(format!(
+                    "{} bytes after the last range at {at:#x} are no header",
+                    end - at
+                ));
                 break;
             }
             let b = source.read_vec(FileOffset(at), 32).await?;
@@ -68,14 +76,16 @@ impl ImageFormat for Lime {
                     found: format!("{:#x} and {}", h.magic, h.version),
                 });
             }
-            let len = h.last.checked_sub(h.first).and_then(|n| n.checked_add(1)).ok_or_else(|| {
-                FormatError::Header {
+            let len = h
+                .last
+                .checked_sub(h.first)
+                .and_then(|n| n.checked_add(1))
+                .ok_or_else(|| FormatError::Header {
                     format: "lime",
                     offset: at,
                     expected: "a last address at or above the first".into(),
                     found: format!("{:#x} to {:#x}", h.first, h.last),
-                }
-            })?;
+                })?;
             let data = at + HEADER_LEN;
             let stored = len.min(end - data);
             if stored < len {
@@ -84,7 +94,12 @@ impl ImageFormat for Lime {
                     h.first, stored
                 ));
             }
-            runs.push(Run { pa: h.first, len, file: data, stored });
+            runs.push(Run {
+                pa: h.first,
+                len,
+                file: data,
+                stored,
+            });
             if runs.len() > MAX_RUNS {
                 return Err(FormatError::Header {
                     format: "lime",
@@ -95,11 +110,20 @@ impl ImageFormat for Lime {
             }
             at = data.saturating_add(len);
         }
-        let runs = RunMap::new(runs).map_err(|source| FormatError::Runs { format: "lime", source })?;
+        let runs = RunMap::new(runs).map_err(|source| FormatError::Runs {
+            format: "lime",
+            source,
+        })?;
         if runs.runs().is_empty() {
             return Err(FormatError::NoMemory { format: "lime" });
         }
-        Ok(Layout { format: "lime".into(), runs, arch: None, dtb_hints: Vec::new(), notes })
+        Ok(Layout {
+            format: "lime".into(),
+            runs,
+            arch: None,
+            dtb_hints: Vec::new(),
+            notes,
+        })
     }
 }
 
@@ -124,10 +148,15 @@ mod tests {
         f.extend([1; 0x1000]);
         f.extend(header(0x10_0000, 0x10_1fff));
         f.extend([2; 0x1800]);
-        let l = super::super::open(&RamSource::new("x", f)).await.expect("lime");
+        let l = super::super::open(&RamSource::new("x", f))
+            .await
+            .expect("lime");
         assert_eq!(l.format, "lime");
         assert_eq!(l.runs.image_len(), 0x3000);
-        assert_eq!(l.runs.to_phys(ImageOffset(0x1000)), Some(PhysAddr(0x10_0000)));
+        assert_eq!(
+            l.runs.to_phys(ImageOffset(0x1000)),
+            Some(PhysAddr(0x10_0000))
+        );
         assert_eq!(l.runs.missing(), vec![0x2800..0x3000]);
         assert!(l.notes[0].contains("cut short"));
     }
@@ -136,7 +165,9 @@ mod tests {
     async fn a_header_that_claims_terabytes_costs_nothing() {
         let mut f = header(0, (8 << 40) - 1);
         f.extend([1; 0x1000]);
-        let l = super::super::open(&RamSource::new("x", f)).await.expect("lime");
+        let l = super::super::open(&RamSource::new("x", f))
+            .await
+            .expect("lime");
         assert_eq!(l.runs.missing(), vec![0x1000..8 << 40]);
     }
 
@@ -145,7 +176,9 @@ mod tests {
         let mut f = header(0, 0xfff);
         f.extend([1; 0x1000]);
         f.extend([0xcc; 64]);
-        let e = super::super::open(&RamSource::new("x", f)).await.expect_err("garbage");
+        let e = super::super::open(&RamSource::new("x", f))
+            .await
+            .expect_err("garbage");
         assert!(e.to_string().contains("0x1020"), "{e}");
     }
 }

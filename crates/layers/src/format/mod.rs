@@ -100,23 +100,63 @@ pub const FORMATS: &[&dyn ImageFormat] = &[&Lime, &ElfCore, &Raw];
 /// Containers that are recognised and refused, so that nobody scans compressed noise for hours:
 /// magic, name, what to do.
 const UNSUPPORTED: &[(&[u8], &str, &str)] = &[
-    (b"AVML", "an AVML capture", "convert it with avml-convert --source-format lime_compressed"),
+    (
+        b"AVML",
+        "an AVML capture",
+        "convert it with avml-convert --source-format lime_compressed",
+    ),
     (b"LMVA", "an AVML capture", "convert it with avml-convert"),
     (b"PAGEDU64", "a Windows crash dump", "convert it to raw"),
     (b"PAGEDUMP", "a Windows crash dump", "convert it to raw"),
-    (b"KDUMP   ", "a kdump-compressed vmcore", "convert it with makedumpfile -E or crash"),
-    (b"makedumpfile\0", "a flattened kdump", "rearrange it with makedumpfile -R"),
-    (b"\xd2\xbe\xd2\xbe", "a VMware state file", "name the .vmem beside it"),
-    (b"\xd1\xba\xd1\xba", "a VMware state file", "name the .vmem beside it"),
-    (b"\x1f\x8b\x08", "gzip-compressed", "unpack it first: gzip -d"),
-    (b"\x28\xb5\x2f\xfd", "zstd-compressed", "unpack it first: zstd -d"),
+    (
+        b"KDUMP   ",
+        "a kdump-compressed vmcore",
+        "convert it with makedumpfile -E or crash",
+    ),
+    (
+        b"makedumpfile\0",
+        "a flattened kdump",
+        "rearrange it with makedumpfile -R",
+    ),
+    (
+        b"\xd2\xbe\xd2\xbe",
+        "a VMware state file",
+        "name the .vmem beside it",
+    ),
+    (
+        b"\xd1\xba\xd1\xba",
+        "a VMware state file",
+        "name the .vmem beside it",
+    ),
+    (
+        b"\x1f\x8b\x08",
+        "gzip-compressed",
+        "unpack it first: gzip -d",
+    ),
+    (
+        b"\x28\xb5\x2f\xfd",
+        "zstd-compressed",
+        "unpack it first: zstd -d",
+    ),
     (b"\xfd7zXZ\0", "xz-compressed", "unpack it first: xz -d"),
     (b"BZh", "bzip2-compressed", "unpack it first: bzip2 -d"),
     (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it first"),
     (b"PK\x03\x04", "a ZIP archive", "unpack it first"),
-    (b"EVF\x09\x0d\x0a\xff\x00", "an EnCase image (E01)", "export it as raw"),
-    (b"QEVM", "a QEMU saved state", "dump the guest with dump-guest-memory"),
-    (b"ZDMP", "a compressed DumpIt capture", "unpack it with Z2Dmp"),
+    (
+        b"EVF\x09\x0d\x0a\xff\x00",
+        "an EnCase image (E01)",
+        "export it as raw",
+    ),
+    (
+        b"QEVM",
+        "a QEMU saved state",
+        "dump the guest with dump-guest-memory",
+    ),
+    (
+        b"ZDMP",
+        "a compressed DumpIt capture",
+        "unpack it with Z2Dmp",
+    ),
     (b"HIBR", "a Windows hibernation file", "convert it to raw"),
     (b"hibr", "a Windows hibernation file", "convert it to raw"),
 ];
@@ -136,17 +176,25 @@ pub async fn open(source: &dyn ByteSource) -> Result<Layout, FormatError> {
 }
 
 fn refuse_known(head: &[u8]) -> Result<(), FormatError> {
-    match UNSUPPORTED.iter().find(|(magic, ..)| head.starts_with(magic)) {
+    match UNSUPPORTED
+        .iter()
+        .find(|(magic, ..)| head.starts_with(magic))
+    {
         Some((_, what, hint)) => Err(FormatError::Unsupported { what, hint }),
         None => Ok(()),
     }
 }
 
 /// Endings of files that are captures by custom.
-const EXTENSIONS: &[&str] = &["mem", "raw", "lime", "img", "dmp", "vmem", "core", "elf", "bin", "dd", "dump", "ram", "vmcore"];
+const EXTENSIONS: &[&str] = &[
+    "mem", "raw", "lime", "img", "dmp", "vmem", "core", "elf", "bin", "dd", "dump", "ram", "vmcore",
+];
 
 /// Endings of files that never are, although their bytes could be taken for raw memory.
-const NOT_CAPTURES: &[&str] = &["json", "txt", "md", "log", "sha256", "md5", "b3", "csv", "yaml", "yml", "toml", "parquet", "yar", "yara"];
+const NOT_CAPTURES: &[&str] = &[
+    "json", "txt", "md", "log", "sha256", "md5", "b3", "csv", "yaml", "yml", "toml", "parquet",
+    "yar", "yara",
+];
 
 /// Whether a file found in a folder or under a prefix is a capture, by its name and first bytes;
 /// if not, why not, in words.
@@ -154,7 +202,10 @@ pub fn looks_like_capture(name: &str, head: &[u8], len: u64) -> Result<(), Strin
     if len == 0 {
         return Err("empty".into());
     }
-    let ext = name.rsplit_once('.').map(|(_, e)| e.to_ascii_lowercase()).unwrap_or_default();
+    let ext = name
+        .rsplit_once('.')
+        .map(|(_, e)| e.to_ascii_lowercase())
+        .unwrap_or_default();
     if Lime.probe(head, len) || ElfCore.probe(head, len) {
         return Ok(());
     }
@@ -163,7 +214,9 @@ pub fn looks_like_capture(name: &str, head: &[u8], len: u64) -> Result<(), Strin
         return Err("an ELF file, but not a core dump".into());
     }
     if NOT_CAPTURES.contains(&ext.as_str()) {
-        return Err(format!("a .{ext} file is not a capture; name it alone to scan it all the same"));
+        return Err(format!(
+            "a .{ext} file is not a capture; name it alone to scan it all the same"
+        ));
     }
     if EXTENSIONS.contains(&ext.as_str()) {
         return Ok(());
@@ -194,7 +247,11 @@ mod tests {
         assert!(looks_like_capture("a.json", b"{}", 2 << 20).is_err());
         assert!(looks_like_capture("memory", &[0; 64], 2 << 20).is_ok());
         assert!(looks_like_capture("memory", &[0; 64], (2 << 20) + 1).is_err());
-        assert!(looks_like_capture("a.mem", b"PK\x03\x04", 100).expect_err("zip").contains("ZIP"));
+        assert!(
+            looks_like_capture("a.mem", b"PK\x03\x04", 100)
+                .expect_err("zip")
+                .contains("ZIP")
+        );
         assert!(looks_like_capture("a.mem", b"", 0).is_err());
     }
 }

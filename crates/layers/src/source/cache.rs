@@ -36,7 +36,13 @@ impl CachedPhys {
     /// Keeps at most `bytes` of blocks. Must be made inside the async runtime.
     pub fn new(source: Arc<dyn ByteSource>, runs: RunMap, bytes: u64) -> Self {
         let capacity = usize::try_from(bytes / BLOCK).unwrap_or(usize::MAX).max(2);
-        Self { source, runs, runtime: Handle::current(), capacity, blocks: Mutex::default() }
+        Self {
+            source,
+            runs,
+            runtime: Handle::current(),
+            capacity,
+            blocks: Mutex::default(),
+        }
     }
 
     /// The runs of the capture.
@@ -46,12 +52,19 @@ impl CachedPhys {
 
     /// Bytes read from the source so far.
     pub fn bytes_read(&self) -> u64 {
-        self.blocks.lock().unwrap_or_else(PoisonError::into_inner).read
+        self.blocks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .read
     }
 
     fn block(&self, number: u64) -> Result<Arc<Vec<u8>>, String> {
-        if let Some(b) =
-            self.blocks.lock().unwrap_or_else(PoisonError::into_inner).map.get(&number)
+        if let Some(b) = self
+            .blocks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .map
+            .get(&number)
         {
             return Ok(b.clone());
         }
@@ -69,7 +82,9 @@ impl CachedPhys {
             b.order.push_back(number);
         }
         while b.map.len() > self.capacity {
-            let Some(old) = b.order.pop_front() else { break };
+            let Some(old) = b.order.pop_front() else {
+                break;
+            };
             b.map.remove(&old);
         }
         Ok(data)
@@ -77,7 +92,10 @@ impl CachedPhys {
 
     /// Fills `buf` from an image offset.
     pub fn read_image(&self, at: ImageOffset, buf: &mut [u8]) -> Result<(), PhysError> {
-        let pa = self.runs.to_phys(at).ok_or(PhysError::NotInImage { pa: PhysAddr(at.0) })?;
+        let pa = self
+            .runs
+            .to_phys(at)
+            .ok_or(PhysError::NotInImage { pa: PhysAddr(at.0) })?;
         self.read_phys(pa, buf)
     }
 }
@@ -102,7 +120,9 @@ impl PhysRead for CachedPhys {
                 usize::try_from(inside).unwrap_or(usize::MAX),
                 usize::try_from(n).unwrap_or(usize::MAX),
             );
-            let from = block.get(a..a + n).ok_or(PhysError::NotInImage { pa: here })?;
+            let from = block
+                .get(a..a + n)
+                .ok_or(PhysError::NotInImage { pa: here })?;
             buf[done..done + n].copy_from_slice(from);
             done += n;
         }

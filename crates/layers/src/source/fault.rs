@@ -52,7 +52,10 @@ impl<S: ByteSource> ByteSource for FaultSource<S> {
                     if n.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1))
                         .is_ok() =>
                 {
-                    return Err(SourceError::Unavailable { what, detail: "planned outage".into() });
+                    return Err(SourceError::Unavailable {
+                        what,
+                        detail: "planned outage".into(),
+                    });
                 }
                 _ => {}
             }

@@ -21,19 +21,30 @@ fn pin_of(path: &str, m: &Metadata) -> SourcePin {
         device: m.dev(),
         inode: m.ino(),
         size: m.len(),
-        mtime_ns: m.mtime().saturating_mul(1_000_000_000).saturating_add(m.mtime_nsec()),
+        mtime_ns: m
+            .mtime()
+            .saturating_mul(1_000_000_000)
+            .saturating_add(m.mtime_nsec()),
     }
 }
 
 fn open_error(path: &Path, e: &io::Error) -> SourceError {
     let what = path.display().to_string();
     match e.kind() {
-        io::ErrorKind::NotFound => SourceError::NotFound { what, detail: "no such file".into() },
+        io::ErrorKind::NotFound => SourceError::NotFound {
+            what,
+            detail: "no such file".into(),
+        },
         io::ErrorKind::PermissionDenied => SourceError::Denied {
             what,
             detail: "permission denied; read it as its owner or change its mode".into(),
         },
-        _ => SourceError::Medium { what, offset: 0, len: 0, detail: e.to_string() },
+        _ => SourceError::Medium {
+            what,
+            offset: 0,
+            len: 0,
+            detail: e.to_string(),
+        },
     }
 }
 
@@ -59,11 +70,17 @@ impl FileSource {
     pub fn open_pinned(pin: &SourcePin) -> Result<Self, SourceError> {
         let SourcePin::File { path, .. } = pin else {
             let detail = "the evidence is not a file".into();
-            return Err(SourceError::NotFound { what: pin.to_string(), detail });
+            return Err(SourceError::NotFound {
+                what: pin.to_string(),
+                detail,
+            });
         };
         let s = Self::open(Path::new(path))?;
         if let Some(detail) = difference(pin, &s.pin) {
-            return Err(SourceError::Changed { what: path.clone(), detail });
+            return Err(SourceError::Changed {
+                what: path.clone(),
+                detail,
+            });
         }
         Ok(s)
     }
@@ -72,13 +89,27 @@ impl FileSource {
 fn difference(pinned: &SourcePin, now: &SourcePin) -> Option<String> {
     match (pinned, now) {
         (
-            SourcePin::File { device, inode, size, mtime_ns, .. },
-            SourcePin::File { device: d, inode: i, size: s, mtime_ns: m, .. },
+            SourcePin::File {
+                device,
+                inode,
+                size,
+                mtime_ns,
+                ..
+            },
+            SourcePin::File {
+                device: d,
+                inode: i,
+                size: s,
+                mtime_ns: m,
+                ..
+            },
         ) => {
             if (device, inode) != (d, i) {
                 Some("another file has taken its name".into())
             } else if size != s {
-                Some(format!("it had {size} bytes when the job began and has {s} now"))
+                Some(format!(
+                    "it had {size} bytes when the job began and has {s} now"
+                ))
             } else if mtime_ns != m {
                 Some("it was written to since the job began".into())
             } else {
@@ -100,7 +131,10 @@ impl ByteSource for FileSource {
         self.file.read_exact_at(buf, offset.0).map_err(|e| {
             let what = self.pin.to_string();
             if e.kind() == io::ErrorKind::UnexpectedEof {
-                SourceError::Changed { what, detail: "it was cut short during the scan".into() }
+                SourceError::Changed {
+                    what,
+                    detail: "it was cut short during the scan".into(),
+                }
             } else {
                 SourceError::Medium {
                     what,
@@ -113,13 +147,18 @@ impl ByteSource for FileSource {
     }
 
     async fn check_pin(&self) -> Result<(), SourceError> {
-        let SourcePin::File { path, .. } = &self.pin else { return Ok(()) };
+        let SourcePin::File { path, .. } = &self.pin else {
+            return Ok(());
+        };
         let meta = std::fs::metadata(path).map_err(|e| SourceError::Changed {
             what: path.clone(),
             detail: format!("it can no longer be looked at: {e}"),
         })?;
         match difference(&self.pin, &pin_of(path, &meta)) {
-            Some(detail) => Err(SourceError::Changed { what: path.clone(), detail }),
+            Some(detail) => Err(SourceError::Changed {
+                what: path.clone(),
+                detail,
+            }),
             None => Ok(()),
         }
     }
@@ -144,9 +183,15 @@ mod tests {
             Err(SourceError::PastEnd { .. })
         ));
         s.check_pin().await.expect("unchanged");
-        let mut f = std::fs::OpenOptions::new().append(true).open(&path).expect("open");
+        let mut f = std::fs::OpenOptions::new()
+            .append(true)
+            .open(&path)
+            .expect("open");
         f.write_all(b"more").expect("append");
-        assert!(matches!(s.check_pin().await, Err(SourceError::Changed { .. })));
+        assert!(matches!(
+            s.check_pin().await,
+            Err(SourceError::Changed { .. })
+        ));
         f.set_len(5_000).expect("truncate");
         assert!(matches!(
             s.read_at(FileOffset(9_000), &mut b).await,
@@ -161,7 +206,13 @@ mod tests {
         assert!(matches!(e, SourceError::NotFound { .. }), "{e}");
         let empty = dir.path().join("empty");
         std::fs::write(&empty, b"").expect("write");
-        assert!(matches!(FileSource::open(&empty), Err(SourceError::Empty { .. })));
-        assert!(matches!(FileSource::open(dir.path()), Err(SourceError::Denied { .. })));
+        assert!(matches!(
+            FileSource::open(&empty),
+            Err(SourceError::Empty { .. })
+        ));
+        assert!(matches!(
+            FileSource::open(dir.path()),
+            Err(SourceError::Denied { .. })
+        ));
     }
 }

@@ -235,12 +235,18 @@ pub struct Sources {
 impl Sources {
     /// Sources that reach S3 with this configuration.
     pub fn new(s3: S3Config) -> Self {
-        Self { s3, client: Arc::default() }
+        Self {
+            s3,
+            client: Arc::default(),
+        }
     }
 
     /// The S3 client, made on first use.
     pub async fn s3(&self) -> S3Client {
-        self.client.get_or_init(|| S3Client::connect(&self.s3)).await.clone()
+        self.client
+            .get_or_init(|| S3Client::connect(&self.s3))
+            .await
+            .clone()
     }
 
     /// Opens a path or an `s3://bucket/key` URL and pins its present version.
@@ -274,6 +280,11 @@ pub(crate) fn in_bounds(pin: &SourcePin, offset: u64, len: usize) -> Result<(), 
     let size = pin.size();
     match offset.checked_add(len as u64) {
         Some(end) if end <= size => Ok(()),
-        _ => Err(SourceError::PastEnd { what: pin.to_string(), offset, len: len as u64, size }),
+        _ => Err(SourceError::PastEnd {
+            what: pin.to_string(),
+            offset,
+            len: len as u64,
+            size,
+        }),
     }
 }

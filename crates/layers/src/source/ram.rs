@@ -19,7 +19,10 @@ impl std::fmt::Debug for RamSource {
 impl RamSource {
     /// A source of these bytes.
     pub fn new(name: impl Into<String>, data: Vec<u8>) -> Self {
-        let pin = SourcePin::Ram { name: name.into(), size: data.len() as u64 };
+        let pin = SourcePin::Ram {
+            name: name.into(),
+            size: data.len() as u64,
+        };
         Self { data, pin }
     }
 }

@@ -62,7 +62,9 @@ impl S3Client {
     /// A client for this configuration. Does not talk to the service yet.
     pub async fn connect(config: &S3Config) -> Self {
         let http = HttpBuilder::new()
-            .tls_provider(tls::Provider::Rustls(tls::rustls_provider::CryptoMode::Ring))
+            .tls_provider(tls::Provider::Rustls(
+                tls::rustls_provider::CryptoMode::Ring,
+            ))
             .build_https();
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http)
@@ -105,9 +107,15 @@ impl S3Client {
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .build();
-        let endpoint =
-            if config.endpoint.is_empty() { "Amazon S3".into() } else { config.endpoint.clone() };
-        Self { sdk: Client::from_conf(s3), endpoint }
+        let endpoint = if config.endpoint.is_empty() {
+            "Amazon S3".into()
+        } else {
+            config.endpoint.clone()
+        };
+        Self {
+            sdk: Client::from_conf(s3),
+            endpoint,
+        }
     }
 
     /// Where this client goes, for messages.
@@ -158,9 +166,10 @@ where
             what,
             detail: format!("{endpoint} refused ({code}); check the access key and its policy"),
         },
-        Some(412) => {
-            SourceError::Changed { what, detail: "the object was replaced (HTTP 412)".into() }
-        }
+        Some(412) => SourceError::Changed {
+            what,
+            detail: "the object was replaced (HTTP 412)".into(),
+        },
         Some(s) => SourceError::Unavailable {
             what,
             detail: format!("{endpoint} answered HTTP {s} ({code})"),
@@ -173,9 +182,10 @@ where
                 root_cause(e)
             ),
         },
-        None => {
-            SourceError::Unavailable { what, detail: format!("{endpoint}: {}", root_cause(e)) }
-        }
+        None => SourceError::Unavailable {
+            what,
+            detail: format!("{endpoint}: {}", root_cause(e)),
+        },
     }
 }
 
@@ -218,7 +228,10 @@ impl S3Source {
             let detail = "the service gives no ETag, so the evidence can't be pinned".into();
             return Err(SourceError::Denied { what, detail });
         };
-        let version_id = head.version_id().filter(|v| *v != "null").map(str::to_owned);
+        let version_id = head
+            .version_id()
+            .filter(|v| *v != "null")
+            .map(str::to_owned);
         let mtime_ns = head
             .last_modified()
             .and_then(|t| i64::try_from(t.as_nanos()).ok())
@@ -237,9 +250,19 @@ impl S3Source {
 
     /// A source for a version that was pinned before. Does not talk to the service.
     pub fn pinned(client: &S3Client, pin: &SourcePin) -> Result<Self, SourceError> {
-        let SourcePin::S3 { bucket, key, version_id, etag, .. } = pin else {
+        let SourcePin::S3 {
+            bucket,
+            key,
+            version_id,
+            etag,
+            ..
+        } = pin
+        else {
             let detail = "the evidence is not in S3".into();
-            return Err(SourceError::NotFound { what: pin.to_string(), detail });
+            return Err(SourceError::NotFound {
+                what: pin.to_string(),
+                detail,
+            });
         };
         Ok(Self {
             client: client.clone(),
@@ -302,9 +325,10 @@ impl S3Source {
     ) -> SourceError {
         match map_error(&self.pin.to_string(), self.client.endpoint(), e) {
             // It was there when it was pinned.
-            SourceError::NotFound { what, .. } => {
-                SourceError::Changed { what, detail: "the object or its version was deleted".into() }
-            }
+            SourceError::NotFound { what, .. } => SourceError::Changed {
+                what,
+                detail: "the object or its version was deleted".into(),
+            },
             other => other,
         }
     }
@@ -318,8 +342,12 @@ fn full_sha256(head: &aws_sdk_s3::operation::head_object::HeadObjectOutput) -> O
     }
     let b64 = head.checksum_sha256()?;
     let raw = aws_sdk_s3::primitives::Blob::new(decode_base64(b64)?);
-    (raw.as_ref().len() == 32)
-        .then(|| raw.as_ref().iter().map(|b| format!("{b:02x}")).collect::<String>())
+    (raw.as_ref().len() == 32).then(|| {
+        raw.as_ref()
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect::<String>()
+    })
 }
 
 fn decode_base64(s: &str) -> Option<Vec<u8>> {
@@ -342,7 +370,9 @@ fn parts(offset: u64, buf: &mut [u8]) -> Vec<(u64, &mut [u8])> {
     let mut out = Vec::new();
     let (mut at, mut rest) = (offset, buf);
     while !rest.is_empty() {
-        let n = usize::try_from(PART - at % PART).unwrap_or(usize::MAX).min(rest.len());
+        let n = usize::try_from(PART - at % PART)
+            .unwrap_or(usize::MAX)
+            .min(rest.len());
         let (head, tail) = rest.split_at_mut(n);
         out.push((at, head));
         at += n as u64;
@@ -363,8 +393,10 @@ impl ByteSource for S3Source {
         if buf.is_empty() {
             return Ok(());
         }
-        let reads: Vec<_> =
-            parts(offset.0, buf).into_iter().map(|(at, p)| self.read_part(at, p).boxed()).collect();
+        let reads: Vec<_> = parts(offset.0, buf)
+            .into_iter()
+            .map(|(at, p)| self.read_part(at, p).boxed())
+            .collect();
         futures::stream::iter(reads)
             .buffer_unordered(IN_FLIGHT)
             .try_collect::<()>()

@@ -88,7 +88,11 @@ pub fn walk(
         }
         table = address;
     }
-    Err(TranslateError::NotPresent { va, level: 0, entry: 0 })
+    Err(TranslateError::NotPresent {
+        va,
+        level: 0,
+        entry: 0,
+    })
 }
 
 #[cfg(test)]

@@ -13,8 +13,13 @@ fn is_block(entry: u64, below: usize) -> bool {
 }
 
 /// Four levels, 48-bit addresses.
-pub const X86_64: Shape =
-    Shape { name: "x86_64", bits: &[9, 9, 9, 9, 12], present: 1, address: ADDRESS, is_block };
+pub const X86_64: Shape = Shape {
+    name: "x86_64",
+    bits: &[9, 9, 9, 9, 12],
+    present: 1,
+    address: ADDRESS,
+    is_block,
+};
 
 /// Five levels, 57-bit addresses.
 pub const X86_64_LA57: Shape = Shape {

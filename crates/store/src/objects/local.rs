@@ -29,7 +29,9 @@ impl LocalObjects {
             detail: format!("this folder can't be made or written to: {e}"),
         };
         fs::create_dir_all(root.join(TEMP)).map_err(fail)?;
-        Ok(Self { root: root.canonicalize().map_err(fail)? })
+        Ok(Self {
+            root: root.canonicalize().map_err(fail)?,
+        })
     }
 
     /// Opens a folder that must exist, for reading.
@@ -44,10 +46,15 @@ impl LocalObjects {
     fn full(&self, key: &str) -> Result<PathBuf, ObjectError> {
         let bad = key.is_empty()
             || key.starts_with('/')
-            || key.split('/').any(|p| p == ".." || p == "." || p.is_empty());
+            || key
+                .split('/')
+                .any(|p| p == ".." || p == "." || p.is_empty());
         if bad {
             let detail = "not a valid object key".into();
-            return Err(ObjectError::Failed { what: key.to_owned(), detail });
+            return Err(ObjectError::Failed {
+                what: key.to_owned(),
+                detail,
+            });
         }
         Ok(self.root.join(key))
     }
@@ -55,15 +62,22 @@ impl LocalObjects {
     fn error(&self, key: &str, e: &io::Error) -> ObjectError {
         let what = self.url(key);
         match e.kind() {
-            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ObjectError::NotFound { what },
+            io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+                ObjectError::NotFound { what }
+            }
             io::ErrorKind::AlreadyExists => ObjectError::Conflict { what },
-            io::ErrorKind::PermissionDenied => {
-                ObjectError::Denied { what, detail: "permission denied".into() }
-            }
-            io::ErrorKind::StorageFull => {
-                ObjectError::Failed { what, detail: "the disk is full; make room and go on".into() }
-            }
-            _ => ObjectError::Failed { what, detail: e.to_string() },
+            io::ErrorKind::PermissionDenied => ObjectError::Denied {
+                what,
+                detail: "permission denied".into(),
+            },
+            io::ErrorKind::StorageFull => ObjectError::Failed {
+                what,
+                detail: "the disk is full; make room and go on".into(),
+            },
+            _ => ObjectError::Failed {
+                what,
+                detail: e.to_string(),
+            },
         }
     }
 
@@ -138,7 +152,12 @@ const LOCK: &str = ".lock";
 
 /// A rename gives a new inode, so inode and time name a version.
 fn tag_of(m: &fs::Metadata) -> String {
-    format!("\"{:x}-{:x}-{:x}\"", m.ino(), m.mtime() * 1_000_000_000 + m.mtime_nsec(), m.len())
+    format!(
+        "\"{:x}-{:x}-{:x}\"",
+        m.ino(),
+        m.mtime() * 1_000_000_000 + m.mtime_nsec(),
+        m.len()
+    )
 }
 
 /// Holds the folder's lock until it is dropped.
@@ -146,7 +165,10 @@ struct Locked(File);
 
 impl Locked {
     fn take(root: &Path) -> io::Result<Self> {
-        let f = File::options().create(true).append(true).open(root.join(LOCK))?;
+        let f = File::options()
+            .create(true)
+            .append(true)
+            .open(root.join(LOCK))?;
         f.lock()?;
         Ok(Self(f))
     }
@@ -172,7 +194,9 @@ impl Objects for LocalObjects {
     async fn put_over(&self, key: &str, data: Bytes, etag: &str) -> Result<String, ObjectError> {
         let _lock = Locked::take(&self.root).map_err(|e| self.error(key, &e))?;
         if self.tag(key)? != etag {
-            return Err(ObjectError::Conflict { what: self.url(key) });
+            return Err(ObjectError::Conflict {
+                what: self.url(key),
+            });
         }
         self.place(key, &data, false)
     }
@@ -224,7 +248,9 @@ impl Objects for LocalObjects {
     async fn head(&self, key: &str) -> Result<ObjectMeta, ObjectError> {
         let meta = fs::metadata(self.full(key)?).map_err(|e| self.error(key, &e))?;
         if meta.is_dir() {
-            return Err(ObjectError::NotFound { what: self.url(key) });
+            return Err(ObjectError::NotFound {
+                what: self.url(key),
+            });
         }
         Ok(ObjectMeta {
             key: key.to_owned(),
@@ -240,7 +266,8 @@ impl Objects for LocalObjects {
             None => self.root.clone(),
         };
         let mut out = Vec::new();
-        self.walk(&dir, &mut out).map_err(|e| self.error(prefix, &e))?;
+        self.walk(&dir, &mut out)
+            .map_err(|e| self.error(prefix, &e))?;
         out.retain(|m| m.key.starts_with(prefix));
         out.sort_by(|a, b| a.key.cmp(&b.key));
         Ok(out)

@@ -130,8 +130,12 @@ pub async fn check_conditions(objects: &dyn Objects) -> Result<(), ObjectError> 
     };
     let etag = objects.put_new(&key, Bytes::from_static(b"1")).await?;
     let again = objects.put_new(&key, Bytes::from_static(b"2")).await;
-    let over = objects.put_over(&key, Bytes::from_static(b"3"), "\"none\"").await;
-    let right = objects.put_over(&key, Bytes::from_static(b"4"), &etag).await;
+    let over = objects
+        .put_over(&key, Bytes::from_static(b"3"), "\"none\"")
+        .await;
+    let right = objects
+        .put_over(&key, Bytes::from_static(b"4"), &etag)
+        .await;
     objects.delete(&key).await?;
     match (again, over) {
         (Err(e), _) | (_, Err(e)) if !e.is_conflict() => return Err(e),

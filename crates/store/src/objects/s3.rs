@@ -33,8 +33,16 @@ impl S3Objects {
     /// Objects below `prefix` of `bucket`.
     pub fn new(client: S3Client, bucket: &str, prefix: &str) -> Self {
         let prefix = prefix.trim_matches('/');
-        let prefix = if prefix.is_empty() { String::new() } else { format!("{prefix}/") };
-        Self { client, bucket: bucket.to_owned(), prefix }
+        let prefix = if prefix.is_empty() {
+            String::new()
+        } else {
+            format!("{prefix}/")
+        };
+        Self {
+            client,
+            bucket: bucket.to_owned(),
+            prefix,
+        }
     }
 
     fn full(&self, key: &str) -> String {
@@ -68,7 +76,11 @@ impl S3Objects {
             },
             None => ObjectError::Failed {
                 what,
-                detail: format!("{} can't be reached: {}", self.client.endpoint(), root_cause(e)),
+                detail: format!(
+                    "{} can't be reached: {}",
+                    self.client.endpoint(),
+                    root_cause(e)
+                ),
             },
         }
     }
@@ -111,7 +123,10 @@ impl S3Objects {
         let mut number = 0;
         loop {
             let mut buf = Vec::with_capacity(PART);
-            file.by_ref().take(PART as u64).read_to_end(&mut buf).map_err(io)?;
+            file.by_ref()
+                .take(PART as u64)
+                .read_to_end(&mut buf)
+                .map_err(io)?;
             if buf.is_empty() {
                 break;
             }
@@ -135,7 +150,9 @@ impl S3Objects {
                     .build(),
             );
         }
-        let whole = CompletedMultipartUpload::builder().set_parts(Some(parts)).build();
+        let whole = CompletedMultipartUpload::builder()
+            .set_parts(Some(parts))
+            .build();
         self.client
             .sdk
             .complete_multipart_upload()
@@ -196,7 +213,11 @@ impl Objects for S3Objects {
         let id = begun.upload_id().unwrap_or_default();
         let done = self.upload(key, path, id).await;
         if done.is_err() {
-            let abort = self.client.sdk.abort_multipart_upload().bucket(&self.bucket);
+            let abort = self
+                .client
+                .sdk
+                .abort_multipart_upload()
+                .bucket(&self.bucket);
             if let Err(e) = abort.key(self.full(key)).upload_id(id).send().await {
                 tracing::warn!(key, error = %root_cause(&e), "unfinished upload left behind");
             }
@@ -274,7 +295,9 @@ impl Objects for S3Objects {
         while let Some(page) = pages.next().await {
             let page = page.map_err(|e| self.error(prefix, &e))?;
             for o in page.contents() {
-                let Some(key) = o.key().and_then(|k| k.strip_prefix(&self.prefix)) else { continue };
+                let Some(key) = o.key().and_then(|k| k.strip_prefix(&self.prefix)) else {
+                    continue;
+                };
                 out.push(ObjectMeta {
                     key: key.to_owned(),
                     size: u64::try_from(o.size().unwrap_or(0)).unwrap_or(0),
@@ -301,7 +324,10 @@ impl Objects for S3Objects {
         while let Some(page) = pages.next().await {
             let page = page.map_err(|e| self.error(prefix, &e))?;
             for p in page.common_prefixes() {
-                let name = p.prefix().and_then(|p| p.strip_prefix(&whole)).unwrap_or_default();
+                let name = p
+                    .prefix()
+                    .and_then(|p| p.strip_prefix(&whole))
+                    .unwrap_or_default();
                 out.push(name.trim_end_matches('/').to_owned());
             }
         }
@@ -309,7 +335,12 @@ impl Objects for S3Objects {
     }
 
     async fn delete(&self, key: &str) -> Result<(), ObjectError> {
-        let done = self.client.sdk.delete_object().bucket(&self.bucket).key(self.full(key));
+        let done = self
+            .client
+            .sdk
+            .delete_object()
+            .bucket(&self.bucket)
+            .key(self.full(key));
         match done.send().await.map_err(|e| self.error(key, &e)) {
             Err(e) if !e.is_not_found() => Err(e),
             _ => Ok(()),
@@ -326,5 +357,6 @@ impl Objects for S3Objects {
 }
 
 fn nanos(t: Option<&aws_sdk_s3::primitives::DateTime>) -> i64 {
-    t.and_then(|t| i64::try_from(t.as_nanos()).ok()).unwrap_or_default()
+    t.and_then(|t| i64::try_from(t.as_nanos()).ok())
+        .unwrap_or_default()
 }

@@ -30,15 +30,21 @@ impl fmt::Display for ReadShim {
 
 fn convert(path: &str, e: ObjectError) -> Error {
     match e {
-        ObjectError::NotFound { .. } => {
-            Error::NotFound { path: path.to_owned(), source: Box::new(e) }
-        }
-        other => Error::Generic { store: NAME, source: Box::new(other) },
+        ObjectError::NotFound { .. } => Error::NotFound {
+            path: path.to_owned(),
+            source: Box::new(e),
+        },
+        other => Error::Generic {
+            store: NAME,
+            source: Box::new(other),
+        },
     }
 }
 
 fn read_only<T>() -> Result<T> {
-    Err(Error::NotSupported { source: "queries never write".into() })
+    Err(Error::NotSupported {
+        source: "queries never write".into(),
+    })
 }
 
 fn meta_of(m: super::ObjectMeta) -> Result<ObjectMeta> {
@@ -79,7 +85,11 @@ impl ObjectStore for ReadShim {
         let payload = if options.head {
             GetResultPayload::Stream(stream::empty().boxed())
         } else {
-            let data = self.0.get_range(key, range.clone()).await.map_err(|e| convert(key, e))?;
+            let data = self
+                .0
+                .get_range(key, range.clone())
+                .await
+                .map_err(|e| convert(key, e))?;
             GetResultPayload::Stream(stream::once(async { Ok(data) }).boxed())
         };
         Ok(GetResult {
@@ -94,7 +104,12 @@ impl ObjectStore for ReadShim {
         let key = location.as_ref();
         let mut out = Vec::with_capacity(ranges.len());
         for r in ranges {
-            out.push(self.0.get_range(key, r.clone()).await.map_err(|e| convert(key, e))?);
+            out.push(
+                self.0
+                    .get_range(key, r.clone())
+                    .await
+                    .map_err(|e| convert(key, e))?,
+            );
         }
         Ok(out)
     }
@@ -121,13 +136,28 @@ impl ObjectStore for ReadShim {
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
         let prefix = prefix.map(|p| format!("{p}/")).unwrap_or_default();
-        let all = self.0.list(&prefix).await.map_err(|e| convert(&prefix, e))?;
-        let here = all.into_iter().filter(|m| !m.key[prefix.len()..].contains('/'));
+        let all = self
+            .0
+            .list(&prefix)
+            .await
+            .map_err(|e| convert(&prefix, e))?;
+        let here = all
+            .into_iter()
+            .filter(|m| !m.key[prefix.len()..].contains('/'));
         let objects = here.map(meta_of).collect::<Result<_>>()?;
-        let folders = self.0.list_folders(&prefix).await.map_err(|e| convert(&prefix, e))?;
-        let common_prefixes =
-            folders.iter().map(|f| Ok(Path::parse(format!("{prefix}{f}"))?)).collect::<Result<_>>()?;
-        Ok(ListResult { common_prefixes, objects })
+        let folders = self
+            .0
+            .list_folders(&prefix)
+            .await
+            .map_err(|e| convert(&prefix, e))?;
+        let common_prefixes = folders
+            .iter()
+            .map(|f| Ok(Path::parse(format!("{prefix}{f}"))?))
+            .collect::<Result<_>>()?;
+        Ok(ListResult {
+            common_prefixes,
+            objects,
+        })
     }
 
     async fn copy_opts(&self, _: &Path, _: &Path, _: CopyOptions) -> Result<()> {

@@ -74,7 +74,10 @@ impl ArtifactsBuilder {
     /// Adds a row.
     pub fn push(&mut self, r: &ArtifactRow<'_>) {
         // The width is right by its type, so this can't fail.
-        let _ = self.id.get_or_insert_with(|| FixedSizeBinaryBuilder::new(16)).append_value(r.id);
+        let _ = self
+            .id
+            .get_or_insert_with(|| FixedSizeBinaryBuilder::new(16))
+            .append_value(r.id);
         self.sha256.append_value(r.sha256);
         self.md5.append_value(r.md5);
         self.detector.append_value(r.detector);
@@ -95,7 +98,9 @@ impl ArtifactsBuilder {
 
     /// The rows as a batch; the builder is empty afterwards. `None` without rows.
     pub fn finish(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
-        let Some(mut id) = self.id.take() else { return Ok(None) };
+        let Some(mut id) = self.id.take() else {
+            return Ok(None);
+        };
         self.rows = 0;
         self.bytes = 0;
         let columns: Vec<ArrayRef> = vec![

@@ -12,10 +12,16 @@ pub fn captures_batch(m: &Manifest, plan: &Plan, capture: &str) -> Result<Record
     let mut columns: Vec<ArrayRef> = Vec::new();
     let mut text = |name: &str, v: Option<String>| {
         fields.push(Field::new(name, DataType::Utf8, true));
-        columns.push(Arc::new(StringArray::from(vec![v.filter(|s| !s.is_empty())])));
+        columns.push(Arc::new(StringArray::from(vec![
+            v.filter(|s| !s.is_empty()),
+        ])));
     };
-    let labels: serde_json::Map<String, serde_json::Value> =
-        m.spec.labels.iter().map(|l| (l.key.clone(), l.value.clone().into())).collect();
+    let labels: serde_json::Map<String, serde_json::Value> = m
+        .spec
+        .labels
+        .iter()
+        .map(|l| (l.key.clone(), l.value.clone().into()))
+        .collect();
     text("capture", Some(capture.to_owned()));
     text("job", Some(m.job.clone()));
     text("source", Some(m.evidence.to_string()));
@@ -34,12 +40,18 @@ pub fn captures_batch(m: &Manifest, plan: &Plan, capture: &str) -> Result<Record
     text("coverage", serde_json::to_string(&m.coverage).ok());
     text("rules_digest", m.rules_digest.clone());
     text("version", Some(m.version.clone()));
-    for (name, v) in [("file_size", m.evidence_bytes), ("image_size", m.image_bytes)] {
+    for (name, v) in [
+        ("file_size", m.evidence_bytes),
+        ("image_size", m.image_bytes),
+    ] {
         fields.push(Field::new(name, DataType::UInt64, false));
         columns.push(Arc::new(UInt64Array::from(vec![v])));
     }
     let micros = DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into()));
-    for (name, v) in [("started", m.started_micros), ("finished", m.finished_micros)] {
+    for (name, v) in [
+        ("started", m.started_micros),
+        ("finished", m.finished_micros),
+    ] {
         fields.push(Field::new(name, micros.clone(), false));
         let a = TimestampMicrosecondArray::from(vec![v]).with_timezone("UTC");
         columns.push(Arc::new(a));

@@ -83,7 +83,10 @@ impl EventsBuilder {
     /// Adds a row.
     pub fn push(&mut self, r: &EventRow<'_>) {
         // The width is right by its type, so this can't fail.
-        let _ = self.id.get_or_insert_with(|| FixedSizeBinaryBuilder::new(16)).append_value(r.id);
+        let _ = self
+            .id
+            .get_or_insert_with(|| FixedSizeBinaryBuilder::new(16))
+            .append_value(r.id);
         self.time.append_option(r.time);
         self.inferred_time.append_option(r.inferred_time);
         self.inferred_from.append_option(r.inferred_from);
@@ -105,7 +108,9 @@ impl EventsBuilder {
 
     /// The rows as a batch; the builder is empty afterwards. `None` without rows.
     pub fn finish(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
-        let Some(mut id) = self.id.take() else { return Ok(None) };
+        let Some(mut id) = self.id.take() else {
+            return Ok(None);
+        };
         let n = std::mem::take(&mut self.rows);
         self.bytes = 0;
         let columns: Vec<ArrayRef> = vec![

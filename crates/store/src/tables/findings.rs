@@ -85,7 +85,10 @@ impl FindingsBuilder {
     /// Adds a row.
     pub fn push(&mut self, r: &FindingRow<'_>) {
         // The width is right by its type, so this can't fail.
-        let _ = self.id.get_or_insert_with(|| FixedSizeBinaryBuilder::new(16)).append_value(r.id);
+        let _ = self
+            .id
+            .get_or_insert_with(|| FixedSizeBinaryBuilder::new(16))
+            .append_value(r.id);
         self.detector.append_value(r.detector);
         self.kind.append_value(r.kind);
         self.severity.append_value(r.severity.as_str());
@@ -114,7 +117,9 @@ impl FindingsBuilder {
 
     /// The rows as a batch; the builder is empty afterwards. `None` without rows.
     pub fn finish(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
-        let Some(mut id) = self.id.take() else { return Ok(None) };
+        let Some(mut id) = self.id.take() else {
+            return Ok(None);
+        };
         let n = std::mem::take(&mut self.rows);
         self.bytes = 0;
         let columns: Vec<ArrayRef> = vec![

@@ -15,8 +15,8 @@ pub use events::{EventRow, EventsBuilder};
 pub use findings::{FindingRow, FindingsBuilder};
 pub use segment::{SegmentError, from_ipc, read_segment, to_ipc, write_segment, writer_properties};
 pub use small::{
-    AnchorsBuilder, CoverageBuilder, CoverageRow, MatchRow, MatchesBuilder, SystemRow,
-    anchor_rows, coverage_rows, match_rows, system_batch, system_row,
+    AnchorsBuilder, CoverageBuilder, CoverageRow, MatchRow, MatchesBuilder, SystemRow, anchor_rows,
+    coverage_rows, match_rows, system_batch, system_row,
 };
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
@@ -44,8 +44,13 @@ pub mod name {
 }
 
 /// Tables that users see, in the order in which they are made.
-pub const FINAL: &[&str] =
-    &[name::FINDINGS, name::EVENTS, name::ARTIFACTS, name::COVERAGE, name::SYSTEM];
+pub const FINAL: &[&str] = &[
+    name::FINDINGS,
+    name::EVENTS,
+    name::ARTIFACTS,
+    name::COVERAGE,
+    name::SYSTEM,
+];
 
 /// Identity of a detector: its name and the version of what it does. Part of every row's id.
 pub fn detector_key(detector: &str, version: &[u8]) -> u64 {
@@ -91,7 +96,11 @@ fn id() -> Field {
 }
 
 fn time(name: &str) -> Field {
-    field(name, DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())), true)
+    field(
+        name,
+        DataType::Timestamp(TimeUnit::Microsecond, Some("UTC".into())),
+        true,
+    )
 }
 
 type Lazy = LazyLock<SchemaRef>;

@@ -36,13 +36,25 @@ pub fn writer_properties() -> WriterProperties {
         .set_created_by("ramsift".to_owned())
         .set_statistics_enabled(EnabledStatistics::Chunk);
     // Nearly every value is another one: a dictionary would be built and thrown away.
-    for column in ["id", "message", "raw_time", "image_offset", "physical_address", "context",
-        "window", "sha256", "md5", "time", "inferred_time"]
-    {
+    for column in [
+        "id",
+        "message",
+        "raw_time",
+        "image_offset",
+        "physical_address",
+        "context",
+        "window",
+        "sha256",
+        "md5",
+        "time",
+        "inferred_time",
+    ] {
         p = p.set_column_dictionary_enabled(ColumnPath::from(column), false);
     }
     // Ids and hashes don't compress, and nobody asks for their range.
-    for column in ["id", "message", "context", "window", "fields", "rule", "value"] {
+    for column in [
+        "id", "message", "context", "window", "fields", "rule", "value",
+    ] {
         p = p.set_column_statistics_enabled(ColumnPath::from(column), EnabledStatistics::None);
     }
     p = p.set_column_compression(ColumnPath::from("id"), Compression::UNCOMPRESSED);

@@ -121,13 +121,21 @@ impl AnchorsBuilder {
 
 /// The rows of an anchors batch: kind, image offset, physical address, bytes.
 pub fn anchor_rows(b: &RecordBatch) -> Vec<(String, u64, Option<u64>, Vec<u8>)> {
-    let (kind, data) = (b.column(0).as_string::<i32>(), b.column(3).as_binary::<i32>());
+    let (kind, data) = (
+        b.column(0).as_string::<i32>(),
+        b.column(3).as_binary::<i32>(),
+    );
     let off = b.column(1).as_primitive::<UInt64Type>();
     let pa = b.column(2).as_primitive::<UInt64Type>();
     (0..b.num_rows())
         .map(|i| {
             let pa = pa.is_valid(i).then(|| pa.value(i));
-            (kind.value(i).to_owned(), off.value(i), pa, data.value(i).to_vec())
+            (
+                kind.value(i).to_owned(),
+                off.value(i),
+                pa,
+                data.value(i).to_vec(),
+            )
         })
         .collect()
 }
