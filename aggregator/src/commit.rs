@@ -150,6 +150,15 @@ impl Aggregator {
                 .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
             self.spawn_timer(job.to_owned(), group.number);
         }
+        if group
+            .reports
+            .iter()
+            .any(|r| r.attempt == report.header.attempt)
+        {
+            // Sent again by a worker that lost its answer: it waits for the same commit.
+            group.waiters.push(waiter);
+            return Ok(None);
+        }
         group.bytes += bytes;
         let (task, attempt) = (report.header.task.clone(), report.header.attempt.clone());
         group.reports.push(report.header);

@@ -55,8 +55,9 @@ pub struct FinaliseInfo {
 /// Everything read from the records, with one attempt chosen per task.
 struct Chosen {
     records: Vec<CommitRecord>,
-    /// Attempt by task.
-    attempts: BTreeMap<String, String>,
+    /// Commit and attempt by task. The same attempt can stand in two commits, when its worker did
+    /// not hear of the first.
+    attempts: BTreeMap<String, (String, String)>,
     reports: BTreeMap<String, TaskReport>,
 }
 
@@ -66,11 +67,14 @@ struct Chosen {
 fn choose(records: Vec<CommitRecord>, split: &BTreeSet<String>) -> Chosen {
     let mut attempts = BTreeMap::new();
     let mut reports = BTreeMap::new();
-    for r in records.iter().flat_map(|c| &c.reports) {
+    for (c, r) in records
+        .iter()
+        .flat_map(|c| c.reports.iter().map(move |r| (c, r)))
+    {
         if split.contains(&r.task) || attempts.contains_key(&r.task) {
             continue;
         }
-        attempts.insert(r.task.clone(), r.attempt.clone());
+        attempts.insert(r.task.clone(), (c.id.clone(), r.attempt.clone()));
         reports.insert(r.task.clone(), r.clone());
     }
     Chosen {
@@ -106,6 +110,7 @@ async fn freeze(objects: &dyn Objects, keys: &Keys) -> Result<Frozen, StoreError
     let frozen = Frozen {
         commits: chosen.records.iter().map(|r| r.id.clone()).collect(),
         chosen: chosen.attempts,
+        split,
     };
     match objects.put_new(&keys.frozen(), to_json(&frozen)?).await {
         Ok(_) => Ok(frozen),
@@ -178,7 +183,8 @@ pub async fn finalise(
                 .0,
         );
     }
-    let chosen = choose(records, &split);
+    // The list of splits is frozen with the commits: every aggregator chooses alike.
+    let chosen = choose(records, &frozen.split);
     let evidence = evidence_hash(&plan, &chosen);
     let sha256 = evidence_sha256(&plan, &chosen);
     let sha = sha256.as_ref().map(|(h, _)| h.as_str());
@@ -294,15 +300,19 @@ async fn segments_of(
     keys: &Keys,
     chosen: &Chosen,
 ) -> Result<BTreeMap<String, Vec<String>>, StoreError> {
-    let counts =
-        |task: &str, attempt: &str| chosen.attempts.get(task).is_some_and(|a| a == attempt);
+    let counts = |commit: &str, task: &str, attempt: &str| {
+        chosen
+            .attempts
+            .get(task)
+            .is_some_and(|(c, a)| c == commit && a == attempt)
+    };
     let mut out: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for c in &chosen.records {
         for s in &c.segments {
             let kept = s
                 .parts
                 .iter()
-                .filter(|p| counts(&p.task, &p.attempt))
+                .filter(|p| counts(&c.id, &p.task, &p.attempt))
                 .count();
             let key = match kept {
                 0 => continue,
@@ -311,7 +321,11 @@ async fn segments_of(
             };
             out.entry(s.table.clone()).or_default().push(key);
         }
-        for r in c.reports.iter().filter(|r| counts(&r.task, &r.attempt)) {
+        for r in c
+            .reports
+            .iter()
+            .filter(|r| counts(&c.id, &r.task, &r.attempt))
+        {
             for s in &r.segments {
                 out.entry(s.table.clone()).or_default().push(s.key.clone());
             }
@@ -326,7 +340,7 @@ async fn keep(
     keys: &Keys,
     commit: &str,
     s: &SegmentRef,
-    counts: &(dyn Fn(&str, &str) -> bool + Sync),
+    counts: &(dyn Fn(&str, &str, &str) -> bool + Sync),
 ) -> Result<String, StoreError> {
     let damaged = |source| StoreError::Segment {
         what: s.key.clone(),
@@ -342,7 +356,7 @@ async fn keep(
         let n = usize::try_from(p.rows)
             .unwrap_or(usize::MAX)
             .min(whole.num_rows() - at);
-        if counts(&p.task, &p.attempt) {
+        if counts(commit, &p.task, &p.attempt) {
             kept.push(whole.slice(at, n));
         }
         at += n;
@@ -393,6 +407,9 @@ impl From<tokio::task::JoinError> for FinaliseError {
 
 type Sums = (BTreeMap<String, Coverage>, Vec<String>);
 
+/// Gaps that the manifest names one by one.
+const MAX_GAPS: usize = 1000;
+
 /// All coverage rows, neighbours of one outcome joined; bytes by outcome and engine; the gaps.
 async fn merge_coverage(
     objects: &Arc<dyn Objects>,
@@ -434,6 +451,13 @@ async fn merge_coverage(
     rows.extend(more);
     let rows = join(rows);
     let (mut sums, mut gaps) = (BTreeMap::<String, Coverage>::new(), Vec::new());
+    for (task, r) in &chosen.reports {
+        let of_image = matches!(task.parse(), Ok(TaskId::Chunk { .. }));
+        // The reason of a view that is not possible stands in the view itself.
+        if r.outcome() == Outcome::Failed && !of_image && task != "view-system" {
+            gaps.push(format!("{task} failed: {}", r.reason));
+        }
+    }
     for r in &rows {
         let n = r.end - r.start;
         let c = sums.entry(r.engine.clone()).or_default();
@@ -445,7 +469,10 @@ async fn merge_coverage(
             "missing" => c.missing += n,
             _ => {}
         }
-        if !matches!(r.outcome.as_str(), "scanned" | "sparse") {
+        let gap = !matches!(r.outcome.as_str(), "scanned" | "sparse");
+        if gap && gaps.len() == MAX_GAPS {
+            gaps.push("and more, in the coverage table".to_owned());
+        } else if gap && gaps.len() < MAX_GAPS {
             gaps.push(format!(
                 "{}: {} bytes from image offset {:#x} {}: {}",
                 r.engine,

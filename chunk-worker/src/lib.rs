@@ -19,7 +19,7 @@ mod sink;
 mod task;
 mod verdict;
 
-pub use context::{JobCache, JobContext};
+pub use context::{ContextError, JobCache, JobContext, parse_timezone};
 
 use metrics::Metrics;
 use ramsift_engines::clamav::Clamd;

@@ -9,6 +9,7 @@ use ramsift_engines::yara::{FileScanner, RuleInfo, ScanLimits};
 use ramsift_layers::Severity;
 use ramsift_proto::v1::{ObjectRef, SegmentRef};
 use ramsift_store::Objects;
+use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
     AnchorsBuilder, CoverageBuilder, CoverageRow, EventRow, EventsBuilder, FindingRow,
     FindingsBuilder, MatchesBuilder, detector_key, name, row_id, schema, write_segment,
@@ -145,7 +146,7 @@ impl<'a> Rows<'a> {
     fn take(&mut self, table: &str, b: Result<Option<RecordBatch>, arrow::error::ArrowError>) {
         match b {
             Ok(Some(b)) => {
-                self.batch_bytes += b.get_array_memory_size();
+                self.batch_bytes += batch_bytes(&b);
                 self.batches.push((table.to_owned(), b));
             }
             Ok(None) => {}
@@ -326,7 +327,11 @@ impl<'a> Rows<'a> {
                 return;
             }
             AvVerdict::NotScanned { reason } => reason,
-            AvVerdict::Error { reason } => format!("clamd failed: {reason}"),
+            // Not a word on the object: the chunk is tried again when clamd works.
+            AvVerdict::Error { reason } => {
+                self.fail(format!("clamd failed: {reason}"));
+                return;
+            }
         };
         self.coverage.push(&CoverageRow {
             engine: "clamav".into(),

@@ -40,7 +40,9 @@ enum Trouble {
 
 impl From<SourceError> for Trouble {
     fn from(e: SourceError) -> Self {
-        if e.is_fatal() || e.is_content() {
+        // What this worker may not read another may: only the coordinator's own look is final.
+        let denied = matches!(e, SourceError::Denied { .. });
+        if (e.is_fatal() && !denied) || e.is_content() {
             Self::Fatal(e.to_string())
         } else {
             Self::Outage(e.to_string())
@@ -52,7 +54,8 @@ impl From<ContextError> for Trouble {
     fn from(e: ContextError) -> Self {
         match e {
             ContextError::Source(e) => e.into(),
-            ContextError::Unusable(why) => Self::Fatal(why),
+            // Another version of this program may be able to.
+            ContextError::Unusable(why) => Self::Outage(why),
             ContextError::Store(e) => Self::Outage(e.to_string()),
         }
     }
@@ -171,7 +174,12 @@ async fn send(worker: &Worker, report: &Report, give_up_at: Instant) -> End {
             }
             Err(e) => e.to_string(),
         };
-        if Instant::now() >= give_up_at || worker.abandon.is_cancelled() {
+        let over = Instant::now() >= give_up_at;
+        if over && worker.config.fatal_outage {
+            // Nobody else can store it: the loop that runs the job sees the same store fail.
+            return End::GiveUp(refused);
+        }
+        if over || worker.abandon.is_cancelled() {
             return End::HandBack(refused);
         }
         tracing::warn!(reason = %refused, "report not taken, trying again");
@@ -194,6 +202,9 @@ async fn perform(
     match &task.work {
         Some(Work::Chunk(work)) => chunk(worker, lane, &ctx, task, work, attempt).await,
         Some(Work::Verdict(work)) => {
+            let Ok(_slot) = worker.slots.acquire().await else {
+                return Ok(Err(End::HandBack("stopping".into())));
+            };
             let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
             let group = work.group;
             let done =
@@ -212,10 +223,10 @@ async fn perform(
                 Err(e) => Ok(Err(End::GiveUp(format!("verdict: {e}")))),
             }
         }
-        _ => Err(Trouble::Fatal(format!(
-            "{} is no task of a chunk worker",
-            task.task
-        ))),
+        _ => {
+            let why = format!("{} is no task of a chunk worker", task.task);
+            Ok(Ok(failed(worker, task, attempt, why, false)))
+        }
     }
 }
 
@@ -232,6 +243,10 @@ async fn chunk(
     task.task
         .parse::<TaskId>()
         .map_err(|e| Trouble::Fatal(e.to_string()))?;
+    if ctx.plan.spec.clamav && worker.deps.clamd.is_none() {
+        let why = "the job wants ClamAV and this worker has no clamd (clamd.address)";
+        return Err(Trouble::Outage(why.into()));
+    }
     let windows = ctx.plan.chunks.windows(&ctx.plan.layout.runs, file.clone());
     let Some(buffer) = worker.buffers.take().await else {
         return Ok(Err(End::HandBack("stopping".into())));
@@ -247,11 +262,17 @@ async fn chunk(
     let started = Instant::now();
     let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
     let span = tracing::Span::current();
-    let scanned = tokio::task::spawn_blocking(move || {
+    let scanning = tokio::task::spawn_blocking(move || {
         let _in = span.enter();
         scan::scan(&w, &c, &slab, file, &windows, &a)
-    })
-    .await;
+    });
+    let scanned = tokio::select! {
+        done = scanning => done,
+        // The thread goes on until its engine looks up; the process need not wait for it.
+        () = worker.abandon.cancelled() => {
+            return Ok(Err(End::HandBack("stopped before the chunk was finished".into())));
+        }
+    };
     drop(slot);
     worker.metrics.chunk(started.elapsed().as_secs_f64());
     if worker.abandon.is_cancelled() {

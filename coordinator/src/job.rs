@@ -54,6 +54,10 @@ pub(crate) struct Job {
     started: Instant,
     bytes_at_start: Option<u64>,
     pub(crate) last_progress: Instant,
+    /// Nothing is done for the job before this moment: it was in trouble.
+    pub(crate) not_before: Option<Instant>,
+    /// Since when nothing has gone right.
+    pub(crate) trouble_since: Option<Instant>,
 }
 
 impl Job {
@@ -82,7 +86,17 @@ impl Job {
             started: Instant::now(),
             bytes_at_start: None,
             last_progress: Instant::now(),
+            not_before: None,
+            trouble_since: None,
         }
+    }
+
+    /// Forgets what was read from the store, so that it is read again.
+    pub(crate) fn start_over(&mut self) {
+        let fresh = Self::new(self.spec.clone(), self.state.clone(), self.etag.clone());
+        let kept = (self.cancel.take(), self.trouble_since);
+        *self = fresh;
+        (self.cancel, self.trouble_since) = kept;
     }
 
     /// Takes a plan over and works out what is left to do, from the records in the store.

@@ -53,6 +53,8 @@ pub struct Coordinator {
 
 /// How often the store is looked through for jobs that others submitted.
 const DISCOVER: Duration = Duration::from_secs(5);
+/// How long the embedded form waits for a store that fails.
+const EMBEDDED_PATIENCE: Duration = Duration::from_secs(30);
 /// Publishes in flight at a time.
 const BATCH: usize = 64;
 
@@ -181,16 +183,19 @@ impl Coordinator {
     /// One time as the active coordinator, from getting the lease to losing it.
     async fn reign(&self, stop: &CancellationToken) -> Result<(), StoreError> {
         let inner = &self.inner;
-        let mut lease = None;
+        let lost = CancellationToken::new();
+        let mut keeper = None;
+        let mut epoch = 0;
         if !inner.config.lease.is_zero() {
             let got = Lease::acquire(&inner.deps.objects, &inner.config.name, inner.config.lease);
-            lease = got.await?;
-            inner.deps.readiness.ready("store");
-            if lease.is_none() {
+            let Some(lease) = got.await? else {
+                inner.deps.readiness.ready("store");
                 return Ok(());
-            }
+            };
+            epoch = lease.epoch();
+            keeper = Some(tokio::spawn(keep(lease, inner.config.lease, lost.clone())));
         }
-        let epoch = lease.as_ref().map_or(0, Lease::epoch);
+        inner.deps.readiness.ready("store");
         tracing::info!(epoch, "active");
         let mut reign = Reign::new(self.clone(), epoch);
         let watching = CancellationToken::new();
@@ -199,24 +204,9 @@ impl Coordinator {
             reign.events_in.clone(),
             watching.clone(),
         ));
-        let mut renew_at = Instant::now() + inner.config.lease / 3;
         let done = loop {
-            if stop.is_cancelled() {
+            if stop.is_cancelled() || lost.is_cancelled() {
                 break Ok(());
-            }
-            if let Some(l) = &mut lease {
-                if Instant::now() >= renew_at {
-                    renew_at = Instant::now() + inner.config.lease / 3;
-                    match l.renew().await {
-                        Ok(true) => {}
-                        Ok(false) => {
-                            tracing::warn!("another coordinator took over");
-                            lease = None;
-                            break Ok(());
-                        }
-                        Err(e) => break Err(e),
-                    }
-                }
             }
             match reign.tick().await {
                 Ok(true) => {}
@@ -228,14 +218,54 @@ impl Coordinator {
                 () = inner.wake.notified() => {}
                 Some(e) = reign.events.recv() => reign.backlog.push(e),
                 () = stop.cancelled() => {}
+                () = lost.cancelled() => {}
             }
         };
         watching.cancel();
         grave.abort();
-        if let Some(l) = lease {
-            l.release().await?;
+        // Who asks from now on is told what the store says.
+        inner
+            .progress
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        lost.cancel();
+        if let Some(k) = keeper {
+            if let Err(e) = k.await {
+                tracing::warn!(error = %e, "lease keeper ended badly");
+            }
         }
         done
+    }
+}
+
+/// Renews a lease apart from the loop, which can be busy, until it is lost or no longer wanted;
+/// then gives it up.
+async fn keep(mut lease: Lease, length: Duration, lost: CancellationToken) {
+    let mut good_until = Instant::now() + length;
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(length / 3) => {}
+            () = lost.cancelled() => break,
+        }
+        match lease.renew().await {
+            Ok(true) => good_until = Instant::now() + length,
+            Ok(false) => {
+                tracing::warn!("another coordinator took over");
+                lost.cancel();
+                return;
+            }
+            Err(e) => {
+                tracing::warn!(error = %e, "lease not renewed");
+                if Instant::now() >= good_until {
+                    lost.cancel();
+                    return;
+                }
+            }
+        }
+    }
+    if let Err(e) = lease.release().await {
+        tracing::warn!(error = %e, "lease not released; it runs out by itself");
     }
 }
 
@@ -321,13 +351,33 @@ impl Reign {
         self.discover().await?;
         let names: Vec<String> = self.jobs.keys().cloned().collect();
         for name in names {
-            if !self.step(&name).await? {
-                return Ok(false);
+            match self.step(&name).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
+                Err(e) => {
+                    if !self.trouble(&name, e).await? {
+                        return Ok(false);
+                    }
+                }
             }
         }
         self.publish().await;
         self.tell();
         Ok(true)
+    }
+
+    /// What went wrong with one job stays with that job: it ends when its records are damaged, and
+    /// is tried again a little later when the store is in trouble.
+    async fn trouble(&mut self, name: &str, e: StoreError) -> Result<bool, StoreError> {
+        let lasting = matches!(
+            e,
+            StoreError::Format { .. } | StoreError::Query(_) | StoreError::Segment { .. }
+        );
+        if lasting {
+            return self.end(name, JobPhase::Failed, &e.to_string()).await;
+        }
+        tracing::warn!(job = name, error = %e, "store trouble, trying again");
+        self.retry(name, &e.to_string()).await
     }
 
     /// Finds jobs in the store that are not known and not ended.
@@ -360,14 +410,26 @@ impl Reign {
                 }
                 continue;
             }
-            let Some((state, etag)) = read_opt::<JobState>(objects, &keys.state()).await? else {
-                continue;
+            let (state, etag) = match read_opt::<JobState>(objects, &keys.state()).await {
+                Ok(Some(s)) => s,
+                Ok(None) => continue,
+                Err(e @ StoreError::Format { .. }) => {
+                    tracing::warn!(job, error = %e, "job left alone: its state can't be read");
+                    continue;
+                }
+                Err(e) => return Err(e),
             };
             if state.phase().is_final() {
                 self.ended.insert(job);
                 continue;
             }
-            let (spec, _): (JobSpec, _) = read(objects, &keys.spec()).await?;
+            let spec = match read::<JobSpec>(objects, &keys.spec()).await {
+                Ok((spec, _)) => spec,
+                Err(e) => {
+                    tracing::warn!(job, error = %e, "job left alone: its record can't be read");
+                    continue;
+                }
+            };
             let j = Job::new(spec, state, etag);
             let mut all = self
                 .me
@@ -404,13 +466,16 @@ impl Reign {
         if let Some(why) = job.cancel.clone() {
             return self.end(name, JobPhase::Cancelled, &why).await;
         }
-        if job.busy {
+        if job.busy || job.not_before.is_some_and(|t| Instant::now() < t) {
             return Ok(true);
         }
         if job.stage == Stage::Unplanned {
             return self.plan(name).await;
         }
         let news = job.refresh(&deps).await?;
+        if !news.is_empty() {
+            job.trouble_since = None;
+        }
         if let Some(why) = job.fatal.clone() {
             return self.end(name, JobPhase::Failed, &why).await;
         }
@@ -529,6 +594,10 @@ impl Reign {
             Event::Sealed(name, Err((why, true))) => self.end(&name, JobPhase::Failed, &why).await,
             Event::Sealed(name, Err((why, false))) => {
                 tracing::warn!(job = %name, reason = %why, "sealing failed, trying again");
+                // Plan, splits and records are read again: what is missing is published then.
+                if let Some(j) = self.jobs.get_mut(&name) {
+                    j.start_over();
+                }
                 self.retry(&name, &why).await
             }
             Event::Dead(task, done) => {
@@ -542,22 +611,27 @@ impl Reign {
         }
     }
 
-    /// Tries again what runs apart, after a while; in embedded form a long outage ends the job.
+    /// Tries again after a while; in embedded form an outage that lasts ends the job.
     async fn retry(&mut self, name: &str, why: &str) -> Result<bool, StoreError> {
         let embedded = self.me.inner.config.lease.is_zero();
-        if embedded && self.jobs.get(name).is_some_and(|j| j.age() > 60.0) {
+        let Some(j) = self.jobs.get_mut(name) else {
+            return Ok(true);
+        };
+        j.busy = false;
+        j.not_before = Some(Instant::now() + Duration::from_secs(1));
+        let since = *j.trouble_since.get_or_insert_with(Instant::now);
+        if embedded && since.elapsed() > EMBEDDED_PATIENCE {
             return self.end(name, JobPhase::Failed, why).await;
-        }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        if let Some(j) = self.jobs.get_mut(name) {
-            j.busy = false;
         }
         Ok(true)
     }
 
     /// Ends a job.
     async fn end(&mut self, name: &str, phase: JobPhase, why: &str) -> Result<bool, StoreError> {
-        let ok = self.write(name, phase, why).await?;
+        if !self.write(name, phase, why).await? {
+            // Another coordinator owns the job by now: its ledger must stay open.
+            return Ok(false);
+        }
         if let Err(e) = self.me.inner.deps.ledger.close(name).await {
             tracing::debug!(error = %e, "ledger not told");
         }
@@ -566,7 +640,7 @@ impl Reign {
         self.tell();
         self.jobs.remove(name);
         self.ended.insert(name.to_owned());
-        Ok(ok)
+        Ok(true)
     }
 
     /// Writes a job's state under this reign's epoch. `false`: another coordinator did.

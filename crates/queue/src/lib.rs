@@ -4,7 +4,7 @@
 //! work is settled, [`Delivery::hand_back`] when it is not this worker's to do (shutting down),
 //! [`Delivery::give_up`] when the attempt failed. A consumer that vanishes hands its messages back.
 //! A message that was tried more often than the delivery limit allows moves to the lane's
-//! [`Lane::next`]: from the task queues to the suspects, from there to the dead.
+//! [`Lane::next`]: from the chunks to the suspects, from there and from the views to the dead.
 
 mod memory;
 mod rabbitmq;
@@ -47,8 +47,8 @@ impl Lane {
     /// Where a message goes that was delivered too often.
     pub fn next(self) -> Option<Self> {
         match self {
-            Self::Chunks | Self::Views => Some(Self::Suspects),
-            Self::Suspects => Some(Self::Dead),
+            Self::Chunks => Some(Self::Suspects),
+            Self::Views | Self::Suspects => Some(Self::Dead),
             Self::Dead => None,
         }
     }

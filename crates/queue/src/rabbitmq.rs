@@ -265,7 +265,7 @@ impl Queue for RabbitQueue {
         Ok(Box::new(RabbitConsumer {
             config: c.clone(),
             inner,
-            _channel: channel,
+            channel,
             _link: link,
         }))
     }
@@ -278,7 +278,7 @@ impl Queue for RabbitQueue {
 struct RabbitConsumer {
     config: RabbitConfig,
     inner: lapin::Consumer,
-    _channel: Channel,
+    channel: Channel,
     _link: Arc<Link>,
 }
 
@@ -315,6 +315,7 @@ impl Consumer for RabbitConsumer {
         let answer = RabbitAnswer {
             config: self.config.clone(),
             delivery: Some(d),
+            _channel: self.channel.clone(),
         };
         Ok(Delivery {
             message,
@@ -342,6 +343,9 @@ fn count(v: &AMQPValue) -> Option<u32> {
 struct RabbitAnswer {
     config: RabbitConfig,
     delivery: Option<lapin::message::Delivery>,
+    /// A channel closes with its last handle, and gives back what is unanswered: it must outlive
+    /// the subscription while work is going on.
+    _channel: Channel,
 }
 
 #[async_trait]
@@ -369,6 +373,13 @@ impl Answer for RabbitAnswer {
                 .await
             }
         };
-        done.map(|_| ())
+        match done {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(QueueError::Unavailable {
+                at: c.place(),
+                detail: "the channel of this message is gone; it will be delivered again".into(),
+            }),
+            Err(e) => Err(e),
+        }
     }
 }

@@ -7,7 +7,7 @@ use ramsift_layers::{ChunkParams, SourcePin};
 use ramsift_proto::v1::{CommitRecord, JobSpec, RuleGap};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Why a record could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -189,8 +189,10 @@ pub struct VerdictPlan {
 pub struct Frozen {
     /// Ids of the commit records.
     pub commits: Vec<String>,
-    /// The chosen attempt of each task.
-    pub chosen: BTreeMap<String, String>,
+    /// The chosen commit and attempt of each task.
+    pub chosen: BTreeMap<String, (String, String)>,
+    /// Tasks that were cut in two.
+    pub split: BTreeSet<String>,
 }
 
 /// Bytes by outcome for one engine; they sum to the image.

@@ -72,8 +72,9 @@ impl Tables {
             .with_disk_manager_builder(disk)
             .build_arc()
             .map_err(fail)?;
+        let threads = limits.threads.clamp(1, 4);
         let config = SessionConfig::new()
-            .with_target_partitions(limits.threads.max(1))
+            .with_target_partitions(threads)
             .with_information_schema(true)
             .with_collect_statistics(false)
             .set_bool(
@@ -101,8 +102,10 @@ impl Tables {
             .iter()
             .map(|k| ListingTableUrl::parse(format!("{BASE}{k}")).map_err(fail))
             .collect::<Result<Vec<_>, _>>()?;
-        let options =
-            ListingOptions::new(Arc::new(ParquetFormat::default())).with_file_extension(".parquet");
+        let options = ListingOptions::new(Arc::new(
+            ParquetFormat::default().with_force_view_types(false),
+        ))
+        .with_file_extension(".parquet");
         let config = ListingTableConfig::new_with_multi_paths(urls).with_listing_options(options);
         let config = match schema {
             Some(s) => config.with_schema(s),

@@ -34,6 +34,15 @@ impl Report {
     }
 }
 
+/// Bytes of a batch's own rows. The size of its buffers would count what it shares with others:
+/// all arrays of a message lie in one allocation.
+pub fn batch_bytes(b: &RecordBatch) -> usize {
+    b.columns()
+        .iter()
+        .map(|c| c.to_data().get_slice_memory_size().unwrap_or(0))
+        .sum()
+}
+
 /// The aggregator's answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Ack {

@@ -141,6 +141,14 @@ pub fn root_cause(e: &dyn std::error::Error) -> String {
     at.to_string()
 }
 
+/// Refusals that pass.
+const TRANSIENT: &[&str] = &[
+    "ExpiredToken",
+    "RequestTimeTooSkewed",
+    "TokenRefreshRequired",
+    "RequestTimeout",
+];
+
 /// Turns a failed call into an error with the object's name.
 pub fn map_error<E>(
     what: &str,
@@ -161,6 +169,11 @@ where
                 "NoSuchVersion" => "no such version of it".into(),
                 _ => "no such bucket, key or version".into(),
             },
+        },
+        // Clocks and fresh keys come right by themselves.
+        Some(400 | 401 | 403) if TRANSIENT.contains(&code.as_str()) => SourceError::Unavailable {
+            what,
+            detail: format!("{endpoint} refused for now ({code})"),
         },
         Some(401 | 403) => SourceError::Denied {
             what,

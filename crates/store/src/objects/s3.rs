@@ -62,7 +62,7 @@ impl S3Objects {
                 detail: format!("bucket {} does not exist; create it first", self.bucket),
             },
             Some(404) => ObjectError::NotFound { what },
-            Some(409 | 412) => ObjectError::Conflict { what },
+            Some(412) => ObjectError::Conflict { what },
             Some(401 | 403) => ObjectError::Denied {
                 what,
                 detail: format!(
@@ -92,19 +92,29 @@ impl S3Objects {
         none_match: bool,
         etag: Option<&str>,
     ) -> Result<String, ObjectError> {
-        let done = self
-            .client
-            .sdk
-            .put_object()
-            .bucket(&self.bucket)
-            .key(self.full(key))
-            .set_if_none_match(none_match.then(|| "*".to_owned()))
-            .set_if_match(etag.map(str::to_owned))
-            .body(ByteStream::from(data))
-            .send()
-            .await
-            .map_err(|e| self.error(key, &e))?;
-        Ok(done.e_tag().unwrap_or_default().to_owned())
+        let mut tries = 0;
+        loop {
+            let done = self
+                .client
+                .sdk
+                .put_object()
+                .bucket(&self.bucket)
+                .key(self.full(key))
+                .set_if_none_match(none_match.then(|| "*".to_owned()))
+                .set_if_match(etag.map(str::to_owned))
+                .body(ByteStream::from(data.clone()))
+                .send()
+                .await;
+            match done {
+                Ok(d) => return Ok(d.e_tag().unwrap_or_default().to_owned()),
+                // Another write of this key was under way; perhaps neither was stored.
+                Err(e) if status_of(&e).0 == Some(409) && tries < 5 => {
+                    tries += 1;
+                    tokio::time::sleep(std::time::Duration::from_millis(50 << tries)).await;
+                }
+                Err(e) => return Err(self.error(key, &e)),
+            }
+        }
     }
 
     /// Whether what is stored is what a create that lost wanted to store: a request that was
