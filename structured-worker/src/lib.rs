@@ -196,17 +196,17 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
         .map_err(|e| e.to_string())?;
     let source = match worker.deps.sources.open_pinned(&plan.pin).await {
         Ok(s) => s,
-        Err(e) if e.is_fatal() => return Ok(failed(worker, task, e.to_string())),
-        Err(e) => return Err(e.to_string()),
+        Err(e) => return gone(worker, task, e),
     };
     let anchors = if plan.spec.unstructured {
         anchors::reported(objects, &keys).await?
     } else {
         match anchors::stream(source.clone(), &plan).await {
             Ok(a) => a,
-            Err(why) => return Ok(failed(worker, task, why)),
+            Err(e) => return gone(worker, task, e),
         }
     };
+    let pinned = source.clone();
     let memory = CachedPhys::new(source, plan.layout.runs.clone(), worker.config.cache);
     let layout = plan.layout.clone();
     let built = tokio::task::spawn_blocking(move || {
@@ -217,11 +217,20 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
             dtb_hints: &layout.dtb_hints,
             anchors: &anchors,
         };
-        (view.build(&input), memory.bytes_read())
+        (
+            view.build(&input),
+            memory.bytes_read(),
+            memory.take_trouble(),
+        )
     })
     .await;
     match built {
-        Ok((out, bytes_read)) => {
+        // What looked like unreadable memory was an outage, or evidence that is gone.
+        Ok((_, _, Some(e))) => gone(worker, task, e),
+        Ok((out, bytes_read, None)) => {
+            if let Err(e) = pinned.check_pin().await {
+                return gone(worker, task, e);
+            }
             let batch = system_batch(&system_row(&out)).map_err(|e| e.to_string())?;
             let header = TaskReport {
                 bytes_read,
@@ -305,6 +314,16 @@ fn header(worker: &Worker, task: &Task) -> TaskReport {
         outcome: Outcome::Done.into(),
         ..TaskReport::default()
     }
+}
+
+/// Evidence that is gone or changed ends the job; an outage is tried again.
+fn gone(worker: &Worker, task: &Task, e: SourceError) -> Result<Report, String> {
+    if !e.is_fatal() || matches!(e, SourceError::Denied { .. }) {
+        return Err(e.to_string());
+    }
+    let mut report = failed(worker, task, e.to_string());
+    report.header.fatal = true;
+    Ok(report)
 }
 
 fn failed(worker: &Worker, task: &Task, why: String) -> Report {

@@ -2,7 +2,7 @@
 //! image.
 
 use crate::run::RunMap;
-use crate::source::ByteSource;
+use crate::source::{ByteSource, SourceError};
 use crate::translate::{PhysError, PhysRead};
 use crate::{FileOffset, ImageOffset, PhysAddr};
 use std::collections::{BTreeMap, VecDeque};
@@ -30,6 +30,8 @@ pub struct CachedPhys {
     runtime: Handle,
     capacity: usize,
     blocks: Mutex<Blocks>,
+    /// The first failure that is not the evidence's own.
+    trouble: Mutex<Option<SourceError>>,
 }
 
 impl CachedPhys {
@@ -42,12 +44,22 @@ impl CachedPhys {
             runtime: Handle::current(),
             capacity,
             blocks: Mutex::default(),
+            trouble: Mutex::default(),
         }
     }
 
     /// The runs of the capture.
     pub fn runs(&self) -> &RunMap {
         &self.runs
+    }
+
+    /// The first outage, or sign that the evidence is gone, that a reader met. Whoever builds on
+    /// what was read must ask: readers only see that memory was unreadable.
+    pub fn take_trouble(&self) -> Option<SourceError> {
+        self.trouble
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     /// Bytes read from the source so far.
@@ -74,7 +86,14 @@ impl CachedPhys {
         let data = self
             .runtime
             .block_on(self.source.read_vec(FileOffset(at), len))
-            .map_err(|e| e.to_string())?;
+            .map_err(|e| {
+                let text = e.to_string();
+                if !e.is_content() {
+                    let mut t = self.trouble.lock().unwrap_or_else(PoisonError::into_inner);
+                    t.get_or_insert(e);
+                }
+                text
+            })?;
         let data = Arc::new(data);
         let mut b = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
         b.read += len as u64;
