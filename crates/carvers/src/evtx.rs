@@ -95,18 +95,6 @@ impl Carver for EvtxChunk {
         }
         let chunk = &data[at..data.len().min(at + CHUNK)];
         let Some(health) = check(chunk) else { return };
-        hit.follow(at, |_| {
-            let partial = match health {
-                Health::Sound => None,
-                Health::Damaged(why) => Some(why.to_owned()),
-            };
-            Some(Extent {
-                kind: "evtx_chunk",
-                len: chunk.len(),
-                partial,
-                ..Extent::default()
-            })
-        });
         if (hit.stop)() {
             let from = hit.source.base + at as u64;
             hit.partial
@@ -123,16 +111,29 @@ impl Carver for EvtxChunk {
                 records(bytes, at, hit)
             })
         }));
-        if !matches!(read, Ok(Some(()))) {
-            let from = hit.source.base + at as u64;
-            let why = "the records could not be read".to_owned();
-            hit.partial.push((hit.carver, from, CHUNK as u64, why));
-        }
+        // Torn content was looked at in full: it is a fact on the artifact, no gap in the scan.
+        let torn = match read {
+            Ok(Some(why)) => why,
+            _ => Some("the records could not be read".to_owned()),
+        };
+        hit.follow(at, |_| {
+            let partial = match health {
+                Health::Sound => torn,
+                Health::Damaged(why) => Some(why.to_owned()),
+            };
+            Some(Extent {
+                kind: "evtx_chunk",
+                len: chunk.len(),
+                partial,
+                ..Extent::default()
+            })
+        });
     }
 }
 
-/// Reports the records of a chunk that begin in the core; `None` when nothing could be read.
-fn records(bytes: Vec<u8>, at: usize, hit: &mut Hit<'_, '_>) -> Option<()> {
+/// Reports the records of a chunk that begin in the core; `None` when nothing could be read, else
+/// why not every record could.
+fn records(bytes: Vec<u8>, at: usize, hit: &mut Hit<'_, '_>) -> Option<Option<String>> {
     let settings = Arc::new(ParserSettings::new());
     let mut data = EvtxChunkData::new(bytes, false).ok()?;
     let mut chunk = data.parse(settings).ok()?;
@@ -155,12 +156,7 @@ fn records(bytes: Vec<u8>, at: usize, hit: &mut Hit<'_, '_>) -> Option<()> {
             Err(e) => drop(failed.get_or_insert_with(|| words(&e))),
         }
     }
-    if let Some(why) = failed.filter(|_| hit.owns(at)) {
-        let from = hit.source.base + at as u64;
-        let why = format!("not every record could be read: {why}");
-        hit.partial.push((hit.carver, from, CHUNK as u64, why));
-    }
-    Some(())
+    Some(failed.map(|why| format!("not every record could be read: {why}")))
 }
 
 /// An error and what it came from, on one line.
