@@ -197,6 +197,16 @@ impl Cluster {
         wait_for(&format!("{what} answers"), Duration::from_secs(60), || {
             http_get(http, "/livez").filter(|(s, _)| *s == 200)
         });
+        let port = match what {
+            "coordinator" => Some(self.coordinator_port),
+            "aggregator" => Some(self.aggregator_port),
+            _ => None,
+        };
+        if let Some(port) = port {
+            wait_for(&format!("{what} listens"), Duration::from_secs(60), || {
+                TcpStream::connect(("127.0.0.1", port)).ok()
+            });
+        }
         Service { process, http }
     }
 

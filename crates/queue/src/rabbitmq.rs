@@ -271,7 +271,21 @@ impl Queue for RabbitQueue {
     }
 
     async fn check(&self) -> Result<(), QueueError> {
-        self.link().await.map(|_| ())
+        let link = self.link().await?;
+        // A link that looks alive may have lost its broker: ask something.
+        let options = QueueDeclareOptions {
+            passive: true,
+            ..Default::default()
+        };
+        let name = ShortString::from(self.config.queue(Lane::Dead));
+        let asked = link
+            .publisher
+            .queue_declare(name, options, FieldTable::default());
+        let answer = bounded(&self.config, "asking for a queue", asked).await;
+        if answer.is_err() {
+            self.drop_link(&link).await;
+        }
+        answer.map(|_| ())
     }
 }
 

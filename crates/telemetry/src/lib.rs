@@ -73,6 +73,7 @@ pub fn init(service: &str, format: LogFormat, quiet: bool) -> Result<Telemetry, 
     let filter = EnvFilter::try_from_env("RAMSIFT_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let log = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .with_target(false);
     layers.push(match format {
         LogFormat::Text => log.with_filter(filter).boxed(),

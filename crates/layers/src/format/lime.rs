@@ -129,7 +129,6 @@ impl ImageFormat for Lime {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::source::RamSource;
     use crate::{ImageOffset, PhysAddr};
 
