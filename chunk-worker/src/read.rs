@@ -99,7 +99,7 @@ pub(crate) async fn read_range(
     buf.resize(len, 0);
     let mut bad = Vec::new();
     // Halves wait here, lower first.
-    let mut todo = vec![0..len];
+    let mut todo: Vec<Range<usize>> = std::iter::once(0..len).collect();
     while let Some(r) = todo.pop() {
         let at = FileOffset(file.start + r.start as u64);
         match source.read_at(at, &mut buf[r.clone()]).await {
@@ -146,10 +146,10 @@ impl Slab {
         source: &dyn ByteSource,
         w: &ChunkWindow,
     ) -> Result<Cow<'_, [u8]>, SourceError> {
-        if let [p] = w.pieces.as_slice() {
-            if let Some(b) = self.slice(p.file..p.file + p.len) {
-                return Ok(Cow::Borrowed(b));
-            }
+        if let [p] = w.pieces.as_slice()
+            && let Some(b) = self.slice(p.file..p.file + p.len)
+        {
+            return Ok(Cow::Borrowed(b));
         }
         let len = usize::try_from(w.span.end - w.span.start).unwrap_or(usize::MAX);
         let mut out = Vec::with_capacity(len);

@@ -230,10 +230,10 @@ impl Coordinator {
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
         lost.cancel();
-        if let Some(k) = keeper {
-            if let Err(e) = k.await {
-                tracing::warn!(error = %e, "lease keeper ended badly");
-            }
+        if let Some(k) = keeper
+            && let Err(e) = k.await
+        {
+            tracing::warn!(error = %e, "lease keeper ended badly");
         }
         done
     }
@@ -515,10 +515,9 @@ impl Reign {
             .settled(name)
             .await
             .is_ok_and(|n| n < known.len() as u64)
+            && let Err(e) = deps.ledger.settle(name, &known).await
         {
-            if let Err(e) = deps.ledger.settle(name, &known).await {
-                tracing::debug!(error = %e, "ledger not told");
-            }
+            tracing::debug!(error = %e, "ledger not told");
         }
     }
 

@@ -131,10 +131,11 @@ impl RabbitQueue {
 
     async fn link(&self) -> Result<Arc<Link>, QueueError> {
         let mut slot = self.link.lock().await;
-        if let Some(l) = slot.as_ref() {
-            if l.connection.status().connected() && l.publisher.status().connected() {
-                return Ok(l.clone());
-            }
+        if let Some(l) = slot.as_ref()
+            && l.connection.status().connected()
+            && l.publisher.status().connected()
+        {
+            return Ok(l.clone());
         }
         *slot = None;
         let c = &self.config;

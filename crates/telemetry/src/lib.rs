@@ -66,9 +66,9 @@ pub fn init(service: &str, format: LogFormat, quiet: bool) -> Result<Telemetry, 
     };
     let mut layers: Vec<Box<dyn Layer<Registry> + Send + Sync>> = Vec::new();
     let default = if quiet {
-        "warn"
+        "warn,evtx=off"
     } else {
-        "info,hyper=warn,lapin=warn,aws_config=warn"
+        "info,hyper=warn,lapin=warn,aws_config=warn,evtx=off"
     };
     let filter = EnvFilter::try_from_env("RAMSIFT_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let log = tracing_subscriber::fmt::layer()

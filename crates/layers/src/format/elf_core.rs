@@ -138,12 +138,12 @@ fn dtbs_of(notes: &[u8], out: &mut Vec<u64>) {
         let Some(desc) = notes.get(desc_at..desc_at.saturating_add(desc_len)) else {
             break;
         };
-        if name.starts_with(b"QEMU") {
-            if let Some(cr3) = u64_at(desc, QEMU_CR3) {
-                let dtb = cr3 & 0x000f_ffff_ffff_f000;
-                if dtb != 0 && !out.contains(&dtb) {
-                    out.push(dtb);
-                }
+        if name.starts_with(b"QEMU")
+            && let Some(cr3) = u64_at(desc, QEMU_CR3)
+        {
+            let dtb = cr3 & 0x000f_ffff_ffff_f000;
+            if dtb != 0 && !out.contains(&dtb) {
+                out.push(dtb);
             }
         }
         at = desc_at + desc_len.next_multiple_of(4);
