@@ -341,7 +341,7 @@ fn results_exports_and_artifacts() {
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("a.mem");
     let line = b"\n2026-01-02T03:04:05Z app started by tester\n";
-    let zip = include_bytes!("../fixtures/hello.zip");
+    let zip = include_bytes!("../../fixtures/hello.zip");
     let bytes = image(
         2 << 20,
         &[

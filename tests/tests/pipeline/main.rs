@@ -1,0 +1,8 @@
+//! The pipeline against real servers. One binary: everything heavy is linked once.
+
+mod conformance;
+mod distributed;
+mod embedded;
+mod helm;
+mod telemetry;
+mod yara_oracle;
