@@ -116,10 +116,22 @@ pub struct Rabbit {
 }
 
 impl Rabbit {
-    /// Starts a node and waits until it takes messages.
+    /// Starts a node and waits until it takes messages. A port that was free may be taken by the
+    /// time the node wants it: then another node is tried.
     pub fn start() -> Self {
+        for _ in 0..3 {
+            let mut r = Self::prepare();
+            if r.launch(Duration::from_secs(60)) {
+                return r;
+            }
+            eprintln!("a RabbitMQ node did not come up; trying another");
+        }
+        panic!("RabbitMQ does not come up: see its log with RABBITMQ_LOG_BASE, or run tests/run");
+    }
+
+    fn prepare() -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let mut r = Self {
+        let r = Self {
             process: None,
             dir,
             port: free_port(),
@@ -137,15 +149,23 @@ impl Rabbit {
         )
         .expect("write");
         std::fs::write(d.join("plugins"), "[].").expect("write");
-        r.up();
         r
     }
 
-    /// Starts the node (again) on the data it has.
+    /// Starts the node again on the data it has.
     pub fn up(&mut self) {
+        assert!(
+            self.launch(Duration::from_secs(120)),
+            "RabbitMQ does not come up again"
+        );
+    }
+
+    /// Starts the node; whether it takes messages within `limit`.
+    fn launch(&mut self, limit: Duration) -> bool {
         let d = self.dir.path();
         let mut c = Command::new(program(&["/usr/lib/rabbitmq/bin/rabbitmq-server"]));
         c.env("HOME", d)
+            .env("ERL_CRASH_DUMP", "/dev/null")
             .env("RABBITMQ_NODENAME", format!("t{}@localhost", self.port))
             .env("RABBITMQ_DIST_PORT", self.dist.to_string())
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
@@ -168,9 +188,14 @@ impl Rabbit {
             &d.join("out.log"),
         ));
         let queue = self.queue("ready");
-        wait_for("RabbitMQ takes messages", Duration::from_secs(120), || {
-            (listens(self.port) && block_on(queue.check()).is_ok()).then_some(())
-        });
+        let started = std::time::Instant::now();
+        while started.elapsed() < limit {
+            if listens(self.port) && block_on(queue.check()).is_ok() {
+                return true;
+            }
+            std::thread::park_timeout(Duration::from_millis(50));
+        }
+        false
     }
 
     /// Takes the whole node down at once.

@@ -179,6 +179,40 @@ impl RabbitQueue {
         }
     }
 
+    async fn subscribe(
+        &self,
+        link: &Arc<Link>,
+        lane: Lane,
+        prefetch: u16,
+    ) -> Result<Box<dyn Consumer>, QueueError> {
+        let c = &self.config;
+        let channel = bounded(c, "opening a channel", link.connection.create_channel()).await?;
+        bounded(
+            c,
+            "setting prefetch",
+            channel.basic_qos(prefetch, BasicQosOptions::default()),
+        )
+        .await?;
+        let queue = ShortString::from(c.queue(lane));
+        let inner = bounded(
+            c,
+            "subscribing",
+            channel.basic_consume(
+                queue,
+                "".into(),
+                BasicConsumeOptions::default(),
+                FieldTable::default(),
+            ),
+        )
+        .await?;
+        Ok(Box::new(RabbitConsumer {
+            config: c.clone(),
+            inner,
+            channel,
+            _link: link.clone(),
+        }))
+    }
+
     async fn publish_on(&self, link: &Link, lane: Lane, m: &Message) -> Result<(), QueueError> {
         let mut headers = FieldTable::default();
         for (k, v) in &m.headers {
@@ -243,32 +277,12 @@ impl Queue for RabbitQueue {
 
     async fn consume(&self, lane: Lane, prefetch: u16) -> Result<Box<dyn Consumer>, QueueError> {
         let link = self.link().await?;
-        let c = &self.config;
-        let channel = bounded(c, "opening a channel", link.connection.create_channel()).await?;
-        bounded(
-            c,
-            "setting prefetch",
-            channel.basic_qos(prefetch, BasicQosOptions::default()),
-        )
-        .await?;
-        let queue = ShortString::from(c.queue(lane));
-        let inner = bounded(
-            c,
-            "subscribing",
-            channel.basic_consume(
-                queue,
-                "".into(),
-                BasicConsumeOptions::default(),
-                FieldTable::default(),
-            ),
-        )
-        .await?;
-        Ok(Box::new(RabbitConsumer {
-            config: c.clone(),
-            inner,
-            channel,
-            _link: link,
-        }))
+        let subscribed = self.subscribe(&link, lane, prefetch).await;
+        if subscribed.is_err() {
+            // It may look alive although its broker is gone.
+            self.drop_link(&link).await;
+        }
+        subscribed
     }
 
     async fn check(&self) -> Result<(), QueueError> {

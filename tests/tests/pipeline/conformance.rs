@@ -81,24 +81,14 @@ async fn queue_in_process() {
 }
 
 #[test]
-fn queue_on_rabbitmq_and_through_its_restart() {
+fn queue_on_rabbitmq() {
     let mut r = Rabbit::start();
     let q = r.queue("suite");
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     runtime.block_on(queue_suite(&q));
-    // What was confirmed is there after a power cut; a lost link is made anew.
-    runtime
-        .block_on(q.publish(Lane::Views, message("durable")))
-        .expect("stored");
+    // A broker that is gone is noticed; what a cluster makes of its return: see `distributed`.
     r.down();
     assert!(runtime.block_on(q.check()).is_err());
-    r.up();
-    runtime.block_on(async {
-        let mut c = q.consume(Lane::Views, 1).await.expect("subscribed again");
-        let d = next(&mut c).await;
-        assert_eq!(d.message.body, "durable");
-        d.ack().await.expect("answered");
-    });
 }
 
 async fn object_suite(o: &dyn Objects) {
