@@ -1,16 +1,19 @@
 //! Group commit: many reports, a few objects.
 
-use arrow::array::RecordBatch;
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::UInt64Type;
 use async_trait::async_trait;
 use ramsift_proto::v1::{CommitRecord, SegmentPart, SegmentRef, TaskReport};
 use ramsift_store::job::{now_micros, to_json};
-use ramsift_store::tables::{schema, write_segment};
+use ramsift_store::tables::{place_columns, schema, write_segment};
 use ramsift_store::{Ack, Keys, Ledger, Objects, Report, ReportError, Reporter, StoreError};
 use ramsift_telemetry::{Carrier, Histogram, global};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -21,7 +24,8 @@ pub struct CommitLimits {
     pub bytes: usize,
     /// Age of the oldest report.
     pub age: Duration,
-    /// Bytes of rows of all jobs that wait at a time; more are refused for now.
+    /// Bytes of rows of all jobs that are in memory at a time, from the first part of a report that
+    /// arrives to the end of its commit; more are refused for now.
     pub total: usize,
 }
 
@@ -35,6 +39,33 @@ impl Default for CommitLimits {
     }
 }
 
+/// Bytes of rows in memory, counted until this is dropped.
+#[derive(Debug)]
+pub struct Held {
+    bytes: usize,
+    all: Arc<AtomicUsize>,
+}
+
+impl Held {
+    /// Counts `more` bytes; an error when that would be too many, unless nothing else is held.
+    pub fn grow(&mut self, more: usize, total: usize) -> Result<(), String> {
+        let before = self.all.fetch_add(more, Ordering::Relaxed);
+        self.bytes += more;
+        // A report that is larger than the limit must get through alone.
+        let others = (before + more).saturating_sub(self.bytes);
+        if before + more > total && others > 0 {
+            return Err("too many reports wait for their commit; try again".into());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.all.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 type Waiter = oneshot::Sender<Result<Ack, String>>;
 
 #[derive(Debug, Default)]
@@ -43,6 +74,7 @@ struct Group {
     tables: BTreeMap<String, Vec<(SegmentPart, RecordBatch)>>,
     traces: Vec<Carrier>,
     waiters: Vec<Waiter>,
+    held: Vec<Held>,
     bytes: usize,
     /// Tells a group from those that took its place.
     number: u64,
@@ -54,7 +86,9 @@ struct Inner {
     ledger: Arc<dyn Ledger>,
     limits: CommitLimits,
     groups: Mutex<BTreeMap<String, Group>>,
-    numbers: std::sync::atomic::AtomicU64,
+    numbers: AtomicU64,
+    /// Bytes of rows in memory.
+    held: Arc<AtomicUsize>,
     commit_seconds: Histogram<f64>,
     /// No more reports are taken.
     stop: CancellationToken,
@@ -78,7 +112,8 @@ impl Aggregator {
             ledger,
             limits,
             groups: Mutex::default(),
-            numbers: Default::default(),
+            numbers: AtomicU64::default(),
+            held: Arc::default(),
             commit_seconds,
             stop: CancellationToken::new(),
         };
@@ -112,8 +147,28 @@ impl Aggregator {
         }
     }
 
+    /// An account for the rows of a report that is about to arrive.
+    pub fn account(&self) -> Held {
+        Held {
+            bytes: 0,
+            all: self.inner.held.clone(),
+        }
+    }
+
+    /// Bytes of rows that may be in memory.
+    pub fn memory(&self) -> usize {
+        self.inner.limits.total
+    }
+
     /// Takes a report; returns when it is durable.
     pub async fn take(&self, report: Report) -> Result<Ack, String> {
+        let mut held = self.account();
+        held.grow(report.bytes(), self.inner.limits.total)?;
+        self.take_held(report, held).await
+    }
+
+    /// Takes a report whose rows are counted already.
+    pub async fn take_held(&self, report: Report, held: Held) -> Result<Ack, String> {
         if self.inner.stop.is_cancelled() {
             return Err("this aggregator is stopping".into());
         }
@@ -121,8 +176,9 @@ impl Aggregator {
         if let Some(why) = self.sealed(&job).await.map_err(|e| e.to_string())? {
             return Ok(Ack::Refused(why));
         }
+        self.all_there(&report.header).await?;
         let (tx, rx) = oneshot::channel();
-        let full = self.join(&job, report, tx)?;
+        let full = self.join(&job, report, held, tx);
         if let Some(group) = full {
             self.spawn_commit(job, group);
         }
@@ -130,24 +186,41 @@ impl Aggregator {
             .unwrap_or_else(|_| Err("the commit was abandoned".into()))
     }
 
+    /// Checks that everything a report refers to is stored whole.
+    async fn all_there(&self, header: &TaskReport) -> Result<(), String> {
+        let objects = header.objects.iter().map(|o| (o.key.clone(), o.bytes));
+        let segments = header.segments.iter().map(|s| (s.key.clone(), s.bytes));
+        let mut checks = JoinSet::new();
+        let mut all = objects.chain(segments);
+        loop {
+            // A few at a time: a report can name hundreds.
+            if checks.len() < CHECKS
+                && let Some((key, bytes)) = all.next()
+            {
+                checks.spawn(is_there(self.inner.objects.clone(), key, bytes));
+                continue;
+            }
+            match checks.join_next().await {
+                Some(done) => done.map_err(|e| e.to_string())??,
+                None => return Ok(()),
+            }
+        }
+    }
+
     /// Adds a report to its job's group. Returns the group when it is full.
-    fn join(&self, job: &str, report: Report, waiter: Waiter) -> Result<Option<Group>, String> {
+    fn join(&self, job: &str, report: Report, held: Held, waiter: Waiter) -> Option<Group> {
         let bytes = report.bytes();
         let mut groups = self
             .inner
             .groups
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let waiting: usize = groups.values().map(|g| g.bytes).sum();
-        if waiting + bytes > self.inner.limits.total && waiting > 0 {
-            return Err("too many reports wait for their commit; try again".into());
-        }
         let group = groups.entry(job.to_owned()).or_default();
         if group.reports.is_empty() {
             group.number = self
                 .inner
                 .numbers
-                .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                .fetch_add(1, Ordering::Relaxed);
             self.spawn_timer(job.to_owned(), group.number);
         }
         if group
@@ -157,9 +230,10 @@ impl Aggregator {
         {
             // Sent again by a worker that lost its answer: it waits for the same commit.
             group.waiters.push(waiter);
-            return Ok(None);
+            return None;
         }
         group.bytes += bytes;
+        group.held.push(held);
         let (task, attempt) = (report.header.task.clone(), report.header.attempt.clone());
         group.reports.push(report.header);
         group.traces.push(report.trace);
@@ -173,11 +247,11 @@ impl Aggregator {
             };
             group.tables.entry(table).or_default().push((part, b));
         }
-        Ok(if group.bytes >= self.inner.limits.bytes {
+        if group.bytes >= self.inner.limits.bytes {
             groups.remove(job)
         } else {
             None
-        })
+        }
     }
 
     fn spawn_timer(&self, job: String, number: u64) {
@@ -215,10 +289,12 @@ impl Aggregator {
             async move {
                 let started = Instant::now();
                 let waiters = std::mem::take(&mut group.waiters);
+                let held = std::mem::take(&mut group.held);
                 let done = this.commit(&job, group).await;
                 this.inner
                     .commit_seconds
                     .record(started.elapsed().as_secs_f64(), &[]);
+                drop(held);
                 if let Err(e) = &done {
                     tracing::error!(error = %e, "commit failed");
                 }
@@ -242,11 +318,11 @@ impl Aggregator {
         let mut segments = Vec::new();
         for (table, parts) in group.tables {
             let key = keys.segment(&id, &table);
-            let (parts, batches): (Vec<_>, Vec<_>) = parts.into_iter().unzip();
+            let (parts, batches): (Vec<_>, Vec<_>) = by_place(&table, parts).into_iter().unzip();
             let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
             let encode = tokio::task::spawn_blocking(move || {
                 let schema = schema(&table).ok_or_else(|| format!("no table {table}"))?;
-                let data = write_segment(schema, &batches).map_err(|e| e.to_string())?;
+                let data = write_segment(&table, schema, &batches).map_err(|e| e.to_string())?;
                 let hash = blake3::hash(&data).to_hex().to_string();
                 Ok::<_, String>((table, data, hash))
             });
@@ -307,6 +383,37 @@ impl Aggregator {
             .unwrap_or_else(PoisonError::into_inner)
             .is_empty()
     }
+}
+
+/// Objects of a report looked up at a time.
+const CHECKS: usize = 16;
+
+/// Whether an object is stored whole.
+async fn is_there(objects: Arc<dyn Objects>, key: String, bytes: u64) -> Result<(), String> {
+    match objects.head(&key).await {
+        Ok(m) if m.size == bytes => Ok(()),
+        Ok(m) => Err(format!(
+            "{key} has {} bytes and should have {bytes}: the task must be done again",
+            m.size
+        )),
+        Err(e) => Err(e.to_string()),
+    }
+}
+
+/// Parts of a table that is sorted by place in the order in which they begin, so that those of
+/// neighbouring chunks share a row group.
+fn by_place(
+    table: &str,
+    mut parts: Vec<(SegmentPart, RecordBatch)>,
+) -> Vec<(SegmentPart, RecordBatch)> {
+    if let Some(c) = place_columns(table) {
+        parts.sort_by_cached_key(|(_, b)| {
+            b.column_by_name(c.start)
+                .and_then(|a| a.as_primitive_opt::<UInt64Type>())
+                .and_then(|a| a.values().first().copied())
+        });
+    }
+    parts
 }
 
 #[async_trait]

@@ -12,6 +12,6 @@ mod commit;
 mod finalise;
 mod server;
 
-pub use commit::{Aggregator, CommitLimits};
+pub use commit::{Aggregator, CommitLimits, Held};
 pub use finalise::{FinaliseError, FinaliseInfo, finalise};
 pub use server::serve;

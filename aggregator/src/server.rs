@@ -44,8 +44,12 @@ impl Service for Server {
         let trace = carrier(&request);
         let mut parts = request.into_inner();
         let mut assembler = Assembler::default();
+        let mut held = self.aggregator.account();
         while let Some(part) = parts.next().await {
+            let before = assembler.bytes();
             assembler.push(part?).map_err(Status::invalid_argument)?;
+            held.grow(assembler.bytes() - before, self.aggregator.memory())
+                .map_err(Status::resource_exhausted)?;
             if assembler.bytes() > MAX_REPORT {
                 return Err(Status::resource_exhausted("the report is too large"));
             }
@@ -54,7 +58,7 @@ impl Service for Server {
         report.trace = trace;
         let ack = match self
             .aggregator
-            .take(report)
+            .take_held(report, held)
             .await
             .map_err(Status::unavailable)?
         {

@@ -34,9 +34,15 @@ pub(crate) struct Meta {
 struct Pending {
     meta: Meta,
     sha256: [u8; 32],
-    md5: [u8; 16],
+    md5: Option<[u8; 16]>,
     offset: usize,
     len: usize,
+}
+
+/// Kinds of artifacts that are files: those are what lists of hashes, file-oriented rules and the
+/// virus scanner know.
+pub(crate) fn is_file(kind: &str) -> bool {
+    !matches!(kind, "text" | "text_utf16le" | "evtx_chunk")
 }
 
 /// Writes artifacts and their rows.
@@ -70,7 +76,8 @@ impl PackWriter {
     /// Stores an artifact; returns the SHA-256 of its content, hex.
     pub(crate) fn add(&mut self, meta: Meta, data: &[u8]) -> Result<String, ObjectError> {
         let sha256: [u8; 32] = Sha256::digest(data).into();
-        let md5: [u8; 16] = Md5::digest(data).into();
+        // Lists of known files are what MD5 is still good for; text regions are in none.
+        let md5 = is_file(meta.kind).then(|| Md5::digest(data).into());
         let hex_sha = hex::encode(sha256);
         if data.len() >= LARGE {
             let key = artifact_key(&hex_sha);
@@ -137,7 +144,7 @@ fn push_row(rows: &mut ArtifactsBuilder, p: &Pending, key: &str) {
     rows.push(&ArtifactRow {
         id: p.meta.id,
         sha256: &hex::encode(p.sha256),
-        md5: &hex::encode(p.md5),
+        md5: p.md5.map(hex::encode).as_deref(),
         detector: p.meta.detector,
         kind: p.meta.kind,
         name: p.meta.name.as_deref(),

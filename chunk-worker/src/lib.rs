@@ -12,6 +12,7 @@
 mod artifacts;
 mod context;
 mod coverage;
+mod gate;
 mod metrics;
 mod read;
 mod scan;
@@ -27,7 +28,7 @@ use ramsift_layers::source::Sources;
 use ramsift_queue::{Lane, Queue, QueueError};
 use ramsift_store::{Ledger, Objects, Reporter};
 use ramsift_telemetry::Readiness;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -101,6 +102,9 @@ pub(crate) struct Worker {
     pub(crate) slots: Semaphore,
     pub(crate) buffers: read::BufferPool,
     pub(crate) metrics: Metrics,
+    pub(crate) gate: gate::Gate,
+    /// Why the only clamd there is was given up.
+    pub(crate) clamd_gone: Arc<OnceLock<String>>,
     pub(crate) stop: CancellationToken,
     /// Set when the grace period is over: what still waits gives up.
     pub(crate) abandon: CancellationToken,
@@ -113,9 +117,11 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
     let worker = Arc::new(Worker {
         jobs: JobCache::new(&config, &deps),
         slots: Semaphore::new(slots),
-        // One chunk being scanned and one read ahead per slot.
-        buffers: read::BufferPool::new(slots * 2),
+        // One chunk being scanned per slot, and for every two slots one read ahead.
+        buffers: read::BufferPool::new(slots + slots.div_ceil(2)),
         metrics: Metrics::new(),
+        gate: gate::Gate::new(),
+        clamd_gone: Arc::default(),
         stop: stop.clone(),
         abandon: abandon.clone(),
         config,
@@ -174,23 +180,67 @@ async fn consume(
     consumer: &mut dyn ramsift_queue::Consumer,
     running: &mut JoinSet<()>,
 ) -> Option<QueueError> {
+    let done = if lane == Lane::Suspects {
+        suspects(worker, consumer).await
+    } else {
+        chunks(worker, lane, consumer, running).await
+    };
+    done.err()
+}
+
+/// Many tasks side by side, while the gate is open.
+async fn chunks(
+    worker: &Arc<Worker>,
+    lane: Lane,
+    consumer: &mut dyn ramsift_queue::Consumer,
+    running: &mut JoinSet<()>,
+) -> Result<(), QueueError> {
     loop {
         while running.try_join_next().is_some() {}
-        let next = tokio::select! {
+        let delivery = tokio::select! {
             biased;
-            () = worker.stop.cancelled() => return None,
-            d = consumer.next() => d,
-        };
-        match next {
-            Ok(delivery) => {
-                let task = task::handle(worker.clone(), lane, delivery);
-                if lane == Lane::Suspects {
-                    task.await;
-                } else {
-                    running.spawn(task);
+            // What the broker sent ahead goes back at once, not when the last task has ended.
+            () = worker.stop.cancelled() => return consumer.pause().await,
+            () = worker.gate.closed() => {
+                consumer.pause().await?;
+                tokio::select! {
+                    () = worker.gate.open() => {}
+                    () = worker.stop.cancelled() => return Ok(()),
                 }
+                consumer.resume().await?;
+                continue;
             }
-            Err(e) => return Some(e),
-        }
+            d = consumer.next() => d?,
+        };
+        let worker = worker.clone();
+        running.spawn(async move {
+            let Some(_pass) = worker.gate.enter() else {
+                if let Err(e) = delivery.put_back().await {
+                    tracing::warn!(error = %e, "answer did not reach the queue");
+                }
+                return;
+            };
+            task::handle(worker.clone(), lane, delivery).await;
+        });
+    }
+}
+
+/// One task at a time, and nothing beside it.
+async fn suspects(
+    worker: &Arc<Worker>,
+    consumer: &mut dyn ramsift_queue::Consumer,
+) -> Result<(), QueueError> {
+    loop {
+        let next = async {
+            worker.gate.in_reach().await;
+            consumer.next().await
+        };
+        let delivery = tokio::select! {
+            biased;
+            () = worker.stop.cancelled() => return consumer.pause().await,
+            d = next => d?,
+        };
+        let _alone = worker.gate.alone().await;
+        task::handle(worker.clone(), Lane::Suspects, delivery).await;
     }
 }

@@ -4,7 +4,7 @@ use crate::Worker;
 use crate::context::JobContext;
 use crate::coverage::CoreCoverage;
 use crate::read::Slab;
-use crate::sink::{Collected, Rows};
+use crate::sink::{Av, Collected, Rows};
 use ramsift_carvers::api::{MoreError, ReadMore, Window};
 use ramsift_engines::yara::{ChunkMatches, ChunkScanner, ScanLimits, Unfinished, UnfinishedReason};
 use ramsift_layers::chunk::ChunkWindow;
@@ -124,11 +124,16 @@ pub(crate) fn scan(
     let mut rows = Rows::new(
         ctx,
         worker.deps.objects.clone(),
-        if ctx.plan.spec.clamav {
-            worker.deps.clamd.clone()
-        } else {
-            None
-        },
+        worker
+            .deps
+            .clamd
+            .clone()
+            .filter(|_| ctx.plan.spec.clamav)
+            .map(|clamd| Av {
+                clamd,
+                alone: worker.config.fatal_outage,
+                gone: worker.clamd_gone.clone(),
+            }),
         attempt,
         ctx.rules.is_some().then(|| limits(worker)),
     );

@@ -1,33 +1,35 @@
 //! From what carvers and engines find to rows of tables.
 
-use crate::artifacts::{Meta, PackWriter};
+use crate::artifacts::{Meta, PackWriter, is_file};
 use crate::context::JobContext;
 use arrow::array::RecordBatch;
 use ramsift_carvers::api::{Anchor, Artifact, Event, Field, Finding, Sink};
 use ramsift_engines::clamav::{AvVerdict, Clamd};
 use ramsift_engines::yara::{FileScanner, RuleInfo, ScanLimits};
-use ramsift_layers::Severity;
+use ramsift_layers::{ImageOffset, Severity};
 use ramsift_proto::v1::{ObjectRef, SegmentRef};
 use ramsift_store::Objects;
 use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
     AnchorsBuilder, CoverageBuilder, CoverageRow, EventRow, EventsBuilder, FindingRow,
-    FindingsBuilder, MatchesBuilder, detector_key, name, row_id, schema, write_segment,
+    FindingsBuilder, MatchesBuilder, SegmentError, detector_key, in_order, name, place_columns,
+    row_id, schema, sort_batch, write_segment,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 /// Rows of one table are closed as a batch at this size.
-const BATCH: usize = 8 << 20;
+const BATCH: usize = 4 << 20;
+/// The same between two checkpoints, where a batch may cut across the order of rows.
+const BURST: usize = 4 * BATCH;
 /// Batches are written as segments by the worker itself when they reach this size together.
-const REPORT: usize = 32 << 20;
-
-/// Kinds of artifacts that file-oriented rules and the virus scanner look at.
-fn is_file(kind: &str) -> bool {
-    !matches!(kind, "text" | "text_utf16le" | "evtx_chunk")
-}
+const HELD: usize = 48 << 20;
+/// Rows of one table that are worth a segment of their own. Less goes with the report, to share
+/// one with other chunks.
+const SEGMENT: usize = 4 << 20;
 
 /// Collects the rows of one task.
 pub(crate) struct Rows<'a> {
@@ -46,12 +48,69 @@ pub(crate) struct Rows<'a> {
     pub(crate) coverage: CoverageBuilder,
     packs: PackWriter,
     files: Option<FileScanner<'a>>,
-    clamd: Option<Clamd>,
-    batches: Vec<(String, RecordBatch)>,
-    batch_bytes: usize,
+    av: Option<Av>,
+    held: BTreeMap<&'static str, Held>,
     segments: Vec<SegmentRef>,
     /// The first failure of the store; the attempt counts for nothing then.
     pub(crate) error: Option<String>,
+}
+
+/// The virus scanner, and what to do when it goes away.
+#[derive(Clone, Debug)]
+pub(crate) struct Av {
+    pub(crate) clamd: Clamd,
+    /// Nobody else can do the task when clamd stays away: go on without it, and say so.
+    pub(crate) alone: bool,
+    /// Why clamd is given up.
+    pub(crate) gone: Arc<OnceLock<String>>,
+}
+
+/// How long a scan that has only this clamd waits for it to come back.
+const CLAMD_PATIENCE: Duration = Duration::from_secs(10);
+
+impl Av {
+    async fn scan(&self, data: &[u8]) -> AvVerdict {
+        let given_up = || {
+            let reason = self.gone.get()?.clone();
+            Some(AvVerdict::NotScanned { reason })
+        };
+        let until = Instant::now() + CLAMD_PATIENCE;
+        let mut wait = Duration::from_millis(250);
+        loop {
+            if let Some(v) = given_up() {
+                return v;
+            }
+            let reason = match self.clamd.scan(data).await {
+                AvVerdict::Error { reason } if self.alone => reason,
+                v => return v,
+            };
+            if Instant::now() >= until {
+                self.gone
+                    .get_or_init(|| format!("clamd stopped answering: {reason}"));
+                continue;
+            }
+            tokio::time::sleep(wait).await;
+            wait *= 2;
+        }
+    }
+}
+
+/// Closed batches of one table.
+#[derive(Default)]
+struct Held {
+    batches: Vec<RecordBatch>,
+    bytes: usize,
+}
+
+/// Batches of a table that is sorted by place in that order; others as they are.
+fn in_place_order(
+    table: &str,
+    batches: Vec<RecordBatch>,
+) -> Result<Vec<RecordBatch>, SegmentError> {
+    match place_columns(table) {
+        Some(c) => Ok(in_order(batches, c)?),
+        None => Ok(batches),
+    }
 }
 
 /// The rows of one task, ready to report.
@@ -79,7 +138,7 @@ impl<'a> Rows<'a> {
     pub(crate) fn new(
         ctx: &'a JobContext,
         objects: Arc<dyn Objects>,
-        clamd: Option<Clamd>,
+        av: Option<Av>,
         attempt: &str,
         limits: Option<ScanLimits>,
     ) -> Self {
@@ -108,9 +167,8 @@ impl<'a> Rows<'a> {
             coverage: CoverageBuilder::default(),
             packs,
             files,
-            clamd,
-            batches: Vec::new(),
-            batch_bytes: 0,
+            av,
+            held: BTreeMap::new(),
             segments: Vec::new(),
             error,
         }
@@ -143,66 +201,77 @@ impl<'a> Rows<'a> {
         self.error.get_or_insert_with(|| what.to_string());
     }
 
-    fn take(&mut self, table: &str, b: Result<Option<RecordBatch>, arrow::error::ArrowError>) {
-        match b {
+    fn take(
+        &mut self,
+        table: &'static str,
+        b: Result<Option<RecordBatch>, arrow::error::ArrowError>,
+    ) {
+        let sorted = b.and_then(|b| match (b, place_columns(table)) {
+            (Some(b), Some(c)) => sort_batch(b, c).map(Some),
+            (b, _) => Ok(b),
+        });
+        match sorted {
             Ok(Some(b)) => {
-                self.batch_bytes += batch_bytes(&b);
-                self.batches.push((table.to_owned(), b));
+                let bytes = batch_bytes(&b);
+                let held = self.held.entry(table).or_default();
+                held.bytes += bytes;
+                held.batches.push(b);
             }
             Ok(None) => {}
             Err(e) => self.fail(e),
         }
     }
 
-    /// Closes builders that are full, and writes segments when the batches are.
-    fn relieve(&mut self) {
-        if self.findings.bytes() > BATCH {
+    /// Closes builders of at least this size, and writes segments when the batches are many.
+    fn relieve(&mut self, size: usize) {
+        if self.findings.bytes() > size {
             let b = self.findings.finish();
             self.take(name::FINDINGS, b);
         }
-        if self.events.bytes() > BATCH {
+        if self.events.bytes() > size {
             let b = self.events.finish();
             self.take(name::EVENTS, b);
         }
-        if self.packs.rows.bytes() > BATCH {
+        if self.packs.rows.bytes() > size {
             let b = self.packs.rows.finish();
             self.take(name::ARTIFACTS, b);
         }
-        if self.matches.bytes() > BATCH {
+        if self.matches.bytes() > size {
             let b = self.matches.finish();
             self.take(name::MATCHES, b);
         }
-        if self.batch_bytes > REPORT {
+        if self.held.values().map(|h| h.bytes).sum::<usize>() > HELD {
             self.spill();
         }
     }
 
-    /// Writes all closed batches as segments of this attempt.
+    /// Writes the closed batches of large tables as segments of this attempt.
     fn spill(&mut self) {
-        let mut by_table: BTreeMap<String, Vec<RecordBatch>> = BTreeMap::new();
-        for (t, b) in self.batches.drain(..) {
-            by_table.entry(t).or_default().push(b);
-        }
-        self.batch_bytes = 0;
-        for (table, batches) in by_table {
-            let Some(schema) = schema(&table) else {
+        for (table, held) in &mut self.held {
+            if held.bytes < SEGMENT {
+                continue;
+            }
+            let batches = std::mem::take(held).batches;
+            let Some(schema) = schema(table) else {
                 continue;
             };
             let n = self.segments.len();
             let key = self
                 .ctx
                 .keys
-                .segment(&format!("{}-{n}", self.attempt), &table);
+                .segment(&format!("{}-{n}", self.attempt), table);
             let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
-            match write_segment(schema, &batches) {
+            let written = in_place_order(table, batches)
+                .and_then(|batches| write_segment(table, schema, &batches));
+            match written {
                 Ok(data) => {
                     let blake3 = blake3::hash(&data).to_hex().to_string();
                     let bytes = data.len() as u64;
                     if let Err(e) = self.runtime.block_on(self.objects.put(&key, data.into())) {
-                        self.fail(e);
+                        self.error.get_or_insert_with(|| e.to_string());
                     }
                     self.segments.push(SegmentRef {
-                        table,
+                        table: (*table).to_owned(),
                         key,
                         rows,
                         bytes,
@@ -210,7 +279,9 @@ impl<'a> Rows<'a> {
                         parts: Vec::new(),
                     });
                 }
-                Err(e) => self.fail(e),
+                Err(e) => {
+                    self.error.get_or_insert_with(|| e.to_string());
+                }
             }
         }
     }
@@ -231,13 +302,21 @@ impl<'a> Rows<'a> {
         for (table, b) in all {
             self.take(table, b);
         }
-        if self.batch_bytes > REPORT {
-            self.spill();
+        // What waits for its commit is held in memory: large tables are not.
+        self.spill();
+        let mut batches = Vec::new();
+        for (table, held) in self.held {
+            match in_place_order(table, held.batches) {
+                Ok(b) => batches.extend(b.into_iter().map(|b| (table.to_owned(), b))),
+                Err(e) => {
+                    self.error.get_or_insert_with(|| e.to_string());
+                }
+            }
         }
         match self.error {
             Some(e) => Err(e),
             None => Ok(Collected {
-                batches: self.batches,
+                batches,
                 segments: self.segments,
                 objects: self.packs.refs,
             }),
@@ -289,9 +368,9 @@ impl<'a> Rows<'a> {
                 });
             }
         }
-        if let Some(clamd) = self.clamd.clone() {
-            let verdict = self.runtime.block_on(clamd.scan(a.data));
-            self.av(a, &path, sha256, verdict, clamd.version().engine.clone());
+        if let Some(av) = self.av.clone() {
+            let verdict = self.runtime.block_on(av.scan(a.data));
+            self.av(a, &path, sha256, verdict, av.clamd.version().engine.clone());
         }
     }
 
@@ -409,7 +488,7 @@ impl Sink for Rows<'_> {
             artifact: None,
             rule: None,
         });
-        self.relieve();
+        self.relieve(BURST);
     }
 
     fn event(&mut self, e: &Event<'_>) {
@@ -435,7 +514,7 @@ impl Sink for Rows<'_> {
             length: e.len,
         });
         self.json = json;
-        self.relieve();
+        self.relieve(BURST);
     }
 
     fn artifact(&mut self, a: &Artifact<'_>) {
@@ -458,12 +537,16 @@ impl Sink for Rows<'_> {
             Ok(_) => {}
             Err(e) => self.fail(e),
         }
-        self.relieve();
+        self.relieve(BURST);
     }
 
     fn anchor(&mut self, a: &Anchor<'_>) {
         let pa = self.pa(a.offset.0);
         self.anchors.push(a.kind, a.offset.0, pa, a.data);
+    }
+
+    fn checkpoint(&mut self, _done: ImageOffset) {
+        self.relieve(BATCH);
     }
 }
 

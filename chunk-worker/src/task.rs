@@ -3,7 +3,7 @@
 use crate::context::{ContextError, JobContext};
 use crate::read::{self, Slab};
 use crate::scan::{self, ScanError, Scanned};
-use crate::{Worker, verdict};
+use crate::{Worker, gate, verdict};
 use prost::Message as _;
 use ramsift_layers::SourceError;
 use ramsift_proto::TaskId;
@@ -117,6 +117,9 @@ async fn attempt(worker: &Arc<Worker>, lane: Lane, task: &Task) -> End {
                 if over && worker.config.fatal_outage {
                     failed(worker, task, &attempt, why, true)
                 } else if over || worker.stop.is_cancelled() {
+                    if over {
+                        gate::await_reach(worker, &task.job, first_byte(task));
+                    }
                     return End::HandBack(why);
                 } else {
                     tracing::warn!(reason = %why, wait_ms = wait.as_millis(), "outage, waiting");
@@ -127,7 +130,19 @@ async fn attempt(worker: &Arc<Worker>, lane: Lane, task: &Task) -> End {
             }
         };
         worker.deps.readiness.ready("work");
-        return send(worker, &report, give_up_at).await;
+        let end = send(worker, &report, give_up_at).await;
+        if matches!(end, End::HandBack(_)) && !worker.stop.is_cancelled() {
+            gate::await_reach(worker, &task.job, first_byte(task));
+        }
+        return end;
+    }
+}
+
+/// Where a task begins to read.
+fn first_byte(task: &Task) -> u64 {
+    match &task.work {
+        Some(Work::Chunk(c)) => c.file_start,
+        _ => 0,
     }
 }
 

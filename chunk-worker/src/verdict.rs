@@ -13,7 +13,7 @@ use ramsift_proto::v1::RuleGap;
 use ramsift_store::VerdictPlan;
 use ramsift_store::job;
 use ramsift_store::tables::{
-    CoverageRow, FindingRow, MatchRow, detector_key, match_rows, read_segment, row_id,
+    CoverageRow, FindingRow, MatchRow, detector_key, match_rows, row_id, segment_batches,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::runtime::Handle;
@@ -39,7 +39,7 @@ pub(crate) fn decide(
         serde_json::from_value(group.clone()).map_err(|e| format!("verdict plan: {e}"))?;
     let needs: BTreeSet<u32> = group.needs.iter().chain(&group.rules).copied().collect();
     let found = if group.needs.is_empty() {
-        Vec::new()
+        Found::default()
     } else {
         matches(worker, &plan.segments, &needs)?
     };
@@ -50,9 +50,14 @@ pub(crate) fn decide(
             .iter()
             .filter(|g| needs.contains(&g.rule))
             .map(unfinished)
+            .chain(found.capped.iter().map(|rule| Unfinished {
+                rule: *rule,
+                pattern: None,
+                reason: UnfinishedReason::MatchCap,
+            }))
             .collect(),
     };
-    let for_engine: Vec<PatternMatch> = found.iter().map(to_engine).collect();
+    let for_engine: Vec<PatternMatch> = found.rows.values().map(to_engine).collect();
     let verdicts = evaluate(rules, &group, &for_engine, &incomplete);
     let mut rows = Rows::new(ctx, worker.deps.objects.clone(), None, attempt, None);
     for v in &verdicts {
@@ -88,29 +93,59 @@ fn to_engine(m: &MatchRow) -> PatternMatch {
     }
 }
 
-/// The matches of these rules in all chunks, each once although a chunk may have been tried twice.
-fn matches(
-    worker: &Worker,
-    segments: &[String],
-    wanted: &BTreeSet<u32>,
-) -> Result<Vec<MatchRow>, String> {
+/// Matches of one group that are held at a time. Beyond, a rule's verdict is `unknown`.
+const MATCHES: usize = 2 << 20;
+
+/// The matches of a group's rules in all chunks.
+#[derive(Default)]
+struct Found {
+    /// Without their windows, by rule, pattern and place.
+    rows: BTreeMap<(u32, u32, u64), MatchRow>,
+    /// What lies around the first match of each rule.
+    first: BTreeMap<u32, (u64, Vec<u8>)>,
+    /// Rules with more matches than are held.
+    capped: BTreeSet<u32>,
+}
+
+impl Found {
+    /// Each match once, although a chunk may have been tried twice.
+    fn push(&mut self, mut m: MatchRow) {
+        let window = std::mem::take(&mut m.window);
+        match self.first.get_mut(&m.rule) {
+            Some((at, w)) if m.image_offset < *at => (*at, *w) = (m.image_offset, window),
+            Some(_) => {}
+            None => {
+                self.first.insert(m.rule, (m.image_offset, window));
+            }
+        }
+        if self.rows.len() >= MATCHES {
+            self.capped.insert(m.rule);
+            return;
+        }
+        self.rows.insert((m.rule, m.pattern, m.image_offset), m);
+    }
+}
+
+fn matches(worker: &Worker, segments: &[String], wanted: &BTreeSet<u32>) -> Result<Found, String> {
     let runtime = Handle::current();
-    let mut out: BTreeMap<(u32, u32, u64), MatchRow> = BTreeMap::new();
+    let mut out = Found::default();
     for key in segments {
         let (data, _) = runtime
             .block_on(worker.deps.objects.get(key))
             .map_err(|e| e.to_string())?;
-        for b in read_segment(data).map_err(|e| format!("{key}: {e}"))? {
+        let batches = segment_batches(data).map_err(|e| format!("{key}: {e}"))?;
+        for b in batches {
+            let b = b.map_err(|e| format!("{key}: {e}"))?;
             for m in match_rows(&b, &|r| wanted.contains(&r)) {
-                out.insert((m.rule, m.pattern, m.image_offset), m);
+                out.push(m);
             }
         }
     }
-    Ok(out.into_values().collect())
+    Ok(out)
 }
 
 /// A fired rule becomes a finding, an undecided one a gap; the rest leaves no trace.
-fn report(ctx: &JobContext, rules: &RuleSet, v: &Verdict, found: &[MatchRow], rows: &mut Rows<'_>) {
+fn report(ctx: &JobContext, rules: &RuleSet, v: &Verdict, found: &Found, rows: &mut Rows<'_>) {
     let Some(r) = rules.rules().get(v.rule as usize) else {
         return;
     };
@@ -139,9 +174,11 @@ fn report(ctx: &JobContext, rules: &RuleSet, v: &Verdict, found: &[MatchRow], ro
     }
     let grade = scope_severity(r, v);
     let at = first.unwrap_or(0);
-    let here = found
-        .iter()
-        .find(|m| m.rule == v.rule && m.image_offset == at);
+    let context = found
+        .first
+        .get(&v.rule)
+        .filter(|(first, _)| *first == at)
+        .map(|(_, window)| window.as_slice());
     let length = matches.iter().find(|m| m.offset == at).map_or(0, |m| m.len);
     let fields = serde_json::json!({
         "matches": matches.iter().map(|m| serde_json::json!({
@@ -172,7 +209,7 @@ fn report(ctx: &JobContext, rules: &RuleSet, v: &Verdict, found: &[MatchRow], ro
         length,
         value: &r.identifier,
         encoding: None,
-        context: here.map(|m| m.window.as_slice()),
+        context,
         fields: Some(&fields.to_string()),
         path: None,
         artifact: None,

@@ -135,6 +135,8 @@ pub(crate) struct Coordinator {
     pub(crate) lease_seconds: u64,
     pub(crate) poll_milliseconds: u64,
     pub(crate) republish_seconds: u64,
+    /// A part of a chunk that takes workers down is cut no further than this.
+    pub(crate) smallest_bytes: u64,
 }
 
 impl Default for Coordinator {
@@ -146,6 +148,7 @@ impl Default for Coordinator {
             lease_seconds: 15,
             poll_milliseconds: 500,
             republish_seconds: 900,
+            smallest_bytes: 1 << 20,
         }
     }
 }
@@ -158,6 +161,8 @@ pub(crate) struct Aggregator {
     pub(crate) url: String,
     pub(crate) commit_bytes: u64,
     pub(crate) commit_milliseconds: u64,
+    /// Bytes of rows in memory before reports are told to come again.
+    pub(crate) memory_bytes: u64,
     /// Bytes of memory for sorting before it spills.
     pub(crate) sort_bytes: u64,
     /// Folder for what is spilled; empty: the system's temporary folder.
@@ -171,6 +176,7 @@ impl Default for Aggregator {
             url: "http://127.0.0.1:7401".into(),
             commit_bytes: 64 << 20,
             commit_milliseconds: 2000,
+            memory_bytes: 512 << 20,
             sort_bytes: 512 << 20,
             spill: String::new(),
         }

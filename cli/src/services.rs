@@ -194,6 +194,7 @@ pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
             poll: Duration::from_millis(c.poll_milliseconds.max(1)),
             republish: Duration::from_secs(c.republish_seconds),
             lease: Duration::from_secs(c.lease_seconds.max(1)),
+            smallest: c.smallest_bytes.max(1 << 16),
             ..ramsift_coordinator::Config::default()
         },
         ramsift_coordinator::Deps {
@@ -297,7 +298,7 @@ pub(crate) async fn aggregator(config: &Config) -> Result<u8> {
     let limits = CommitLimits {
         bytes: usize::try_from(config.aggregator.commit_bytes).unwrap_or(usize::MAX),
         age: Duration::from_millis(config.aggregator.commit_milliseconds),
-        ..CommitLimits::default()
+        total: usize::try_from(config.aggregator.memory_bytes).unwrap_or(usize::MAX),
     };
     let clamd = glue::clamd(&config.clamd.address)
         .await

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::{Int64Type, UInt64Type};
+use arrow::datatypes::{Int64Type, UInt8Type, UInt64Type};
 use indicatif::{HumanBytes, HumanCount};
 use ramsift_layers::Severity;
 use ramsift_store::job::read;
@@ -107,15 +107,17 @@ pub(crate) async fn print(
     loudest(&t).await?;
     println!("  results   {store} (job {job})");
     println!("            ramsift --store {store} results {job}");
-    let top = counts(
-        &t,
-        "SELECT severity, count(*) FROM findings GROUP BY severity",
-    )
-    .await?;
-    Ok(top
-        .iter()
-        .filter_map(|(s, _)| s.parse::<Severity>().ok())
-        .max())
+    let mut top = None;
+    for b in t
+        .collect("SELECT max(severity_rank) FROM findings")
+        .await?
+    {
+        let rank = b.column(0).as_primitive::<UInt8Type>();
+        top = (0..b.num_rows())
+            .filter(|i| rank.is_valid(*i))
+            .find_map(|i| Severity::ALL.get(usize::from(rank.value(i))).copied());
+    }
+    Ok(top)
 }
 
 async fn loudest(t: &Tables) -> Result<()> {

@@ -1,6 +1,7 @@
 //! One running job: which of its tasks are to be published, which are out, which are settled.
 
 use crate::{Config, Deps};
+use futures::{StreamExt, TryStreamExt};
 use ramsift_proto::TaskId;
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{
@@ -12,7 +13,12 @@ use ramsift_store::job::{self, now_micros, rules_key, to_json};
 use ramsift_store::tables::name;
 use ramsift_store::{Keys, Plan, StoreError, VerdictPlan};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Instant;
+
+/// Small objects read at a time.
+pub(crate) const READS: usize = 16;
 
 /// What a job does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +45,8 @@ pub(crate) struct Job {
     /// Something for this job runs apart from the loop (planning, sealing).
     pub(crate) busy: bool,
     pub(crate) cancel: Option<String>,
+    /// The ledger is being told what it has forgotten.
+    pub(crate) healing: Arc<AtomicBool>,
     pending: VecDeque<TaskId>,
     out: BTreeMap<TaskId, u32>,
     open: BTreeSet<TaskId>,
@@ -71,6 +79,7 @@ impl Job {
             stage: Stage::Unplanned,
             busy: false,
             cancel: None,
+            healing: Arc::default(),
             pending: VecDeque::new(),
             out: BTreeMap::new(),
             open: BTreeSet::new(),
@@ -157,12 +166,22 @@ impl Job {
     /// Reads the commit records that are new. Returns the names of newly settled tasks.
     pub(crate) async fn refresh(&mut self, deps: &Deps) -> Result<Vec<String>, StoreError> {
         let mut news = Vec::new();
-        for m in deps.objects.list(&self.keys.commits()).await? {
-            if self.commits.contains(&m.key) {
-                continue;
-            }
-            let (record, _): (CommitRecord, _) = job::read(deps.objects.as_ref(), &m.key).await?;
-            self.commits.insert(m.key);
+        let objects = deps.objects.as_ref();
+        let fresh: Vec<String> = objects
+            .list(&self.keys.commits())
+            .await?
+            .into_iter()
+            .map(|m| m.key)
+            .filter(|k| !self.commits.contains(k))
+            .collect();
+        let mut records = futures::stream::iter(fresh)
+            .map(|key| async move {
+                let (record, _): (CommitRecord, _) = job::read(objects, &key).await?;
+                Ok::<_, StoreError>((key, record))
+            })
+            .buffered(READS);
+        while let Some((key, record)) = records.try_next().await? {
+            self.commits.insert(key);
             for r in record.reports {
                 if let Some(name) = self.settle(r) {
                     news.push(name);
@@ -218,13 +237,16 @@ impl Job {
         let (lane, work) = match &id {
             TaskId::Chunk { index, .. } => {
                 let r = self.range(&id);
+                // A part of what took workers down may do the same: it takes no others along.
+                let suspect = id.parent().is_some();
                 let work = ChunkWork {
                     index: *index,
                     file_start: r.start,
                     file_end: r.end,
-                    suspect: false,
+                    suspect,
                 };
-                (Lane::Chunks, Work::Chunk(work))
+                let lane = if suspect { Lane::Suspects } else { Lane::Chunks };
+                (lane, Work::Chunk(work))
             }
             TaskId::Verdict(group) => (Lane::Chunks, Work::Verdict(VerdictWork { group: *group })),
             TaskId::View(view) => (Lane::Views, Work::View(ViewWork { view: view.clone() })),

@@ -11,6 +11,7 @@ mod job;
 mod lease;
 mod metrics;
 mod plan;
+mod reign;
 mod schedule;
 mod server;
 mod service;

@@ -3,22 +3,23 @@
 //! builds views.
 
 mod anchors;
+mod sha256;
 
 use prost::Message as _;
-use ramsift_layers::FileOffset;
 use ramsift_layers::source::{CachedPhys, SourceError, Sources};
+pub use sha256::SHA256;
 use ramsift_os::view::{ViewInput, ViewOutput, by_name};
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{Outcome, Task, TaskReport};
-use ramsift_queue::{Delivery, Lane, Queue};
+use ramsift_queue::{Consumer, Delivery, Lane, Queue, QueueError};
 use ramsift_store::job::read;
 use ramsift_store::ledger::Wanted;
 use ramsift_store::tables::{SystemRow, name, system_batch};
 use ramsift_store::{Ack, Keys, Ledger, Objects, Plan, Report, Reporter};
 use ramsift_telemetry::{Readiness, current, set_parent};
-use sha2::{Digest, Sha256};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
@@ -34,6 +35,8 @@ pub struct Config {
     pub cache: u64,
     /// How long an outage is waited out before a task is handed back.
     pub patience: Duration,
+    /// How long running tasks may take after a stop before they are handed back.
+    pub grace: Duration,
 }
 
 impl Default for Config {
@@ -43,6 +46,7 @@ impl Default for Config {
             slots: 1,
             cache: 128 << 20,
             patience: Duration::from_secs(600),
+            grace: Duration::from_secs(25),
         }
     }
 }
@@ -69,11 +73,28 @@ struct Worker {
     config: Config,
     deps: Deps,
     stop: CancellationToken,
+    /// Set when the grace period is over: what still runs is handed back.
+    abandon: CancellationToken,
+    /// What tasks need is out of reach: none are taken until a probe succeeds.
+    outage: watch::Sender<bool>,
 }
 
 /// Works until `stop` is cancelled.
 pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
-    let worker = Arc::new(Worker { config, deps, stop });
+    let abandon = CancellationToken::new();
+    let worker = Arc::new(Worker {
+        config,
+        deps,
+        stop,
+        abandon: abandon.clone(),
+        outage: watch::Sender::new(false),
+    });
+    let (stopping, grace) = (worker.stop.clone(), worker.config.grace);
+    tokio::spawn(async move {
+        stopping.cancelled().await;
+        tokio::time::sleep(grace).await;
+        abandon.cancel();
+    });
     let prefetch = u16::try_from(worker.config.slots.max(1)).unwrap_or(u16::MAX);
     let mut wait = Duration::from_millis(200);
     let mut running = JoinSet::new();
@@ -86,17 +107,7 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
             Ok(mut consumer) => {
                 worker.deps.readiness.ready("views");
                 wait = Duration::from_millis(200);
-                loop {
-                    while running.try_join_next().is_some() {}
-                    let next = tokio::select! {
-                        () = worker.stop.cancelled() => break None,
-                        d = consumer.next() => d,
-                    };
-                    match next {
-                        Ok(d) => running.spawn(handle(worker.clone(), d)),
-                        Err(e) => break Some(e),
-                    };
-                }
+                take(&worker, consumer.as_mut(), &mut running).await.err()
             }
             Err(e) => Some(e),
         };
@@ -113,6 +124,57 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
     while running.join_next().await.is_some() {}
 }
 
+/// Takes tasks from one subscription until it breaks (the error) or the worker stops.
+async fn take(
+    worker: &Arc<Worker>,
+    consumer: &mut dyn Consumer,
+    running: &mut JoinSet<()>,
+) -> Result<(), QueueError> {
+    let outage = async || {
+        // An error means that the sender is gone, which is a field of the worker.
+        let _ = worker.outage.subscribe().wait_for(|out| *out).await;
+    };
+    loop {
+        while running.try_join_next().is_some() {}
+        let delivery = tokio::select! {
+            biased;
+            // What the broker sent ahead goes back at once, not when the last task has ended.
+            () = worker.stop.cancelled() => return consumer.pause().await,
+            () = outage() => {
+                consumer.pause().await?;
+                tokio::select! {
+                    () = await_reach(worker) => {}
+                    () = worker.stop.cancelled() => return Ok(()),
+                }
+                consumer.resume().await?;
+                continue;
+            }
+            d = consumer.next() => d?,
+        };
+        running.spawn(handle(worker.clone(), delivery));
+    }
+}
+
+/// Waits until store and aggregator answer.
+async fn await_reach(worker: &Worker) {
+    let mut wait = Duration::from_secs(1);
+    loop {
+        let store = worker.deps.objects.list_folders("jobs/").await;
+        let reachable = match store {
+            Ok(_) => worker.deps.reporter.check().await.map_err(|e| e.to_string()),
+            Err(e) => Err(e.to_string()),
+        };
+        match reachable {
+            Ok(()) => break,
+            Err(why) => worker.deps.readiness.block("work", why),
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(Duration::from_secs(30));
+    }
+    worker.deps.readiness.ready("work");
+    worker.outage.send_replace(false);
+}
+
 async fn handle(worker: Arc<Worker>, delivery: Delivery) {
     let task = match Task::decode(delivery.message.body.clone()) {
         Ok(t) => t,
@@ -126,7 +188,11 @@ async fn handle(worker: Arc<Worker>, delivery: Delivery) {
     };
     let span = tracing::info_span!("build view", job = %task.job, task = %task.task);
     set_parent(&span, &delivery.message.headers);
-    let done = attempt(&worker, &task).instrument(span).await;
+    let done = tokio::select! {
+        done = attempt(&worker, &task).instrument(span) => done,
+        // Its thread goes on until it looks up; the process need not wait for it.
+        () = worker.abandon.cancelled() => false,
+    };
     let answered = if done {
         delivery.ack().await
     } else {
@@ -158,7 +224,11 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> bool {
             },
             Err(why) => why,
         };
-        if Instant::now() >= give_up_at || worker.stop.is_cancelled() {
+        if Instant::now() >= give_up_at {
+            worker.outage.send_replace(true);
+            return false;
+        }
+        if worker.stop.is_cancelled() {
             return false;
         }
         tracing::warn!(reason = %tried, "outage, waiting");
@@ -180,7 +250,7 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
         ));
     };
     if work.view == SHA256 {
-        return sha256(worker, task).await;
+        return sha256::hash(worker, task).await;
     }
     let Some(view) = by_name(&work.view) else {
         return Ok(failed(
@@ -244,64 +314,6 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
             })
         }
         Err(e) => Ok(failed(worker, task, format!("the view failed: {e}"))),
-    }
-}
-
-/// Name of the task that hashes the evidence in one sequential pass.
-pub const SHA256: &str = "sha256";
-
-/// Bytes hashed at a time.
-const HASH_STEP: u64 = 8 << 20;
-
-/// SHA-256 of the whole file or object.
-async fn sha256(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
-    let keys = Keys::new(&task.job);
-    let objects = worker.deps.objects.as_ref();
-    let (plan, _): (Plan, _) = read(objects, &keys.plan())
-        .await
-        .map_err(|e| e.to_string())?;
-    let source = match worker.deps.sources.open_pinned(&plan.pin).await {
-        Ok(s) => s,
-        Err(e) if e.is_fatal() => return Ok(failed(worker, task, e.to_string())),
-        Err(e) => return Err(e.to_string()),
-    };
-    let done = tokio::task::spawn_blocking(move || {
-        let runtime = tokio::runtime::Handle::current();
-        let mut h = Sha256::new();
-        let mut buf = Vec::new();
-        let mut at = 0;
-        while at < source.len() {
-            let n = HASH_STEP.min(source.len() - at);
-            buf.resize(usize::try_from(n).unwrap_or(0), 0);
-            runtime.block_on(source.read_at(FileOffset(at), &mut buf))?;
-            h.update(&buf);
-            at += n;
-        }
-        Ok::<_, SourceError>((h.finalize(), at))
-    });
-    match done.await.map_err(|e| e.to_string())? {
-        Ok((hash, bytes_read)) => {
-            let hash = hash.iter().map(|b| format!("{b:02x}")).collect();
-            let header = TaskReport {
-                hash,
-                bytes_read,
-                ..header(worker, task)
-            };
-            Ok(Report {
-                header,
-                batches: Vec::new(),
-                trace: current(),
-            })
-        }
-        Err(e) if e.is_content() || e.is_fatal() => Ok(Report {
-            header: TaskReport {
-                outcome: Outcome::Failed.into(),
-                reason: e.to_string(),
-                ..header(worker, task)
-            },
-            ..Report::default()
-        }),
-        Err(e) => Err(e.to_string()),
     }
 }
 

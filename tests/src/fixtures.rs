@@ -22,13 +22,7 @@ pub fn planted() -> &'static Planted {
 }
 
 fn make_planted(mib: u64, seed: u32) -> Planted {
-    let exe = std::env::current_exe().expect("the path of this test");
-    let dir = exe
-        .ancestors()
-        .nth(2)
-        .expect("target/<profile>")
-        .join("test-fixtures");
-    std::fs::create_dir_all(&dir).expect("folder for fixtures");
+    let dir = folder();
     let name = format!("planted-{mib}-{seed}");
     let (image, truth, rules) = (
         dir.join(format!("{name}.img")),
@@ -108,4 +102,39 @@ pub fn lime(ranges: &[(u64, &[u8])]) -> Vec<u8> {
         out.extend_from_slice(bytes);
     }
     out
+}
+
+/// A library to load into the program under test, which makes faults happen (see `faults.c`).
+pub fn faults() -> &'static Path {
+    static MADE: OnceLock<PathBuf> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let dir = folder();
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/faults.c");
+        let (made, library) = (
+            dir.join(format!("faults-{}.part", std::process::id())),
+            dir.join("faults.so"),
+        );
+        let done = Command::new("cc")
+            .args(["-O2", "-shared", "-fPIC", "-o"])
+            .arg(&made)
+            .arg(source)
+            .arg("-ldl")
+            .status()
+            .expect("a C compiler");
+        assert!(done.success(), "faults.c does not compile");
+        std::fs::rename(made, &library).expect("rename");
+        library
+    })
+}
+
+/// The folder beside the tests where what they make is kept.
+fn folder() -> PathBuf {
+    let exe = std::env::current_exe().expect("the path of this test");
+    let dir = exe
+        .ancestors()
+        .nth(2)
+        .expect("target/<profile>")
+        .join("test-fixtures");
+    std::fs::create_dir_all(&dir).expect("folder for fixtures");
+    dir
 }

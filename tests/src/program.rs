@@ -188,10 +188,17 @@ impl Cluster {
 
     /// Starts a service and waits until it answers.
     pub fn service(&self, what: &str) -> Service {
+        self.service_with(what, &[])
+    }
+
+    /// Starts a service with more settings in its environment and waits until it answers.
+    pub fn service_with(&self, what: &str, more: &[(&str, &str)]) -> Service {
         let http = free_port();
         let mut c = self.command();
         c.arg(what)
-            .env("RAMSIFT_HTTP_LISTEN", format!("127.0.0.1:{http}"));
+            .env("RAMSIFT_HTTP_LISTEN", format!("127.0.0.1:{http}"))
+            .envs(more.iter().copied());
+        let moved = more.iter().any(|(k, _)| k.ends_with("_LISTEN"));
         let log = self.logs.path().join(format!("{what}-{http}.log"));
         let process = Process::start(what, &mut c, &log);
         wait_for(&format!("{what} answers"), Duration::from_secs(60), || {
@@ -202,7 +209,7 @@ impl Cluster {
             "aggregator" => Some(self.aggregator_port),
             _ => None,
         };
-        if let Some(port) = port {
+        if let Some(port) = port.filter(|_| !moved) {
             wait_for(&format!("{what} listens"), Duration::from_secs(60), || {
                 TcpStream::connect(("127.0.0.1", port)).ok()
             });

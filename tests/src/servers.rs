@@ -40,6 +40,11 @@ impl Process {
         }
     }
 
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Ends it at once, as a power cut would.
     pub fn kill(&mut self) {
         self.signal(libc::SIGKILL);
@@ -249,35 +254,44 @@ impl Drop for Rabbit {
 /// A private Redis.
 #[derive(Debug)]
 pub struct Redis {
-    _process: Process,
-    _dir: TempDir,
+    process: Option<Process>,
+    dir: TempDir,
     port: u16,
 }
 
 impl Redis {
     /// Starts a server and waits for it.
     pub fn start() -> Self {
-        let dir = tempfile::tempdir().expect("a temporary folder");
-        let port = free_port();
+        let mut r = Self {
+            process: None,
+            dir: tempfile::tempdir().expect("a temporary folder"),
+            port: free_port(),
+        };
+        r.up();
+        r
+    }
+
+    /// Starts the server (again), empty.
+    pub fn up(&mut self) {
         let mut c = Command::new("redis-server");
-        c.args([
-            "--bind",
-            "127.0.0.1",
-            "--port",
-            &port.to_string(),
-            "--save",
-            "",
-        ])
-        .arg("--dir")
-        .arg(dir.path());
-        let process = Process::start("redis-server", &mut c, &dir.path().join("log"));
+        c.args(["--bind", "127.0.0.1", "--save", ""])
+            .args(["--port", &self.port.to_string()])
+            .arg("--dir")
+            .arg(self.dir.path());
+        self.process = Some(Process::start(
+            "redis-server",
+            &mut c,
+            &self.dir.path().join("log"),
+        ));
         wait_for("Redis listens", Duration::from_secs(20), || {
-            listens(port).then_some(())
+            listens(self.port).then_some(())
         });
-        Self {
-            _process: process,
-            _dir: dir,
-            port,
+    }
+
+    /// Takes the server down at once.
+    pub fn down(&mut self) {
+        if let Some(mut p) = self.process.take() {
+            p.kill();
         }
     }
 

@@ -162,7 +162,8 @@ pub struct Anchor<'a> {
     pub data: &'a [u8],
 }
 
-/// Takes what the carvers find, in no particular order. The borrows end with each call.
+/// Takes what the carvers find, in no particular order between two checkpoints. The borrows end
+/// with each call.
 pub trait Sink {
     /// A feature.
     fn finding(&mut self, finding: &Finding<'_>);
@@ -172,6 +173,10 @@ pub trait Sink {
     fn artifact(&mut self, artifact: &Artifact<'_>);
     /// A spot that helps to find the kernel.
     fn anchor(&mut self, anchor: &Anchor<'_>);
+    /// Everything that begins before `done` has been reported, and nothing after it.
+    fn checkpoint(&mut self, done: ImageOffset) {
+        let _ = done;
+    }
 }
 
 /// What a scan of one window looked at.

@@ -137,6 +137,7 @@ fn parts(
             return false;
         }
         part.text(sink);
+        sink.checkpoint(ImageOffset(window.base.0 + end as u64));
         at = end;
     }
     true

@@ -5,9 +5,10 @@
 use std::{
     fs,
     net::TcpListener as StdListener,
+    os::fd::OwnedFd,
     path::Path,
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ramsift_engines::clamav::{AvVerdict, Clamd, ClamdError, ClamdOptions};
@@ -47,7 +48,7 @@ fn clamd_binary() -> &'static str {
     ["/usr/sbin/clamd", "/usr/bin/clamd", "/usr/local/sbin/clamd"]
         .into_iter()
         .find(|p| Path::new(p).exists())
-        .expect("clamd is not installed: apt-get install clamav-daemon")
+        .expect("clamd is not installed: run tests/run --install")
 }
 
 /// Starts clamd with `settings` added to its configuration, and waits until it answers.
@@ -61,11 +62,10 @@ async fn start(settings: &str, with_eicar: bool) -> OwnClamd {
         signatures += &format!("Ramsift.Test.Eicar:0:0:{}\n", hex::encode(EICAR.concat()));
     }
     fs::write(at("db/own.ndb"), signatures).unwrap();
-    let port = StdListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    // It is given a socket that listens already, as systemd does it: no port can be lost to others,
+    // and a connection made now is answered as soon as clamd is ready.
+    let listener = StdListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
     let conf = format!(
         "DatabaseDirectory {db}\nTCPSocket {port}\nTCPAddr 127.0.0.1\nTemporaryDirectory {tmp}\n\
          LogFile {log}\nForeground yes\nUser root\nMaxThreads 4\n{settings}",
@@ -74,35 +74,37 @@ async fn start(settings: &str, with_eicar: bool) -> OwnClamd {
         log = at("log").display(),
     );
     fs::write(at("clamd.conf"), conf).unwrap();
-    let child = Command::new(clamd_binary())
-        .arg("-c")
+    let child = Command::new("/bin/sh")
+        .args([
+            "-c",
+            "LISTEN_FDS=1 LISTEN_PID=$$ exec \"$@\" 3<&0 0</dev/null",
+            "sh",
+        ])
+        .args([clamd_binary(), "-c"])
         .arg(at("clamd.conf"))
+        .stdin(OwnedFd::from(listener))
         .stdout(Stdio::null())
         .stderr(Stdio::null())
         .spawn()
         .expect("can't start clamd");
-    let mut clamd = OwnClamd {
+    let clamd = OwnClamd {
         child,
         port,
         _dir: dir,
     };
-    let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        if let Ok(mut socket) = TcpStream::connect(("127.0.0.1", port)).await {
-            let mut answer = Vec::new();
-            socket.write_all(b"zPING\0").await.unwrap();
-            if socket.read_to_end(&mut answer).await.is_ok() && answer == b"PONG\0" {
-                return clamd;
-            }
-        }
-        let log = || fs::read_to_string(clamd._dir.path().join("log")).unwrap_or_default();
-        assert!(
-            clamd.child.try_wait().unwrap().is_none(),
-            "clamd ended at once: {}",
-            log()
-        );
-        assert!(Instant::now() < deadline, "clamd doesn't answer: {}", log());
-        tokio::time::sleep(Duration::from_millis(20)).await;
+    let ping = async {
+        let mut socket = TcpStream::connect(("127.0.0.1", port)).await?;
+        let mut answer = Vec::new();
+        socket.write_all(b"zPING\0").await?;
+        socket.read_to_end(&mut answer).await?;
+        std::io::Result::Ok(answer)
+    };
+    // Its end closes the socket, so a clamd that does not start is noticed at once.
+    let answer = tokio::time::timeout(Duration::from_secs(120), ping).await;
+    let log = || fs::read_to_string(clamd._dir.path().join("log")).unwrap_or_default();
+    match answer {
+        Ok(Ok(a)) if a == b"PONG\0" => clamd,
+        other => panic!("clamd doesn't answer: {other:?}\n{}", log()),
     }
 }
 
@@ -273,16 +275,19 @@ async fn serve(mut socket: TcpStream, fault: Fault) -> std::io::Result<()> {
 
 async fn reason_of(fault: Fault, data: &[u8]) -> String {
     let address = fake(fault).await;
-    let options = ClamdOptions {
-        io_timeout: Duration::from_millis(300),
-        max_object: 128 << 20,
-        ..ClamdOptions::default()
-    };
     // A larger object than the probe's pieces, so the fake can tell it from a probe.
-    let clamd = Clamd::connect(&address, options).await.unwrap();
+    let clamd = Clamd::connect(&address, options(128 << 20)).await.unwrap();
+    // Time flies when nothing else happens.
+    let silent = matches!(fault, Fault::Silence);
+    if silent {
+        tokio::time::pause();
+    }
     let AvVerdict::Error { reason } = clamd.scan(data).await else {
         panic!("a fault is taken for a verdict")
     };
+    if silent {
+        tokio::time::resume();
+    }
     assert!(reason.contains(&address), "{reason}");
     // The fault is that stream's alone.
     assert_eq!(clamd.scan(b"another").await, AvVerdict::Clean);

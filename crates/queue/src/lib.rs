@@ -1,8 +1,9 @@
 //! Task queues, behind one trait: RabbitMQ quorum queues, or in process.
 //!
 //! Delivery is at least once. A message that was taken is answered once: [`Delivery::ack`] when its
-//! work is settled, [`Delivery::hand_back`] when it is not this worker's to do (shutting down),
-//! [`Delivery::give_up`] when the attempt failed. A consumer that vanishes hands its messages back.
+//! work is settled, [`Delivery::put_back`] when it was not begun (pausing), [`Delivery::hand_back`]
+//! when it is not this worker's to do (shutting down), [`Delivery::give_up`] when the attempt
+//! failed, which is what dropping it unanswered stands for too. A consumer that vanishes hands its messages back.
 //! A message that was tried more often than the delivery limit allows moves to the lane's
 //! [`Lane::next`]: from the chunks to the suspects, from there and from the views to the dead.
 
@@ -122,8 +123,19 @@ pub trait Queue: Send + Sync + fmt::Debug {
 #[async_trait]
 pub trait Consumer: Send {
     /// The next message; waits for one. An error means that the subscription is gone: subscribe
-    /// again.
+    /// again. Dropping the future loses no message.
+    ///
+    /// While paused there is none: this waits for ever then.
     async fn next(&mut self) -> Result<Delivery, QueueError>;
+
+    /// Takes no more messages until [`Consumer::resume`]. What the broker has sent ahead and `next`
+    /// has not given out goes back, as [`Delivery::put_back`] does it. What was given out stays
+    /// this consumer's to answer. After an error, subscribe again.
+    async fn pause(&mut self) -> Result<(), QueueError>;
+
+    /// Takes messages again, with what was given out before still counting towards `prefetch`.
+    /// After an error, subscribe again.
+    async fn resume(&mut self) -> Result<(), QueueError>;
 }
 
 /// A message that was taken and must be answered.
@@ -146,6 +158,7 @@ trait Answer: Send + Sync + fmt::Debug {
 enum How {
     Ack,
     HandBack,
+    PutBack,
     GiveUp,
 }
 
@@ -158,6 +171,12 @@ impl Delivery {
     /// Not this worker's to do: let another take it. Counts as little as the broker allows.
     pub async fn hand_back(mut self) -> Result<(), QueueError> {
         self.answer.answer(How::HandBack).await
+    }
+
+    /// Work on it has not begun: let another take it, as if it had not been delivered. A message that
+    /// was delivered before is handed back instead where the broker counts.
+    pub async fn put_back(mut self) -> Result<(), QueueError> {
+        self.answer.answer(How::PutBack).await
     }
 
     /// The attempt failed: another try, up to the delivery limit.

@@ -72,6 +72,7 @@ impl Queue for MemoryQueue {
             shared: self.shared.clone(),
             lane,
             room,
+            paused: false,
         }))
     }
 
@@ -85,11 +86,15 @@ struct MemoryConsumer {
     shared: Arc<Shared>,
     lane: Lane,
     room: Arc<Semaphore>,
+    paused: bool,
 }
 
 #[async_trait]
 impl Consumer for MemoryConsumer {
     async fn next(&mut self) -> Result<Delivery, QueueError> {
+        if self.paused {
+            return std::future::pending().await;
+        }
         let room = self
             .room
             .clone()
@@ -123,6 +128,16 @@ impl Consumer for MemoryConsumer {
             arrived.await;
         }
     }
+
+    async fn pause(&mut self) -> Result<(), QueueError> {
+        self.paused = true;
+        Ok(())
+    }
+
+    async fn resume(&mut self) -> Result<(), QueueError> {
+        self.paused = false;
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -141,9 +156,10 @@ impl Answer for MemoryAnswer {
         };
         match how {
             How::Ack => {}
-            How::HandBack => self
-                .shared
-                .back(self.lane, message, deliveries.saturating_sub(1)),
+            How::HandBack | How::PutBack => {
+                self.shared
+                    .back(self.lane, message, deliveries.saturating_sub(1))
+            }
             How::GiveUp => self.shared.back(self.lane, message, deliveries),
         }
         Ok(())

@@ -19,6 +19,7 @@
 
 pub mod job;
 pub mod ledger;
+pub mod merge;
 pub mod objects;
 pub mod query;
 pub mod report;

@@ -1,8 +1,7 @@
-//! Tables through DataFusion: merging segments into sorted tables with bounded memory, and SQL
-//! over the finished tables of one job or of many.
+//! Tables through DataFusion: SQL over the finished tables of one job or of many, with bounded
+//! memory.
 
 use crate::objects::{LocalObjects, Objects, ReadShim};
-use crate::tables::{schema, sort_keys, writer_properties};
 use crate::{Keys, StoreError};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
@@ -16,8 +15,6 @@ use datafusion::execution::memory_pool::FairSpillPool;
 use datafusion::execution::runtime_env::RuntimeEnvBuilder;
 use datafusion::physical_plan::SendableRecordBatchStream;
 use datafusion::prelude::{DataFrame, SessionConfig};
-use futures::StreamExt;
-use parquet::arrow::ArrowWriter;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -44,13 +41,13 @@ impl Default for QueryLimits {
     }
 }
 
-fn fail(e: impl std::fmt::Display) -> StoreError {
+pub(crate) fn fail(e: impl std::fmt::Display) -> StoreError {
     StoreError::Query(e.to_string())
 }
 
 /// A session over one object store.
 pub struct Tables {
-    context: SessionContext,
+    pub(crate) context: SessionContext,
     objects: Arc<dyn Objects>,
 }
 
@@ -161,66 +158,6 @@ impl Tables {
     pub async fn collect(&self, sql: &str) -> Result<Vec<RecordBatch>, StoreError> {
         self.sql(sql).await?.collect().await.map_err(fail)
     }
-}
-
-/// What a merge wrote.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Merged {
-    /// Rows.
-    pub rows: u64,
-    /// Bytes of the Parquet file.
-    pub bytes: u64,
-}
-
-/// Merges segments into one table at `to`, with the capture's id in front of every row. Memory is
-/// bounded by `limits`; what doesn't fit is spilled. `order`: sort keys, or none to keep the order.
-pub async fn merge(
-    objects: &Arc<dyn Objects>,
-    table: &str,
-    segments: &[String],
-    capture: &str,
-    pass: u16,
-    to: &Path,
-    limits: &QueryLimits,
-) -> Result<Merged, StoreError> {
-    let schema = schema(table).ok_or_else(|| fail(format!("{table} has no schema")))?;
-    let t = Tables::new(objects.clone(), limits)?;
-    let quoted = capture.replace('\'', "''");
-    let columns = schema
-        .fields()
-        .iter()
-        .map(|f| format!("\"{}\"", f.name()))
-        .collect::<Vec<_>>()
-        .join(", ");
-    let select = format!(
-        "SELECT '{quoted}' AS capture, arrow_cast({pass}, 'UInt16') AS pass, {columns} FROM {table}"
-    );
-    let mut rows = 0;
-    if segments.is_empty() {
-        let empty = RecordBatch::new_empty(schema);
-        t.context.register_batch(table, empty).map_err(fail)?;
-    } else {
-        t.register(table, segments, Some(schema)).await?;
-    }
-    let mut stream = t
-        .stream(&format!("{select} ORDER BY {}", sort_keys(table)))
-        .await?;
-    let io = |e: std::io::Error| fail(format!("{}: {e}", to.display()));
-    let file = std::fs::File::create(to).map_err(io)?;
-    let mut w = ArrowWriter::try_new(
-        std::io::BufWriter::with_capacity(1 << 20, file),
-        stream.schema(),
-        Some(writer_properties()),
-    )
-    .map_err(fail)?;
-    while let Some(b) = stream.next().await {
-        let b = b.map_err(fail)?;
-        rows += b.num_rows() as u64;
-        w.write(&b).map_err(fail)?;
-    }
-    w.close().map_err(fail)?;
-    let bytes = std::fs::metadata(to).map_err(io)?.len();
-    Ok(Merged { rows, bytes })
 }
 
 /// A session over Parquet files in a folder of this machine (exports, tests).

@@ -29,7 +29,7 @@ impl Report {
     pub fn bytes(&self) -> usize {
         self.batches
             .iter()
-            .map(|(_, b)| b.get_array_memory_size())
+            .map(|(_, b)| batch_bytes(b))
             .sum()
     }
 }
@@ -138,6 +138,7 @@ fn parts(report: &Report) -> Result<Vec<ReportPart>, crate::tables::SegmentError
 #[derive(Debug, Default)]
 pub struct Assembler {
     report: Report,
+    bytes: usize,
     started: bool,
 }
 
@@ -157,6 +158,7 @@ impl Assembler {
                     if batch.schema().fields() != schema.fields() {
                         return Err(format!("rows of {} have another schema", b.table));
                     }
+                    self.bytes += batch_bytes(&batch);
                     self.report.batches.push((b.table.clone(), batch));
                 }
                 Ok(())
@@ -167,7 +169,7 @@ impl Assembler {
 
     /// Bytes so far.
     pub fn bytes(&self) -> usize {
-        self.report.bytes()
+        self.bytes
     }
 
     /// The whole report.

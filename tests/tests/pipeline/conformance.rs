@@ -86,7 +86,7 @@ fn queue_on_rabbitmq() {
     let q = r.queue("suite");
     let runtime = tokio::runtime::Runtime::new().expect("runtime");
     runtime.block_on(queue_suite(&q));
-    // A broker that is gone is noticed; what a cluster makes of its return: see `distributed`.
+    // A broker that is gone is noticed. Its return is tested with the queue itself.
     r.down();
     assert!(runtime.block_on(q.check()).is_err());
 }

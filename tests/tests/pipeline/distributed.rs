@@ -10,18 +10,18 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-fn objects(c: &Cluster, bucket: &str, prefix: &str) -> S3Objects {
+pub(crate) fn objects(c: &Cluster, bucket: &str, prefix: &str) -> S3Objects {
     block_on(async {
         let client = ramsift_layers::source::S3Client::connect(&c.s3.config()).await;
         S3Objects::new(client, bucket, prefix)
     })
 }
 
-fn upload(c: &Cluster, key: &str, path: &Path) {
+pub(crate) fn upload(c: &Cluster, key: &str, path: &Path) {
     block_on(objects(c, "evidence", "").put_file(key, path)).expect("upload");
 }
 
-fn submit(c: &Cluster, args: &[&str]) -> String {
+pub(crate) fn submit(c: &Cluster, args: &[&str]) -> String {
     let r = run(c.command().arg("submit").args(args));
     assert_eq!(r.code, 0, "{}\n{}", r.err, c.log());
     r.out.split_whitespace().next().expect("a job").to_owned()
@@ -61,7 +61,7 @@ fn tables(objects: Arc<dyn Objects>, job: &str) -> Vec<(String, Vec<String>)> {
     })
 }
 
-fn manifest(c: &Cluster, job: &str) -> Manifest {
+pub(crate) fn manifest(c: &Cluster, job: &str) -> Manifest {
     let results = objects(c, "results", "r");
     let (data, _) = block_on(results.get(&Keys::new(job).manifest())).expect("manifest");
     serde_json::from_slice(&data).expect("JSON")

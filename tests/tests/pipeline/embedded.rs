@@ -12,7 +12,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 /// Rows of a query over a results folder, as JSON objects.
-fn query(store: &Path, sql: &str) -> Vec<serde_json::Value> {
+pub(crate) fn query(store: &Path, sql: &str) -> Vec<serde_json::Value> {
     let r = run(command()
         .arg("--store")
         .arg(store)
@@ -34,12 +34,12 @@ fn the_job(store: &Path) -> String {
     job.to_string_lossy().into_owned()
 }
 
-fn manifest(store: &Path) -> Manifest {
+pub(crate) fn manifest(store: &Path) -> Manifest {
     let path = store.join(Keys::new(&the_job(store)).manifest());
     serde_json::from_slice(&std::fs::read(path).expect("manifest")).expect("JSON")
 }
 
-fn ok(r: &Run) {
+pub(crate) fn ok(r: &Run) {
     assert_eq!(r.code, 0, "out: {}\nerr: {}", r.out, r.err);
 }
 
@@ -475,7 +475,7 @@ fn carved_files_go_to_clamd_and_its_limit_is_no_clean_bill() {
     );
 }
 
-fn png_with_text(text: &[u8]) -> Vec<u8> {
+pub(crate) fn png_with_text(text: &[u8]) -> Vec<u8> {
     let crc = |b: &[u8]| {
         let mut c = !0u32;
         for x in b {

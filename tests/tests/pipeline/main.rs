@@ -3,6 +3,8 @@
 mod conformance;
 mod distributed;
 mod embedded;
+mod faults;
 mod helm;
+mod measure;
 mod telemetry;
 mod yara_oracle;

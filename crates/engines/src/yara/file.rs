@@ -3,14 +3,15 @@
 //! Here every rule means what its author meant, file-oriented or not: modules see the file,
 //! `filesize` is its size, offsets count from its start.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
+use std::{collections::BTreeMap, time::Duration};
+
+use yara_x::{Rules, ScanResults, Scanner};
+
+use super::{
+    RuleSet, RulesError, ScanLimits, Unfinished, UnfinishedReason,
+    scan::ran,
+    slow::{Budget, Clock, Moment, Ran, Slow, SlowRules, Trial, Which, run_set, time_out},
 };
-
-use yara_x::{ScanResults, Scanner};
-
-use super::{RuleSet, RulesError, ScanLimits, Unfinished, UnfinishedReason};
 
 /// Matches of a pattern that are listed; all are counted, up to the cap.
 const LISTED: usize = 16;
@@ -48,16 +49,30 @@ pub struct FileScan {
     pub unfinished: Vec<Unfinished>,
 }
 
-/// Runs a set on whole files. One per thread.
+/// Runs a set on whole files. One per thread; it remembers which rules were slow.
+///
+/// A rule that ran out of time is run apart from the others from then on, and after a few times
+/// only on shorter files than those.
 pub struct FileScanner<'r> {
     rules: &'r RuleSet,
     limits: ScanLimits,
     only_file_oriented: bool,
-    sets: Vec<(Scanner<'r>, Ids<'r>)>,
+    sets: Vec<Set<'r>>,
+    slow: SlowRules,
 }
 
 /// The ids of a set's rules by namespace and name.
 type Ids<'r> = BTreeMap<(&'r str, &'r str), u32>;
+
+/// A compiled set.
+struct Set<'r> {
+    scanner: Scanner<'r>,
+    ids: Ids<'r>,
+    /// The set without rules that are slow or not asked for, once it was too slow.
+    trimmed: Option<Rules>,
+    /// Time-outs of the whole, where it can't be divided.
+    whole: Slow,
+}
 
 impl std::fmt::Debug for FileScanner<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -79,15 +94,19 @@ impl<'r> FileScanner<'r> {
             }
             let mut scanner = Scanner::new(compiled);
             scanner.max_matches_per_pattern(limits.max_matches_per_pattern.max(1));
-            // A quarter for all together: the rest is for finding out which rule is slow.
-            scanner.set_timeout(first_attempt(&limits));
-            sets.push((scanner, ids));
+            sets.push(Set {
+                scanner,
+                ids,
+                trimmed: None,
+                whole: Slow::default(),
+            });
         }
         Ok(Self {
             rules,
             limits,
             only_file_oriented: false,
             sets,
+            slow: SlowRules::default(),
         })
     }
 
@@ -102,80 +121,93 @@ impl<'r> FileScanner<'r> {
     /// Scans a whole file.
     pub fn scan(&mut self, data: &[u8]) -> FileScan {
         let mut out = FileScan::default();
-        let deadline = Instant::now() + self.limits.per_chunk;
-        let mut sets = std::mem::take(&mut self.sets);
-        for (scanner, ids) in &mut sets {
-            match scanner.scan(data) {
-                Ok(results) => self.collect(&results, ids, |_| true, &mut out),
-                Err(_) => {
-                    let wanted = ids.values().copied().filter(|id| self.wanted(*id));
-                    self.bisect(&wanted.collect::<Vec<_>>(), ids, data, deadline, &mut out);
-                }
-            }
+        let clock = Clock::start();
+        let budget = Budget::new(&self.limits, clock.now());
+        let view = View {
+            rules: self.rules,
+            cap: self.limits.max_matches_per_pattern.max(1),
+            only_file_oriented: self.only_file_oriented,
+            clock: &clock,
+            data,
+        };
+        for set in &mut self.sets {
+            let ids = set.ids.values().copied();
+            let mut rules: Vec<u32> = ids.filter(|id| view.wanted(*id)).collect();
+            rules.sort_unstable();
+            let unfinished = if set.whole.hopeless(data.len()) {
+                rules
+            } else {
+                view.scan_set(set, &rules, &mut self.slow, &budget, &mut out)
+            };
+            out.unfinished
+                .extend(unfinished.into_iter().map(|rule| Unfinished {
+                    rule,
+                    pattern: None,
+                    reason: UnfinishedReason::TimeLimit,
+                }));
         }
-        self.sets = sets;
         out.hits.sort_by_key(|h| h.rule);
         out.unfinished.sort();
         out
     }
+}
 
+/// A file being scanned.
+#[derive(Clone, Copy)]
+struct View<'a> {
+    rules: &'a RuleSet,
+    cap: usize,
+    only_file_oriented: bool,
+    clock: &'a Clock,
+    data: &'a [u8],
+}
+
+impl View<'_> {
     fn wanted(&self, id: u32) -> bool {
         let info = self.rules.rules().get(id as usize);
         info.is_some_and(|i| !self.only_file_oriented || !i.class.is_memory_safe())
     }
 
-    /// Runs `rules` apart from others, in halves where they run out of time together.
-    fn bisect(
+    /// Runs one set; its rules that weren't finished.
+    fn scan_set(
         &self,
+        set: &mut Set<'_>,
         rules: &[u32],
-        ids: &Ids<'_>,
-        data: &[u8],
-        deadline: Instant,
+        slow: &mut SlowRules,
+        budget: &Budget,
         out: &mut FileScan,
-    ) {
-        let left = deadline
-            .saturating_duration_since(Instant::now())
-            .min(self.limits.per_rule);
-        let compiled = if left.is_zero() {
-            None
-        } else {
-            self.rules.subset(rules)
+    ) -> Vec<u32> {
+        let mut usual = rules.to_vec();
+        usual.retain(|r| !slow.contains(*r));
+        let mut trial = FileTrial {
+            view: *self,
+            set,
+            usual,
+            out,
         };
-        if let Some(compiled) = &compiled {
-            let mut scanner = Scanner::new(compiled);
-            scanner.max_matches_per_pattern(self.limits.max_matches_per_pattern.max(1));
-            scanner.set_timeout(left);
-            if let Ok(results) = scanner.scan(data) {
-                // What they depend on is in the set as well, and reported with its own part.
-                return self.collect(&results, ids, |id| rules.contains(&id), out);
+        let report = run_set(&mut trial, rules, self.data.len(), slow, budget);
+        if report.too_slow || report.learned {
+            let mut rest = rules.to_vec();
+            rest.retain(|r| !slow.contains(*r));
+            set.trimmed = self.rules.subset(&rest);
+            if report.indivisible {
+                set.whole.note(self.data.len());
             }
         }
-        if rules.len() <= 1 || compiled.is_none() {
-            let reason = UnfinishedReason::TimeLimit;
-            let late = |rule: &u32| Unfinished {
-                rule: *rule,
-                pattern: None,
-                reason,
-            };
-            out.unfinished.extend(rules.iter().map(late));
-            return;
-        }
-        let (left, right) = rules.split_at(rules.len() / 2);
-        self.bisect(left, ids, data, deadline, out);
-        self.bisect(right, ids, data, deadline, out);
+        report.unfinished
     }
 
     fn collect(
         &self,
         results: &ScanResults<'_, '_>,
         ids: &Ids<'_>,
-        asked: impl Fn(u32) -> bool,
+        asked: &[u32],
         out: &mut FileScan,
     ) {
-        let cap = self.limits.max_matches_per_pattern.max(1);
         for rule in results.matching_rules() {
             let id = ids.get(&(rule.namespace(), rule.identifier())).copied();
-            let Some(id) = id.filter(|id| asked(*id) && self.wanted(*id)) else {
+            // What they depend on is in the set as well, and reported with its own part.
+            let Some(id) = id.filter(|id| asked.binary_search(id).is_ok()) else {
                 continue;
             };
             let mut hit = FileHit {
@@ -186,7 +218,7 @@ impl<'r> FileScanner<'r> {
             for (number, pattern) in (0..).zip(rule.patterns().include_private(true)) {
                 let matches = pattern.matches();
                 hit.counts.push(matches.len() as u64);
-                if matches.len() >= cap {
+                if matches.len() >= self.cap {
                     out.unfinished.push(Unfinished {
                         rule: id,
                         pattern: Some(number),
@@ -205,6 +237,52 @@ impl<'r> FileScanner<'r> {
     }
 }
 
-fn first_attempt(limits: &ScanLimits) -> Duration {
-    (limits.per_chunk / 4).max(limits.per_rule)
+/// A scan of one file with one set.
+struct FileTrial<'a, 'r> {
+    view: View<'a>,
+    set: &'a mut Set<'r>,
+    /// Rules that aren't known to be slow, ascending.
+    usual: Vec<u32>,
+    out: &'a mut FileScan,
+}
+
+impl Trial for FileTrial<'_, '_> {
+    fn run(&mut self, which: Which<'_>, wall: Duration) -> Ran {
+        let Self {
+            view,
+            set,
+            usual,
+            out,
+        } = self;
+        let (apart, asked) = match which {
+            Which::Usual => (None, usual.as_slice()),
+            Which::Only(rules) => match view.rules.subset(rules) {
+                Some(compiled) => (Some(compiled), rules),
+                None => return Ran::Impossible,
+            },
+        };
+        let ids = &set.ids;
+        let mut finish = |scanner: &mut Scanner<'_>| {
+            scanner.set_timeout(time_out(wall));
+            match scanner.scan(view.data) {
+                Ok(results) => {
+                    view.collect(&results, ids, asked, out);
+                    Ran::Done
+                }
+                Err(e) => ran(&e),
+            }
+        };
+        match apart.as_ref().or(set.trimmed.as_ref()) {
+            Some(compiled) => {
+                let mut scanner = Scanner::new(compiled);
+                scanner.max_matches_per_pattern(view.cap);
+                finish(&mut scanner)
+            }
+            None => finish(&mut set.scanner),
+        }
+    }
+
+    fn now(&self) -> Moment {
+        self.view.clock.now()
+    }
 }

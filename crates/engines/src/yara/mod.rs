@@ -21,6 +21,7 @@ mod probe;
 mod rules;
 mod scan;
 mod severity;
+mod slow;
 mod value;
 mod verdict;
 

@@ -20,7 +20,7 @@ use super::{
 
 /// Counted up with every change to classification, lowering or evaluation: part of the digest.
 const CLASSIFICATION_VERSION: u32 = 1;
-/// The exact yara-x that a serialised set is bound to.
+/// The exact yara-x that a serialised set is bound to. A test holds it to `Cargo.lock`.
 const YARA_X_VERSION: &str = "1.22.1";
 /// First bytes of a serialised set.
 const MAGIC: &[u8; 8] = b"RSRULES1";
@@ -453,4 +453,21 @@ fn split(
         skipping,
         Some(Probe::compile(whole.into_iter().collect(), patterns)?),
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_version_is_the_one_that_is_built() {
+        let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock");
+        let lock = std::fs::read_to_string(lock).unwrap_or_else(|e| panic!("{lock}: {e}"));
+        let entry = format!("name = \"yara-x\"\nversion = \"{YARA_X_VERSION}\"\n");
+        assert!(
+            lock.contains(&entry),
+            "YARA_X_VERSION isn't what Cargo.lock has"
+        );
+        assert_eq!(lock.matches("name = \"yara-x\"\n").count(), 1);
+    }
 }

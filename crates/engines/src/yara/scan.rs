@@ -17,9 +17,13 @@ use std::{
 
 use ramsift_layers::ImageOffset;
 use serde::{Deserialize, Serialize};
-use yara_x::Scanner;
+use yara_x::{Scanner, errors::ScanError};
 
-use super::{RuleSet, probe::Probe};
+use super::{
+    RuleSet,
+    probe::Probe,
+    slow::{Budget, Clock, Moment, Ran, SlowRules, Trial, Which, run_set, time_out},
+};
 
 /// Bytes that a chunk should have before its core: enough for `fullword`, `wide` and `\b`, and for
 /// `^` not to take the start of the core for that of the image.
@@ -32,9 +36,10 @@ const WINDOWS: usize = 16;
 /// Bounds on what a scan may cost.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ScanLimits {
-    /// Time for all rules over one chunk or file. yara-x looks at its clock once a second.
+    /// Processor time for all rules over one chunk or file, and a quarter of the time of day that it
+    /// may take on a busy node. yara-x looks at its clock once a second, so it may be a second more.
     pub per_chunk: Duration,
-    /// Time for one slow rule over one chunk or file.
+    /// Processor time for one slow rule over one chunk or file, to the second.
     pub per_rule: Duration,
     /// Matches of one pattern in one chunk or file after which the rest isn't looked for.
     pub max_matches_per_pattern: usize,
@@ -133,7 +138,7 @@ pub(super) struct RawMatch {
 }
 
 /// The matches of one pattern in the core, in positions of `data`.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Found {
     list: Vec<RawMatch>,
     count: u64,
@@ -143,16 +148,13 @@ struct Found {
 
 type FoundMap = BTreeMap<(u32, u32), Found>;
 
-/// The limit was reached; by which rule isn't known.
-struct OutOfTime;
-
 /// Searches chunks. One per thread; it remembers which rules were slow.
 #[derive(Debug)]
 pub struct ChunkScanner<'r> {
     rules: &'r RuleSet,
     limits: ScanLimits,
     /// Rules that ran out of time in an earlier chunk: searched for apart from the rest.
-    slow: BTreeSet<u32>,
+    slow: SlowRules,
     /// The set's probes without the slow rules, once there are some.
     trimmed: [Option<Probe>; 2],
 }
@@ -161,7 +163,7 @@ pub struct ChunkScanner<'r> {
 struct Job<'a> {
     data: &'a [u8],
     core: Range<usize>,
-    deadline: Instant,
+    clock: Clock,
     found: FoundMap,
     unfinished: BTreeSet<Unfinished>,
 }
@@ -172,7 +174,7 @@ impl<'r> ChunkScanner<'r> {
         Self {
             rules,
             limits,
-            slow: BTreeSet::new(),
+            slow: SlowRules::default(),
             trimmed: [None, None],
         }
     }
@@ -190,18 +192,19 @@ impl<'r> ChunkScanner<'r> {
         sparse: &[Range<u64>],
     ) -> ChunkMatches {
         let core = core.start.min(data.len())..core.end.min(data.len());
-        let deadline = Instant::now() + self.limits.per_chunk;
+        let clock = Clock::start();
+        let budget = Budget::new(&self.limits, clock.now());
         let mut job = Job {
             data,
             core,
-            deadline,
+            clock,
             found: BTreeMap::new(),
             unfinished: BTreeSet::new(),
         };
         let everything = self.segments(data, base, &[]);
         let segments = [self.segments(data, base, sparse), everything];
         for (slot, segments) in segments.iter().enumerate() {
-            self.search(slot, segments, &mut job);
+            self.search(slot, segments, &budget, &mut job);
         }
         self.report(job, base)
     }
@@ -230,130 +233,37 @@ impl<'r> ChunkScanner<'r> {
         segments
     }
 
-    fn search(&mut self, slot: usize, segments: &[Range<usize>], job: &mut Job<'_>) {
+    fn search(
+        &mut self,
+        slot: usize,
+        segments: &[Range<usize>],
+        budget: &Budget,
+        job: &mut Job<'_>,
+    ) {
         let Some(own) = self.rules.probes().into_iter().nth(slot).flatten() else {
             return;
         };
-        let slow: Vec<u32> = own
-            .rules
-            .iter()
-            .copied()
-            .filter(|r| self.slow.contains(r))
-            .collect();
-        let probe = self.trimmed[slot].as_ref().unwrap_or(own);
-        // A quarter for all together: the rest is for finding out which rule it is.
-        let budget = (self.limits.per_chunk / 4).max(self.limits.per_rule);
-        let mut late = Vec::new();
-        match self.attempt(probe, segments, job, budget) {
-            Ok(found) => job.found.extend(found),
-            Err(OutOfTime) => late.extend(&probe.rules),
-        }
-        let known = self.slow.len();
-        for rules in [late, slow] {
-            self.bisect(&rules, segments, job);
-        }
-        if self.slow.len() > known {
-            let rest = own
-                .rules
-                .iter()
-                .copied()
-                .filter(|r| !self.slow.contains(r))
-                .collect();
-            self.trimmed[slot] = Probe::compile(rest, |id| self.rules.patterns(id)).ok();
-        }
-    }
-
-    /// Searches for `rules` apart from others, in halves where they run out of time together.
-    fn bisect(&mut self, rules: &[u32], segments: &[Range<usize>], job: &mut Job<'_>) {
-        if rules.is_empty() {
-            return;
-        }
-        let done = Instant::now() < job.deadline && {
-            match Probe::compile(rules.to_vec(), |id| self.rules.patterns(id)) {
-                Ok(probe) => match self.attempt(&probe, segments, job, self.limits.per_rule) {
-                    Ok(found) => {
-                        job.found.extend(found);
-                        true
-                    }
-                    Err(OutOfTime) => false,
-                },
-                Err(_) => false,
-            }
+        let len = job.data.len();
+        let mut trial = ChunkTrial {
+            rules: self.rules,
+            cap: self.limits.max_matches_per_pattern.max(1),
+            usual: self.trimmed[slot].as_ref().unwrap_or(own),
+            segments,
+            job,
         };
-        if done {
-            return;
-        }
-        if let [rule] = rules {
-            tracing::debug!(rule, "rule ran out of time");
-            self.slow.insert(*rule);
+        let report = run_set(&mut trial, &own.rules, len, &mut self.slow, budget);
+        for rule in report.unfinished {
             job.unfinished.insert(Unfinished {
-                rule: *rule,
+                rule,
                 pattern: None,
                 reason: UnfinishedReason::TimeLimit,
             });
-            return;
         }
-        let (left, right) = rules.split_at(rules.len() / 2);
-        self.bisect(left, segments, job);
-        self.bisect(right, segments, job);
-    }
-
-    /// One search with one set of patterns.
-    fn attempt(
-        &self,
-        probe: &Probe,
-        segments: &[Range<usize>],
-        job: &Job<'_>,
-        budget: Duration,
-    ) -> Result<FoundMap, OutOfTime> {
-        let cap = self.limits.max_matches_per_pattern.max(1);
-        let end = job.deadline.min(Instant::now() + budget);
-        let mut scanner = Scanner::new(&probe.compiled);
-        scanner.max_matches_per_pattern(cap);
-        let mut found = FoundMap::new();
-        for segment in segments {
-            let left = end.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(OutOfTime);
-            }
-            scanner.set_timeout(left);
-            let results = scanner
-                .scan(&job.data[segment.clone()])
-                .map_err(|_| OutOfTime)?;
-            Probe::each_match(&results, |rule, pattern, matches| {
-                let info = self.rules.rules().get(rule as usize);
-                let keep = if info.is_some_and(|i| i.class.is_positional()) {
-                    cap
-                } else {
-                    1
-                };
-                let entry = found.entry((rule, pattern)).or_insert_with(|| Found {
-                    list: Vec::new(),
-                    count: 0,
-                    last: 0,
-                    capped: false,
-                });
-                let mut seen = 0;
-                for mut m in matches {
-                    seen += 1;
-                    m.start += segment.start;
-                    m.end += segment.start;
-                    if !job.core.contains(&m.start) {
-                        continue;
-                    }
-                    if entry.list.len() < keep {
-                        entry.list.push(m);
-                    } else {
-                        entry.capped |= keep > 1;
-                    }
-                    entry.count += 1;
-                    entry.last = m.start;
-                }
-                // A presence-only rule has what it needs as soon as one match is in the core.
-                entry.capped |= seen >= cap && (keep > 1 || entry.list.is_empty());
-            });
+        if report.learned {
+            let rest = own.rules.iter().copied();
+            let rest = rest.filter(|r| !self.slow.contains(*r)).collect();
+            self.trimmed[slot] = Probe::compile(rest, |id| self.rules.patterns(id)).ok();
         }
-        Ok(found)
     }
 
     fn report(&self, job: Job<'_>, base: ImageOffset) -> ChunkMatches {
@@ -407,6 +317,100 @@ impl<'r> ChunkScanner<'r> {
         out.complete = unfinished.is_empty();
         out.unfinished = unfinished.into_iter().collect();
         out
+    }
+}
+
+/// A search of one chunk with one probe.
+struct ChunkTrial<'a, 'd> {
+    rules: &'a RuleSet,
+    cap: usize,
+    usual: &'a Probe,
+    segments: &'a [Range<usize>],
+    job: &'a mut Job<'d>,
+}
+
+impl Trial for ChunkTrial<'_, '_> {
+    fn run(&mut self, which: Which<'_>, wall: Duration) -> Ran {
+        let apart;
+        let probe = match which {
+            Which::Usual => self.usual,
+            Which::Only(rules) => {
+                match Probe::compile(rules.to_vec(), |id| self.rules.patterns(id)) {
+                    Ok(probe) => apart = probe,
+                    Err(_) => return Ran::Impossible,
+                }
+                &apart
+            }
+        };
+        match self.search(probe, wall) {
+            Ok(found) => {
+                self.job.found.extend(found);
+                Ran::Done
+            }
+            Err(ran) => ran,
+        }
+    }
+
+    fn now(&self) -> Moment {
+        self.job.clock.now()
+    }
+}
+
+impl ChunkTrial<'_, '_> {
+    /// One search with one set of patterns.
+    fn search(&self, probe: &Probe, wall: Duration) -> Result<FoundMap, Ran> {
+        let started = Instant::now();
+        let mut scanner = Scanner::new(&probe.compiled);
+        scanner.max_matches_per_pattern(self.cap);
+        let mut found = FoundMap::new();
+        for segment in self.segments {
+            let left = wall.saturating_sub(started.elapsed());
+            if left.is_zero() {
+                return Err(Ran::OutOfTime);
+            }
+            scanner.set_timeout(time_out(left));
+            let results = scanner
+                .scan(&self.job.data[segment.clone()])
+                .map_err(|e| ran(&e))?;
+            Probe::each_match(&results, |rule, pattern, matches| {
+                let info = self.rules.rules().get(rule as usize);
+                let keep = match info.is_some_and(|i| i.class.is_positional()) {
+                    true => self.cap,
+                    false => 1,
+                };
+                let entry = found.entry((rule, pattern)).or_default();
+                let mut seen = 0;
+                for mut m in matches {
+                    seen += 1;
+                    m.start += segment.start;
+                    m.end += segment.start;
+                    if !self.job.core.contains(&m.start) {
+                        continue;
+                    }
+                    if entry.list.len() < keep {
+                        entry.list.push(m);
+                    } else {
+                        entry.capped |= keep > 1;
+                    }
+                    entry.count += 1;
+                    entry.last = m.start;
+                }
+                // A presence-only rule has what it needs as soon as one match is in the core.
+                entry.capped |= seen >= self.cap && (keep > 1 || entry.list.is_empty());
+            });
+        }
+        Ok(found)
+    }
+}
+
+/// What an error of yara-x means for the rules that were run.
+pub(super) fn ran(e: &ScanError) -> Ran {
+    match e {
+        ScanError::Timeout => Ran::OutOfTime,
+        e => {
+            tracing::debug!(error = %e, "scan failed");
+            Ran::Impossible
+        }
     }
 }
 

@@ -15,7 +15,7 @@ pub struct ArtifactRow<'a> {
     /// Of its content, hex.
     pub sha256: &'a str,
     /// Of its content, hex.
-    pub md5: &'a str,
+    pub md5: Option<&'a str>,
     /// `carver:png`.
     pub detector: &'a str,
     /// What it is.
@@ -79,7 +79,7 @@ impl ArtifactsBuilder {
             .get_or_insert_with(|| FixedSizeBinaryBuilder::new(16))
             .append_value(r.id);
         self.sha256.append_value(r.sha256);
-        self.md5.append_value(r.md5);
+        self.md5.append_option(r.md5);
         self.detector.append_value(r.detector);
         self.kind.append_value(r.kind);
         self.name.append_option(r.name);

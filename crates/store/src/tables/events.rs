@@ -10,7 +10,7 @@ use arrow::error::ArrowError;
 use std::sync::Arc;
 
 /// One record with a time.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct EventRow<'a> {
     /// See [`super::row_id`].
     pub id: [u8; 16],

@@ -6,6 +6,7 @@ mod artifacts;
 mod captures;
 mod events;
 mod findings;
+mod order;
 mod segment;
 mod small;
 
@@ -13,7 +14,12 @@ pub use artifacts::{ArtifactRow, ArtifactsBuilder};
 pub use captures::captures_batch;
 pub use events::{EventRow, EventsBuilder};
 pub use findings::{FindingRow, FindingsBuilder};
-pub use segment::{SegmentError, from_ipc, read_segment, to_ipc, write_segment, writer_properties};
+pub use order::{PlaceColumns, in_order, place_columns, sort_batch};
+pub(crate) use segment::{FAIR_GROUP, ROW_GROUP};
+pub use segment::{
+    SegmentError, from_ipc, read_segment, segment_batches, to_ipc, write_segment,
+    writer_properties,
+};
 pub use small::{
     AnchorsBuilder, CoverageBuilder, CoverageRow, MatchRow, MatchesBuilder, SystemRow, anchor_rows,
     coverage_rows, match_rows, system_batch, system_row,
@@ -155,7 +161,7 @@ static ARTIFACTS: Lazy = LazyLock::new(|| {
     Arc::new(Schema::new(vec![
         id(),
         text("sha256"),
-        text("md5"),
+        text_or_null("md5"),
         text("detector"),
         text("kind"),
         text_or_null("name"),
@@ -238,9 +244,9 @@ pub fn schema(table: &str) -> Option<SchemaRef> {
 pub fn sort_keys(table: &str) -> &'static str {
     match table {
         name::FINDINGS => "image_offset, length, id",
-        name::EVENTS => "coalesce(time, inferred_time) ASC NULLS LAST, image_offset, length, id",
+        name::EVENTS => "image_offset, length, id",
         name::ARTIFACTS => "image_offset, size, id",
-        name::COVERAGE => "engine, start, \"end\", outcome",
+        name::COVERAGE => "engine, start, \"end\", outcome, reason",
         _ => "1",
     }
 }

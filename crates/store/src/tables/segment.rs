@@ -1,5 +1,10 @@
 //! Segments: batches as Parquet objects, and as Arrow IPC between processes.
+//!
+//! A segment of a table that is sorted by place (see [`super::place_columns`]) has sorted row
+//! groups, cut between batches. Merging copies such row groups as they are where no other reaches
+//! into them.
 
+use super::order::{Key, bounds, place_columns};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
@@ -10,6 +15,7 @@ use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::errors::ParquetError;
+use parquet::file::metadata::SortingColumn;
 use parquet::file::properties::{EnabledStatistics, WriterProperties};
 use parquet::schema::types::ColumnPath;
 
@@ -25,16 +31,37 @@ pub enum SegmentError {
     Arrow(#[from] ArrowError),
 }
 
-/// Rows of one row group.
-const ROW_GROUP: usize = 256 << 10;
+/// Rows of one row group at most.
+pub(crate) const ROW_GROUP: usize = 128 << 10;
 
-/// How tables are written: zstd, dictionaries where values repeat, statistics per chunk.
-pub fn writer_properties() -> WriterProperties {
+/// Rows from which on a row group ends with its batch.
+const FULL: usize = 64 << 10;
+
+/// Rows from which on a row group is large enough to be left alone by a merge.
+pub(crate) const FAIR_GROUP: usize = 4 << 10;
+
+/// A gap in the image, in bytes, where a row group ends: the chunk between may be in another
+/// segment. Groups of fewer rows are not cut for that.
+const GAP: u64 = 32 << 20;
+const WORTH_A_CUT: usize = 256;
+
+/// How tables are written: zstd, dictionaries where values repeat, statistics where they help.
+/// `sorted`: the column that the rows are sorted by, if any.
+pub fn writer_properties(sorted: Option<usize>) -> WriterProperties {
+    let sorted = sorted.and_then(|c| i32::try_from(c).ok());
     let mut p = WriterProperties::builder()
         .set_compression(Compression::ZSTD(ZstdLevel::default()))
         .set_max_row_group_row_count(Some(ROW_GROUP))
         .set_created_by("ramsift".to_owned())
-        .set_statistics_enabled(EnabledStatistics::Chunk);
+        .set_statistics_enabled(EnabledStatistics::None)
+        .set_offset_index_disabled(true)
+        .set_sorting_columns(sorted.map(|column_idx| {
+            vec![SortingColumn {
+                column_idx,
+                descending: false,
+                nulls_first: false,
+            }]
+        }));
     // Nearly every value is another one: a dictionary would be built and thrown away.
     for column in [
         "id",
@@ -51,31 +78,68 @@ pub fn writer_properties() -> WriterProperties {
     ] {
         p = p.set_column_dictionary_enabled(ColumnPath::from(column), false);
     }
-    // Ids and hashes don't compress, and nobody asks for their range.
+    // Ranges that a query can skip row groups by; comparing every text costs more than it saves.
     for column in [
-        "id", "message", "context", "window", "fields", "rule", "value",
+        "image_offset",
+        "physical_address",
+        "time",
+        "inferred_time",
+        "severity_rank",
+        "kind",
+        "source",
+        "start",
+        "end",
+        "size",
+        "pid",
     ] {
-        p = p.set_column_statistics_enabled(ColumnPath::from(column), EnabledStatistics::None);
+        p = p.set_column_statistics_enabled(ColumnPath::from(column), EnabledStatistics::Chunk);
     }
     p = p.set_column_compression(ColumnPath::from("id"), Compression::UNCOMPRESSED);
     p.build()
 }
 
-/// Batches of one schema as a Parquet file in memory.
-pub fn write_segment(schema: SchemaRef, batches: &[RecordBatch]) -> Result<Vec<u8>, SegmentError> {
+/// Batches of one table as a Parquet file in memory, in the order given. Batches of a table that
+/// is sorted by place must each be sorted.
+pub fn write_segment(
+    table: &str,
+    schema: SchemaRef,
+    batches: &[RecordBatch],
+) -> Result<Vec<u8>, SegmentError> {
+    let place = place_columns(table);
+    let sorted = place.and_then(|c| schema.index_of(c.start).ok());
     let mut out = Vec::new();
-    let mut w = ArrowWriter::try_new(&mut out, schema, Some(writer_properties()))?;
+    let mut w = ArrowWriter::try_new(&mut out, schema, Some(writer_properties(sorted)))?;
+    let mut end: Option<Key> = None;
     for b in batches {
+        if let Some(c) = place
+            && let Some((first, last)) = bounds(b, c)?
+        {
+            // A row group must be sorted, and should not span what lies in other segments.
+            let unsorted = end.is_some_and(|e| e > first);
+            let gap = end.is_some_and(|e| first.0.saturating_sub(e.0) > GAP);
+            let rows = w.in_progress_rows();
+            if unsorted || rows >= FULL || gap && rows >= WORTH_A_CUT {
+                w.flush()?;
+            }
+            end = Some(last);
+        }
         w.write(b)?;
     }
     w.close()?;
     Ok(out)
 }
 
-/// The batches of a Parquet file in memory.
-pub fn read_segment(data: Bytes) -> Result<Vec<RecordBatch>, SegmentError> {
+/// The batches of a Parquet file in memory, decoded one after the other.
+pub fn segment_batches(
+    data: Bytes,
+) -> Result<impl Iterator<Item = Result<RecordBatch, SegmentError>>, SegmentError> {
     let reader = ParquetRecordBatchReaderBuilder::try_new(data)?.build()?;
-    Ok(reader.collect::<Result<_, _>>()?)
+    Ok(reader.map(|b| b.map_err(SegmentError::from)))
+}
+
+/// All batches of a Parquet file in memory.
+pub fn read_segment(data: Bytes) -> Result<Vec<RecordBatch>, SegmentError> {
+    segment_batches(data)?.collect()
 }
 
 /// A batch as an Arrow IPC stream.

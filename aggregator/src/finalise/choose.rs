@@ -1,0 +1,182 @@
+//! Which attempts count, and the segments that hold their rows.
+
+use ramsift_proto::TaskId;
+use ramsift_proto::v1::{CommitRecord, SegmentRef, TaskReport};
+use ramsift_store::job::{self, to_json};
+use ramsift_store::merge::Segment;
+use ramsift_store::tables::{self, read_segment};
+use ramsift_store::{Frozen, Keys, Objects, Plan, StoreError};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Everything read from the records, with one attempt chosen per task.
+pub(super) struct Chosen {
+    pub(super) records: Vec<CommitRecord>,
+    /// Commit and attempt by task. The same attempt can stand in two commits, when its worker did
+    /// not hear of the first.
+    pub(super) attempts: BTreeMap<String, (String, String)>,
+    pub(super) reports: BTreeMap<String, TaskReport>,
+}
+
+/// The attempt that counts for each task: of several, the first in the order of commits, so that
+/// every reader of the same list chooses alike. A task that was cut in two counts for nothing;
+/// its halves do.
+pub(super) fn choose(records: Vec<CommitRecord>, split: &BTreeSet<String>) -> Chosen {
+    let mut attempts = BTreeMap::new();
+    let mut reports = BTreeMap::new();
+    for (c, r) in records
+        .iter()
+        .flat_map(|c| c.reports.iter().map(move |r| (c, r)))
+    {
+        if split.contains(&r.task) || attempts.contains_key(&r.task) {
+            continue;
+        }
+        attempts.insert(r.task.clone(), (c.id.clone(), r.attempt.clone()));
+        reports.insert(r.task.clone(), r.clone());
+    }
+    Chosen {
+        records,
+        attempts,
+        reports,
+    }
+}
+
+/// Names of tasks that were cut in two.
+pub(super) async fn splits(
+    objects: &dyn Objects,
+    keys: &Keys,
+) -> Result<BTreeSet<String>, StoreError> {
+    let folder = keys.splits();
+    let all = objects.list(&folder).await?;
+    Ok(all
+        .into_iter()
+        .filter_map(|m| {
+            m.key[folder.len()..]
+                .strip_suffix(".json")
+                .map(str::to_owned)
+        })
+        .collect())
+}
+
+pub(super) async fn freeze(objects: &dyn Objects, keys: &Keys) -> Result<Frozen, StoreError> {
+    if let Some((f, _)) = job::read_opt::<Frozen>(objects, &keys.frozen()).await? {
+        return Ok(f);
+    }
+    let split = splits(objects, keys).await?;
+    let chosen = choose(job::commits(objects, keys).await?, &split);
+    let frozen = Frozen {
+        commits: chosen.records.iter().map(|r| r.id.clone()).collect(),
+        chosen: chosen.attempts,
+        split,
+    };
+    match objects.put_new(&keys.frozen(), to_json(&frozen)?).await {
+        Ok(_) => Ok(frozen),
+        // Another aggregator was faster; its list counts.
+        Err(e) if e.is_conflict() => Ok(job::read(objects, &keys.frozen()).await?.0),
+        Err(e) => Err(e.into()),
+    }
+}
+
+/// Every task that the plan calls for, given the splits.
+pub(super) fn expected(plan: &Plan, groups: usize, split: &BTreeSet<String>) -> Vec<String> {
+    let mut out = Vec::new();
+    let chunks = if plan.spec.unstructured {
+        plan.chunk_count
+    } else {
+        0
+    };
+    let mut todo: Vec<TaskId> = (0..chunks).map(TaskId::chunk).collect();
+    todo.extend(
+        (0..groups)
+            .filter_map(|g| u32::try_from(g).ok())
+            .map(TaskId::Verdict),
+    );
+    todo.extend(plan.views.iter().cloned().map(TaskId::View));
+    while let Some(t) = todo.pop() {
+        let name = t.to_string();
+        match t.halves() {
+            Some(halves) if split.contains(&name) => todo.extend(halves),
+            _ => out.push(name),
+        }
+    }
+    out
+}
+
+/// Segment keys by table, of the chosen attempts only. A segment that also holds rows of attempts
+/// that don't count is written again without them.
+pub(super) async fn segments_of(
+    objects: &dyn Objects,
+    keys: &Keys,
+    chosen: &Chosen,
+) -> Result<BTreeMap<String, Vec<Segment>>, StoreError> {
+    let counts = |commit: &str, task: &str, attempt: &str| {
+        chosen
+            .attempts
+            .get(task)
+            .is_some_and(|(c, a)| c == commit && a == attempt)
+    };
+    let stored = |s: &SegmentRef| Segment {
+        key: s.key.clone(),
+        bytes: s.bytes,
+    };
+    let mut out: BTreeMap<String, Vec<Segment>> = BTreeMap::new();
+    for c in &chosen.records {
+        for s in &c.segments {
+            let kept = s
+                .parts
+                .iter()
+                .filter(|p| counts(&c.id, &p.task, &p.attempt))
+                .count();
+            let segment = match kept {
+                0 => continue,
+                n if n == s.parts.len() => stored(s),
+                _ => keep(objects, keys, &c.id, s, &counts).await?,
+            };
+            out.entry(s.table.clone()).or_default().push(segment);
+        }
+        for r in c
+            .reports
+            .iter()
+            .filter(|r| counts(&c.id, &r.task, &r.attempt))
+        {
+            for s in &r.segments {
+                out.entry(s.table.clone()).or_default().push(stored(s));
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// Writes a segment again with the rows of the attempts that count.
+async fn keep(
+    objects: &dyn Objects,
+    keys: &Keys,
+    commit: &str,
+    s: &SegmentRef,
+    counts: &(dyn Fn(&str, &str, &str) -> bool + Sync),
+) -> Result<Segment, StoreError> {
+    let damaged = |source| StoreError::Segment {
+        what: s.key.clone(),
+        source,
+    };
+    let (data, _) = objects.get(&s.key).await?;
+    let batches = read_segment(data).map_err(damaged)?;
+    let schema = tables::schema(&s.table)
+        .ok_or_else(|| StoreError::Query(format!("there is no table {}", s.table)))?;
+    let whole = arrow::compute::concat_batches(&schema, &batches).map_err(|e| damaged(e.into()))?;
+    let (mut at, mut kept) = (0usize, Vec::new());
+    for p in &s.parts {
+        let n = usize::try_from(p.rows)
+            .unwrap_or(usize::MAX)
+            .min(whole.num_rows() - at);
+        if counts(commit, &p.task, &p.attempt) {
+            kept.push(whole.slice(at, n));
+        }
+        at += n;
+    }
+    let data = tables::write_segment(&s.table, schema, &kept).map_err(damaged)?;
+    let key = keys.segment(&format!("kept-{commit}"), &s.table);
+    let bytes = data.len() as u64;
+    objects.put(&key, data.into()).await?;
+    Ok(Segment { key, bytes })
+}
+

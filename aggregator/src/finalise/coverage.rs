@@ -1,0 +1,188 @@
+//! The coverage table: rows in order, neighbours of one outcome joined, bytes summed on the way.
+
+use super::FinaliseError;
+use super::choose::Chosen;
+use arrow::array::RecordBatch;
+use ramsift_proto::TaskId;
+use ramsift_proto::v1::Outcome;
+use ramsift_store::merge::{Filter, Segment};
+use ramsift_store::tables::{self, CoverageBuilder, CoverageRow, coverage_rows, name};
+use ramsift_store::{Coverage, Keys, Objects, Plan, StoreError};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Gaps that the manifest names one by one.
+const MAX_GAPS: usize = 1000;
+
+/// Joins the rows as they pass and keeps the sums and the gaps.
+pub(super) struct Covered {
+    engines: Vec<&'static str>,
+    /// The row that its successors may still belong to.
+    last: Option<CoverageRow>,
+    sums: BTreeMap<String, Coverage>,
+    gaps: Vec<String>,
+}
+
+impl Covered {
+    pub(super) fn new(plan: &Plan, chosen: &Chosen) -> Self {
+        let mut engines = vec!["carvers"];
+        if !plan.spec.rules_digest.is_empty() {
+            engines.push("yara");
+        }
+        let mut gaps = Vec::new();
+        for (task, r) in &chosen.reports {
+            let of_image = matches!(task.parse(), Ok(TaskId::Chunk { .. }));
+            // The reason of a view that is not possible stands in the view itself.
+            if r.outcome() == Outcome::Failed && !of_image && task != "view-system" {
+                gaps.push(format!("{task} failed: {}", r.reason));
+            }
+        }
+        Self {
+            engines,
+            last: None,
+            sums: BTreeMap::new(),
+            gaps,
+        }
+    }
+
+    /// Writes the rows that no worker could: what the file lacks, and chunks that failed whole.
+    pub(super) async fn unreported(
+        &self,
+        objects: &Arc<dyn Objects>,
+        keys: &Keys,
+        plan: &Plan,
+        chosen: &Chosen,
+    ) -> Result<Option<Segment>, FinaliseError> {
+        if !plan.spec.unstructured {
+            return Ok(None);
+        }
+        let mut b = CoverageBuilder::default();
+        for engine in &self.engines {
+            let mut gap = |outcome: &str, start, end, why: &str| {
+                b.push(&CoverageRow {
+                    engine: (*engine).to_owned(),
+                    outcome: outcome.to_owned(),
+                    start,
+                    end,
+                    reason: Some(why.to_owned()),
+                });
+            };
+            for r in plan.layout.runs.missing() {
+                gap("missing", r.start, r.end, "not in the file");
+            }
+            for (task, r) in &chosen.reports {
+                if r.outcome() == Outcome::Failed {
+                    for range in core_of(plan, task) {
+                        gap("failed", range.start, range.end, &r.reason);
+                    }
+                }
+            }
+        }
+        let query = |e: arrow::error::ArrowError| StoreError::Query(e.to_string());
+        let Some(batch) = b.finish().map_err(query)? else {
+            return Ok(None);
+        };
+        let damaged = |source| StoreError::Segment {
+            what: name::COVERAGE.into(),
+            source,
+        };
+        let data = tables::write_segment(name::COVERAGE, batch.schema(), &[batch]).map_err(damaged)?;
+        let segment = Segment {
+            key: keys.segment("final", name::COVERAGE),
+            bytes: data.len() as u64,
+        };
+        objects
+            .put(&segment.key, data.into())
+            .await
+            .map_err(StoreError::from)?;
+        Ok(Some(segment))
+    }
+
+    /// Counts a row that is whole.
+    fn count(&mut self, r: &CoverageRow) {
+        let n = r.end - r.start;
+        // Engines that work on artifacts or rules don't cover the image byte by byte.
+        if self.engines.contains(&r.engine.as_str()) {
+            let c = self.sums.entry(r.engine.clone()).or_default();
+            match r.outcome.as_str() {
+                "scanned" => c.scanned += n,
+                "sparse" => c.sparse += n,
+                "partial" => c.partial += n,
+                "failed" => c.failed += n,
+                "missing" => c.missing += n,
+                _ => {}
+            }
+        }
+        let gap = !matches!(r.outcome.as_str(), "scanned" | "sparse");
+        if gap && self.gaps.len() == MAX_GAPS {
+            self.gaps.push("and more, in the coverage table".to_owned());
+        } else if gap && self.gaps.len() < MAX_GAPS {
+            self.gaps.push(format!(
+                "{}: {} bytes from image offset {:#x} {}: {}",
+                r.engine,
+                n,
+                r.start,
+                r.outcome,
+                r.reason.as_deref().unwrap_or("no reason given")
+            ));
+        }
+    }
+
+    /// Bytes by outcome and engine, and the gaps.
+    pub(super) fn finish(self) -> (BTreeMap<String, Coverage>, Vec<String>) {
+        (self.sums, self.gaps)
+    }
+}
+
+fn batch_of(mut b: CoverageBuilder) -> Result<Option<RecordBatch>, StoreError> {
+    b.finish().map_err(|e| StoreError::Query(e.to_string()))
+}
+
+impl Filter for Covered {
+    fn rows(&mut self, batch: RecordBatch) -> Result<Option<RecordBatch>, StoreError> {
+        let mut out = CoverageBuilder::default();
+        for r in coverage_rows(&batch) {
+            match &mut self.last {
+                // A chunk that was settled twice.
+                Some(l) if *l == r => {}
+                Some(l)
+                    if l.engine == r.engine
+                        && l.outcome == r.outcome
+                        && l.reason == r.reason
+                        && l.end == r.start =>
+                {
+                    l.end = r.end;
+                }
+                _ => {
+                    if let Some(whole) = self.last.replace(r) {
+                        self.count(&whole);
+                        out.push(&whole);
+                    }
+                }
+            }
+        }
+        batch_of(out)
+    }
+
+    fn end(&mut self) -> Result<Option<RecordBatch>, StoreError> {
+        let mut out = CoverageBuilder::default();
+        if let Some(whole) = self.last.take() {
+            self.count(&whole);
+            out.push(&whole);
+        }
+        batch_of(out)
+    }
+}
+
+/// The image ranges that a chunk task owns.
+fn core_of(plan: &Plan, task: &str) -> Vec<std::ops::Range<u64>> {
+    let Ok(id) = task.parse::<TaskId>() else {
+        return Vec::new();
+    };
+    let TaskId::Chunk { index, .. } = &id else {
+        return Vec::new();
+    };
+    let start = index * plan.chunks.size;
+    let whole = start..(start + plan.chunks.size).min(plan.pin.size());
+    plan.layout.runs.stored_in(id.narrow(whole))
+}

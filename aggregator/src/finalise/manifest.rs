@@ -1,0 +1,85 @@
+//! The manifest of a sealed job.
+
+use super::FinaliseInfo;
+use super::choose::Chosen;
+use ramsift_store::job::{ManifestFile, now_micros};
+use ramsift_store::{Coverage, Manifest, Plan, tables};
+use std::collections::BTreeMap;
+
+/// What was found out while sealing.
+pub(super) struct Facts {
+    pub(super) evidence: Option<String>,
+    pub(super) sha256: Option<(String, &'static str)>,
+    pub(super) coverage: BTreeMap<String, Coverage>,
+    pub(super) gaps: Vec<String>,
+    pub(super) system: Option<tables::SystemRow>,
+    pub(super) files: Vec<ManifestFile>,
+}
+
+/// Puts the manifest together.
+pub(super) fn manifest_of(plan: &Plan, chosen: &Chosen, info: &FinaliseInfo, f: Facts) -> Manifest {
+    let complete = f.gaps.is_empty() && !f.coverage.values().any(Coverage::has_gaps);
+    let (evidence_sha256, from) = f.sha256.map(|(h, from)| (h, from.to_owned())).unzip();
+    let structured = match &f.system {
+        _ if !plan.spec.structured => Err("not asked for".to_owned()),
+        Some(s) if s.status == "recognised" => Ok(()),
+        Some(s) => Err(s.reason.clone().unwrap_or_else(|| "no reason given".into())),
+        None => Err("the system view gave no row".into()),
+    };
+    let analyses = match (plan.spec.unstructured, structured) {
+        (true, Ok(())) => "structured + unstructured".to_owned(),
+        (true, Err(why)) => format!("unstructured only: {why}"),
+        (false, Ok(())) => "structured only".to_owned(),
+        (false, Err(why)) => format!("neither: {why}"),
+    };
+    let artifacts: BTreeMap<&str, u64> = chosen
+        .reports
+        .values()
+        .flat_map(|r| &r.objects)
+        .map(|o| (o.key.as_str(), o.bytes))
+        .collect();
+    Manifest {
+        job: plan.spec.job.clone(),
+        spec: plan.spec.clone(),
+        evidence: plan.pin.clone(),
+        evidence_bytes: plan.pin.size(),
+        evidence_blake3: f.evidence,
+        evidence_sha256,
+        evidence_sha256_from: from,
+        format: plan.layout.format.clone(),
+        image_bytes: plan.layout.runs.image_len(),
+        verdict: if complete {
+            "complete"
+        } else {
+            "complete with gaps"
+        }
+        .to_owned(),
+        coverage: f.coverage,
+        gaps: f.gaps,
+        analyses,
+        carvers: info.carvers.clone(),
+        carvers_digest: (info.carvers_digest)(plan),
+        rules_digest: Some(plan.spec.rules_digest.clone()).filter(|d| !d.is_empty()),
+        clamav: info.clamav.clone().filter(|_| plan.spec.clamav),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        files: f.files,
+        // The name of such an object is the hash of its content.
+        artifacts: artifacts
+            .into_iter()
+            .map(|(key, bytes)| ManifestFile {
+                key: key.to_owned(),
+                bytes,
+                blake3: key
+                    .rsplit('/')
+                    .next()
+                    .and_then(|n| n.strip_suffix(".pack"))
+                    .unwrap_or_default()
+                    .to_owned(),
+                rows: None,
+            })
+            .collect(),
+        started_micros: plan.spec.submitted_micros,
+        finished_micros: now_micros(),
+    }
+}
+

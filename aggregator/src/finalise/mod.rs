@@ -1,0 +1,241 @@
+//! Sealing a job: which attempts count, the sorted tables, coverage, and the manifest.
+//!
+//! Everything here can be done again from the start by another aggregator: the list of commits is
+//! frozen by one conditional write, and all that follows depends on that list alone.
+
+mod choose;
+mod coverage;
+mod evidence;
+mod manifest;
+
+use crate::Aggregator;
+use choose::{choose, expected, freeze, segments_of, splits};
+use coverage::Covered;
+use manifest::{Facts, manifest_of};
+use ramsift_proto::v1::CommitRecord;
+use ramsift_store::job::{self, ManifestFile, to_json};
+use ramsift_store::merge::{Filter, Segment, Stamp, merge_through};
+use ramsift_store::query::QueryLimits;
+use ramsift_store::tables::{self, name, read_segment};
+use ramsift_store::{Keys, Manifest, Objects, Plan, StoreError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// Why a job could not be sealed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum FinaliseError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The temporary disk.
+    #[error("temporary files for sorting: {0}")]
+    Temp(#[from] std::io::Error),
+    /// Tasks are missing: it is too early.
+    #[error("{0} tasks are not settled yet")]
+    Early(usize),
+    /// The evidence is not what was expected.
+    #[error("{0}")]
+    Evidence(String),
+}
+
+impl FinaliseError {
+    /// Whether another try is no use.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self, Self::Evidence(_))
+    }
+}
+
+/// What the manifest says of the program, and what sealing may use.
+#[derive(Clone, Debug)]
+pub struct FinaliseInfo {
+    /// Carvers with their versions.
+    pub carvers: BTreeMap<String, u32>,
+    /// Digest of the carver set, by the options of a plan.
+    pub carvers_digest: fn(&Plan) -> String,
+    /// clamd's engine and signature version.
+    pub clamav: Option<String>,
+    /// Memory and disk.
+    pub limits: QueryLimits,
+}
+
+/// Seals a job and writes its tables and manifest. Doing it again changes nothing.
+pub async fn finalise(
+    aggregator: &Aggregator,
+    job: &str,
+    info: &FinaliseInfo,
+) -> Result<Manifest, FinaliseError> {
+    let objects = aggregator.objects();
+    let keys = Keys::new(job);
+    if let Some((m, _)) = job::read_opt::<Manifest>(objects.as_ref(), &keys.manifest()).await? {
+        return Ok(m);
+    }
+    let (plan, _): (Plan, _) = job::read(objects.as_ref(), &keys.plan()).await?;
+    let split = splits(objects.as_ref(), &keys).await?;
+    let groups = job::read_opt::<ramsift_store::VerdictPlan>(objects.as_ref(), &keys.verdicts())
+        .await?
+        .map_or(0, |(v, _)| v.groups.len());
+    let settled: BTreeSet<String> = job::commits(objects.as_ref(), &keys)
+        .await?
+        .into_iter()
+        .flat_map(|c| c.reports)
+        .map(|r| r.task)
+        .collect();
+    let open = expected(&plan, groups, &split)
+        .iter()
+        .filter(|t| !settled.contains(*t))
+        .count();
+    if open > 0 {
+        return Err(FinaliseError::Early(open));
+    }
+    let frozen = freeze(objects.as_ref(), &keys).await?;
+    let mut records = Vec::with_capacity(frozen.commits.len());
+    for id in &frozen.commits {
+        records.push(
+            job::read::<CommitRecord>(objects.as_ref(), &keys.commit(id))
+                .await?
+                .0,
+        );
+    }
+    // The list of splits is frozen with the commits: every aggregator chooses alike.
+    let chosen = choose(records, &frozen.split);
+    let evidence = evidence::blake3(&plan, &chosen);
+    let sha256 = evidence::sha256(&plan, &chosen);
+    let sha = sha256.as_ref().map(|(h, _)| h.as_str());
+    evidence::check(&plan, evidence.as_deref(), sha)?;
+    let capture = evidence::capture_id(&plan, evidence.as_deref());
+    let temp = tempfile::tempdir_in(&info.limits.spill)?;
+    let mut limits = info.limits.clone();
+    limits.spill = temp.path().to_owned();
+    let mut segments = segments_of(objects.as_ref(), &keys, &chosen).await?;
+    let mut covered = Covered::new(&plan, &chosen);
+    segments
+        .entry(name::COVERAGE.to_owned())
+        .or_default()
+        .extend(covered.unreported(objects, &keys, &plan, &chosen).await?);
+    let mut files = Vec::new();
+    for table in tables::FINAL {
+        let inputs = segments.get(*table).map_or(&[][..], Vec::as_slice);
+        if *table == name::SYSTEM && inputs.is_empty() {
+            continue;
+        }
+        let filter: Option<&mut dyn Filter> = if *table == name::COVERAGE {
+            Some(&mut covered)
+        } else {
+            None
+        };
+        let stamp = Stamp {
+            capture: &capture,
+            pass: 1,
+        };
+        files.push(write_table(objects, &keys, table, inputs, stamp, &limits, filter).await?);
+    }
+    let (coverage, gaps) = covered.finish();
+    let system = system_row(objects, segments.get(name::SYSTEM)).await?;
+    let manifest = manifest_of(
+        &plan,
+        &chosen,
+        info,
+        Facts {
+            evidence,
+            sha256,
+            coverage,
+            gaps,
+            system,
+            files,
+        },
+    );
+    let captures = captures_table(objects, &keys, &manifest, &plan, &capture).await?;
+    let mut manifest = manifest;
+    manifest.files.push(captures);
+    match objects.put_new(&keys.manifest(), to_json(&manifest)?).await {
+        Ok(_) => Ok(manifest),
+        Err(e) if e.is_conflict() => Ok(job::read(objects.as_ref(), &keys.manifest()).await?.0),
+        Err(e) => Err(StoreError::from(e).into()),
+    }
+}
+
+async fn write_table(
+    objects: &Arc<dyn Objects>,
+    keys: &Keys,
+    table: &str,
+    segments: &[Segment],
+    stamp: Stamp<'_>,
+    limits: &QueryLimits,
+    filter: Option<&mut dyn Filter>,
+) -> Result<ManifestFile, FinaliseError> {
+    let path = limits.spill.join(format!("{table}.parquet"));
+    let merged = merge_through(objects, table, segments, stamp, &path, limits, filter).await?;
+    tracing::debug!(table, rows = merged.rows, copied = merged.copied, "table merged");
+    let hashed = path.clone();
+    let blake3 = tokio::task::spawn_blocking(move || hash_file(&hashed)).await??;
+    let key = keys.table(table);
+    objects
+        .put_file(&key, &path)
+        .await
+        .map_err(StoreError::from)?;
+    std::fs::remove_file(&path)?;
+    Ok(ManifestFile {
+        key,
+        bytes: merged.bytes,
+        blake3,
+        rows: Some(merged.rows),
+    })
+}
+
+fn hash_file(path: &std::path::Path) -> std::io::Result<String> {
+    let mut h = blake3::Hasher::new();
+    std::io::copy(&mut std::fs::File::open(path)?, &mut h)?;
+    Ok(h.finalize().to_hex().to_string())
+}
+
+impl From<tokio::task::JoinError> for FinaliseError {
+    fn from(e: tokio::task::JoinError) -> Self {
+        Self::Temp(std::io::Error::other(e))
+    }
+}
+
+/// Status and reason of the system view.
+async fn system_row(
+    objects: &Arc<dyn Objects>,
+    segments: Option<&Vec<Segment>>,
+) -> Result<Option<tables::SystemRow>, FinaliseError> {
+    let Some(Segment { key, .. }) = segments.and_then(|s| s.first()) else {
+        return Ok(None);
+    };
+    let (data, _) = objects.get(key).await.map_err(StoreError::from)?;
+    let batches = read_segment(data).map_err(|source| StoreError::Segment {
+        what: key.clone(),
+        source,
+    })?;
+    Ok(batches.first().and_then(tables::system_row))
+}
+
+/// The one row on the evidence, as a table.
+async fn captures_table(
+    objects: &Arc<dyn Objects>,
+    keys: &Keys,
+    m: &Manifest,
+    plan: &Plan,
+    capture: &str,
+) -> Result<ManifestFile, FinaliseError> {
+    let query = |e: arrow::error::ArrowError| StoreError::Query(e.to_string());
+    let batch = tables::captures_batch(m, plan, capture).map_err(query)?;
+    let data =
+        tables::write_segment(name::CAPTURES, batch.schema(), &[batch]).map_err(|source| StoreError::Segment {
+            what: name::CAPTURES.into(),
+            source,
+        })?;
+    let key = keys.table(name::CAPTURES);
+    let file = ManifestFile {
+        key: key.clone(),
+        bytes: data.len() as u64,
+        blake3: blake3::hash(&data).to_hex().to_string(),
+        rows: Some(1),
+    };
+    objects
+        .put(&key, data.into())
+        .await
+        .map_err(StoreError::from)?;
+    Ok(file)
+}

@@ -1,0 +1,641 @@
+//! Merging segments into one sorted table.
+//!
+//! Chunks own disjoint stretches of the image and segments hold sorted row groups, so most row
+//! groups reach into no other one. Those are copied as they are: their columns are neither
+//! decompressed nor decoded. Only row groups that reach into one another, and small ones, are read
+//! and written again, by a sort with bounded memory that spills.
+//!
+//! ```text
+//! segment footers -> row groups by least offset -> |alone and large| -> copy the columns
+//!                                                  |  the others   | -> sort, encode
+//! ```
+//!
+//! The capture's id and the pass, which are known only now, go in front of every row.
+
+use crate::objects::Objects;
+use crate::query::{QueryLimits, Tables, fail};
+use crate::tables::{FAIR_GROUP, ROW_GROUP, in_order, place_columns, schema, sort_keys, writer_properties};
+use crate::{ObjectError, StoreError};
+use arrow::array::{ArrayRef, RecordBatch, StringArray, UInt16Array};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use parquet::arrow::arrow_reader::{
+    ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
+};
+use parquet::arrow::arrow_writer::{
+    ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves,
+};
+use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
+use parquet::column::writer::ColumnCloseResult;
+use parquet::errors::ParquetError;
+use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
+use parquet::file::reader::{ChunkReader, Length};
+use parquet::file::statistics::Statistics;
+use parquet::file::writer::SerializedFileWriter;
+use std::fs::File;
+use std::io::BufWriter;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+/// A stored segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its key.
+    pub key: String,
+    /// Its size.
+    pub bytes: u64,
+}
+
+/// What a merge wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Merged {
+    /// Rows.
+    pub rows: u64,
+    /// Bytes of the Parquet file.
+    pub bytes: u64,
+    /// Rows that were copied without being decoded.
+    pub copied: u64,
+}
+
+/// What every row of a merged table begins with.
+#[derive(Clone, Copy, Debug)]
+pub struct Stamp<'a> {
+    /// The capture's id.
+    pub capture: &'a str,
+    /// The pass.
+    pub pass: u16,
+}
+
+/// Merges segments into one table in the file `to`. Memory is bounded by `limits` and a few row
+/// groups; what doesn't fit is spilled.
+pub async fn merge(
+    objects: &Arc<dyn Objects>,
+    table: &str,
+    segments: &[Segment],
+    stamp: Stamp<'_>,
+    to: &Path,
+    limits: &QueryLimits,
+) -> Result<Merged, StoreError> {
+    merge_through(objects, table, segments, stamp, to, limits, None).await
+}
+
+/// Changes the rows of a table on their way, in their order.
+pub trait Filter: Send {
+    /// Takes rows and gives those that are ready.
+    fn rows(&mut self, batch: RecordBatch) -> Result<Option<RecordBatch>, StoreError>;
+
+    /// Gives what is left.
+    fn end(&mut self) -> Result<Option<RecordBatch>, StoreError>;
+}
+
+/// [`merge`] with rows that are changed on their way.
+pub async fn merge_through(
+    objects: &Arc<dyn Objects>,
+    table: &str,
+    segments: &[Segment],
+    stamp: Stamp<'_>,
+    to: &Path,
+    limits: &QueryLimits,
+    filter: Option<&mut dyn Filter>,
+) -> Result<Merged, StoreError> {
+    let schema = schema(table).ok_or_else(|| fail(format!("{table} has no schema")))?;
+    let mut out = Output::create(to, table, &schema, stamp)?;
+    let sql = Sql {
+        objects,
+        table,
+        schema: &schema,
+        limits,
+    };
+    let groups = match place_columns(table) {
+        Some(c) if filter.is_none() => {
+            groups(objects, segments, schema.index_of(c.start).ok()).await?
+        }
+        _ => None,
+    };
+    match groups {
+        Some(groups) => {
+            let steps = steps(groups);
+            let mut at = 0;
+            while at < steps.len() {
+                let run = steps[at..].iter().take_while(|s| s.is_copy()).count();
+                if run > 0 {
+                    copy(objects, &steps[at..at + run], &mut out).await?;
+                    at += run;
+                    continue;
+                }
+                if let Step::Sort(groups, _) = &steps[at]
+                    && groups.iter().map(|g| g.rows).sum::<usize>() <= SMALL
+                {
+                    sort_here(objects, table, groups, &mut out).await?;
+                } else if let Step::Sort(groups, range) = &steps[at] {
+                    let mut keys: Vec<String> =
+                        groups.iter().map(|g| g.segment.key.clone()).collect();
+                    keys.sort_unstable();
+                    keys.dedup();
+                    sql.sort(&keys, Some(range.clone()), None, &mut out).await?;
+                }
+                at += 1;
+            }
+        }
+        None => {
+            let keys: Vec<String> = segments.iter().map(|s| s.key.clone()).collect();
+            sql.sort(&keys, None, filter, &mut out).await?;
+        }
+    }
+    out.close(to)
+}
+
+/// A sorted row group of a segment.
+#[derive(Clone, Debug)]
+struct Group {
+    segment: Arc<Segment>,
+    meta: Arc<ParquetMetaData>,
+    index: usize,
+    /// Least and greatest image offset.
+    first: u64,
+    last: u64,
+    rows: usize,
+}
+
+impl Group {
+    fn meta(&self) -> &RowGroupMetaData {
+        self.meta.row_group(self.index)
+    }
+
+    /// Where its columns lie in the segment.
+    fn extent(&self) -> Range<u64> {
+        let (mut from, mut to) = (u64::MAX, 0);
+        for c in self.meta().columns() {
+            let (start, len) = c.byte_range();
+            from = from.min(start);
+            to = to.max(start + len);
+        }
+        from.min(to)..to
+    }
+}
+
+/// What is done with row groups.
+#[derive(Debug)]
+enum Step {
+    Copy(Group),
+    /// Sort all rows of these groups; their image offsets.
+    Sort(Vec<Group>, Range<u64>),
+}
+
+impl Step {
+    fn is_copy(&self) -> bool {
+        matches!(self, Self::Copy(_))
+    }
+}
+
+/// Footers read at a time, and row groups fetched ahead.
+const AHEAD: usize = 4;
+
+/// All row groups, or `None` when one doesn't say that it is sorted and what it spans.
+async fn groups(
+    objects: &Arc<dyn Objects>,
+    segments: &[Segment],
+    start: Option<usize>,
+) -> Result<Option<Vec<Group>>, StoreError> {
+    let Some(start) = start else { return Ok(None) };
+    let mut footers = futures::stream::iter(segments.iter().cloned())
+        .map(|s| footer(objects.clone(), s))
+        .buffered(AHEAD);
+    let mut out = Vec::new();
+    while let Some((segment, meta)) = footers.try_next().await? {
+        let (segment, meta) = (Arc::new(segment), Arc::new(meta));
+        for (index, g) in meta.row_groups().iter().enumerate() {
+            let sorted = g.sorting_columns().is_some_and(|c| {
+                c.first()
+                    .is_some_and(|c| usize::try_from(c.column_idx) == Ok(start) && !c.descending)
+            });
+            let Some(Statistics::Int64(s)) = g.column(start).statistics() else {
+                return Ok(None);
+            };
+            let (Some(first), Some(last), true) = (s.min_opt(), s.max_opt(), sorted) else {
+                return Ok(None);
+            };
+            out.push(Group {
+                segment: segment.clone(),
+                meta: meta.clone(),
+                index,
+                first: first.cast_unsigned(),
+                last: last.cast_unsigned(),
+                rows: usize::try_from(g.num_rows()).unwrap_or(0),
+            });
+        }
+    }
+    Ok(Some(out))
+}
+
+/// Bytes from the end of a segment that are read first; most footers fit.
+const TAIL: u64 = 64 << 10;
+
+/// Reads a segment's footer.
+async fn footer(
+    objects: Arc<dyn Objects>,
+    s: Segment,
+) -> Result<(Segment, ParquetMetaData), StoreError> {
+    let damaged = |e: ParquetError| StoreError::Segment {
+        what: s.key.clone(),
+        source: e.into(),
+    };
+    let mut want = TAIL;
+    loop {
+        let from = s.bytes.saturating_sub(want);
+        let tail = objects.get_range(&s.key, from..s.bytes).await?;
+        let mut reader = ParquetMetaDataReader::new();
+        match reader.try_parse_sized(&tail, s.bytes) {
+            Ok(()) => {
+                let meta = reader.finish().map_err(damaged)?;
+                return Ok((s, meta));
+            }
+            Err(ParquetError::NeedMoreData(n)) if from > 0 && n as u64 > want => want = n as u64,
+            Err(e) => return Err(damaged(e)),
+        }
+    }
+}
+
+/// Puts row groups in order and decides which are copied.
+fn steps(mut groups: Vec<Group>) -> Vec<Step> {
+    groups.sort_by_key(|g| (g.first, g.last));
+    let mut out: Vec<Step> = Vec::new();
+    let mut run: Vec<Group> = Vec::new();
+    let mut end = 0;
+    for g in groups {
+        if !run.is_empty() && g.first > end {
+            push(&mut out, std::mem::take(&mut run), end);
+        }
+        end = if run.is_empty() {
+            g.last
+        } else {
+            end.max(g.last)
+        };
+        run.push(g);
+    }
+    push(&mut out, run, end);
+    out
+}
+
+/// Adds groups that reach into one another. What has to be written again joins its neighbours, up
+/// to a row group.
+fn push(out: &mut Vec<Step>, run: Vec<Group>, end: u64) {
+    let Some(first) = run.first().map(|g| g.first) else {
+        return;
+    };
+    if let [g] = run.as_slice()
+        && g.rows >= FAIR_GROUP
+    {
+        out.push(Step::Copy(g.clone()));
+        return;
+    }
+    let rows = |gs: &[Group]| gs.iter().map(|g| g.rows).sum::<usize>();
+    match out.last_mut() {
+        Some(Step::Sort(gs, range)) if rows(gs) + rows(&run) <= ROW_GROUP => {
+            gs.extend(run);
+            range.end = end;
+        }
+        _ => out.push(Step::Sort(run, first..end)),
+    }
+}
+
+/// Bytes of a segment from a place on, as the Parquet library reads them.
+struct Piece {
+    start: u64,
+    bytes: Bytes,
+}
+
+impl Length for Piece {
+    fn len(&self) -> u64 {
+        self.start + self.bytes.len() as u64
+    }
+}
+
+impl ChunkReader for Piece {
+    type T = bytes::buf::Reader<Bytes>;
+
+    fn get_read(&self, start: u64) -> Result<Self::T, ParquetError> {
+        use bytes::Buf;
+        let at = start
+            .checked_sub(self.start)
+            .and_then(|a| usize::try_from(a).ok());
+        match at {
+            Some(at) if at <= self.bytes.len() => Ok(self.bytes.slice(at..).reader()),
+            _ => Err(ParquetError::EOF(format!("no byte {start} in this piece"))),
+        }
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes, ParquetError> {
+        let at = start
+            .checked_sub(self.start)
+            .and_then(|a| usize::try_from(a).ok());
+        match at.and_then(|a| Some((a, a.checked_add(length)?))) {
+            Some((a, b)) if b <= self.bytes.len() => Ok(self.bytes.slice(a..b)),
+            _ => Err(ParquetError::EOF(format!(
+                "no bytes {start}+{length} in this piece"
+            ))),
+        }
+    }
+}
+
+/// Copies row groups, fetching the next while one is written.
+async fn copy(
+    objects: &Arc<dyn Objects>,
+    steps: &[Step],
+    out: &mut Output,
+) -> Result<(), StoreError> {
+    let groups: Vec<Group> = steps
+        .iter()
+        .filter_map(|s| match s {
+            Step::Copy(g) => Some(g.clone()),
+            Step::Sort(..) => None,
+        })
+        .collect();
+    let mut fetched = futures::stream::iter(groups)
+        .map(|g| fetch(objects.clone(), g))
+        .buffered(AHEAD);
+    while let Some((g, piece)) = fetched.try_next().await? {
+        out.copy(&g, &piece)?;
+    }
+    Ok(())
+}
+
+/// Rows that are sorted in memory without the query engine.
+const SMALL: usize = 2 * ROW_GROUP;
+
+/// Reads row groups, sorts their rows and writes them.
+async fn sort_here(
+    objects: &Arc<dyn Objects>,
+    table: &str,
+    groups: &[Group],
+    out: &mut Output,
+) -> Result<(), StoreError> {
+    let Some(place) = place_columns(table) else {
+        return Err(fail(format!("{table} is not sorted by place")));
+    };
+    let mut fetched = futures::stream::iter(groups.iter().cloned())
+        .map(|g| fetch(objects.clone(), g))
+        .buffered(AHEAD);
+    let mut batches = Vec::new();
+    while let Some((g, piece)) = fetched.try_next().await? {
+        let damaged = |e: ParquetError| StoreError::Segment {
+            what: g.segment.key.clone(),
+            source: e.into(),
+        };
+        let meta = ArrowReaderMetadata::try_new(g.meta.clone(), ArrowReaderOptions::new())
+            .map_err(damaged)?;
+        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(piece, meta)
+            .with_row_groups(vec![g.index])
+            .with_batch_size(g.rows)
+            .build()
+            .map_err(damaged)?;
+        for b in reader {
+            batches.push(b.map_err(fail)?);
+        }
+    }
+    for b in in_order(batches, place).map_err(fail)? {
+        out.write(&b)?;
+    }
+    out.cut()
+}
+
+/// Reads the bytes of a row group.
+async fn fetch(objects: Arc<dyn Objects>, g: Group) -> Result<(Group, Piece), ObjectError> {
+    let extent = g.extent();
+    let bytes = objects.get_range(&g.segment.key, extent.clone()).await?;
+    let piece = Piece {
+        start: extent.start,
+        bytes,
+    };
+    Ok((g, piece))
+}
+
+/// Sorting through the query engine.
+struct Sql<'a> {
+    objects: &'a Arc<dyn Objects>,
+    table: &'a str,
+    schema: &'a SchemaRef,
+    limits: &'a QueryLimits,
+}
+
+impl Sql<'_> {
+    /// Rows of these segments in order, those of a range of image offsets (inclusive) if given.
+    async fn sort(
+        &self,
+        keys: &[String],
+        range: Option<Range<u64>>,
+        mut filter: Option<&mut dyn Filter>,
+        out: &mut Output,
+    ) -> Result<(), StoreError> {
+        if keys.is_empty() {
+            return Ok(());
+        }
+        let table = self.table;
+        let t = Tables::new(self.objects.clone(), self.limits)?;
+        t.register(table, keys, Some(self.schema.clone())).await?;
+        let columns = self
+            .schema
+            .fields()
+            .iter()
+            .map(|f| format!("\"{}\"", f.name()))
+            .collect::<Vec<_>>()
+            .join(", ");
+        let only = match (range, place_columns(table)) {
+            (Some(r), Some(c)) => {
+                format!(
+                    " WHERE \"{}\" >= {} AND \"{}\" <= {}",
+                    c.start, r.start, c.start, r.end
+                )
+            }
+            _ => String::new(),
+        };
+        let sql = format!(
+            "SELECT {columns} FROM {table}{only} ORDER BY {}",
+            sort_keys(table)
+        );
+        let mut stream = t.stream(&sql).await?;
+        while let Some(b) = stream.next().await {
+            let b = b.map_err(fail)?;
+            let b = match &mut filter {
+                Some(f) => f.rows(b)?,
+                None => Some(b),
+            };
+            if let Some(b) = b {
+                out.write(&b)?;
+            }
+        }
+        if let Some(b) = filter.map_or(Ok(None), |f| f.end())? {
+            out.write(&b)?;
+        }
+        out.cut()
+    }
+}
+
+/// The table being written.
+struct Output {
+    schema: SchemaRef,
+    writer: SerializedFileWriter<BufWriter<File>>,
+    factory: ArrowRowGroupWriterFactory,
+    capture: String,
+    pass: u16,
+    /// The row group being encoded: its columns and rows.
+    open: Option<(Vec<ArrowColumnWriter>, usize)>,
+    groups: usize,
+    rows: u64,
+    copied: u64,
+}
+
+/// Columns in front of those of the segments.
+const STAMPED: usize = 2;
+
+impl Output {
+    fn create(
+        to: &Path,
+        table: &str,
+        rows: &SchemaRef,
+        stamp: Stamp<'_>,
+    ) -> Result<Self, StoreError> {
+        let mut fields = vec![
+            Arc::new(Field::new("capture", DataType::Utf8, false)),
+            Arc::new(Field::new("pass", DataType::UInt16, false)),
+        ];
+        fields.extend(rows.fields().iter().cloned());
+        let schema = Arc::new(Schema::new(fields));
+        let sorted = place_columns(table).and_then(|c| schema.index_of(c.start).ok());
+        let mut properties = writer_properties(sorted);
+        add_encoded_arrow_schema_to_metadata(&schema, &mut properties);
+        let described = ArrowSchemaConverter::new().convert(&schema).map_err(fail)?;
+        let file = File::create(to).map_err(|e| fail(format!("{}: {e}", to.display())))?;
+        let writer = SerializedFileWriter::new(
+            BufWriter::with_capacity(1 << 20, file),
+            described.root_schema_ptr(),
+            Arc::new(properties),
+        )
+        .map_err(fail)?;
+        let factory = ArrowRowGroupWriterFactory::new(&writer, schema.clone());
+        Ok(Self {
+            schema,
+            writer,
+            factory,
+            capture: stamp.capture.to_owned(),
+            pass: stamp.pass,
+            open: None,
+            groups: 0,
+            rows: 0,
+            copied: 0,
+        })
+    }
+
+    /// The columns that stand in front of `rows` rows.
+    fn stamps(&self, rows: usize) -> [ArrayRef; STAMPED] {
+        [
+            Arc::new(StringArray::from_iter_values(std::iter::repeat_n(
+                self.capture.as_str(),
+                rows,
+            ))),
+            Arc::new(UInt16Array::from_value(self.pass, rows)),
+        ]
+    }
+
+    fn copy(&mut self, g: &Group, piece: &Piece) -> Result<(), StoreError> {
+        self.cut()?;
+        let columns = self
+            .factory
+            .create_column_writers(self.groups)
+            .map_err(fail)?;
+        let stamps = self.stamps(g.rows);
+        let mut group = self.writer.next_row_group().map_err(fail)?;
+        for ((mut w, array), field) in columns.into_iter().zip(stamps).zip(self.schema.fields()) {
+            for leaf in compute_leaves(field, &array).map_err(fail)? {
+                w.write(&leaf).map_err(fail)?;
+            }
+            w.close()
+                .and_then(|c| c.append_to_row_group(&mut group))
+                .map_err(fail)?;
+        }
+        for c in g.meta().columns() {
+            let close = ColumnCloseResult {
+                bytes_written: c.compressed_size().cast_unsigned(),
+                rows_written: g.rows as u64,
+                metadata: c.clone(),
+                bloom_filter: None,
+                column_index: None,
+                offset_index: None,
+            };
+            group.append_column(piece, close).map_err(fail)?;
+        }
+        group.close().map_err(fail)?;
+        self.groups += 1;
+        self.rows += g.rows as u64;
+        self.copied += g.rows as u64;
+        Ok(())
+    }
+
+    /// Encodes rows, which come without the stamped columns.
+    fn write(&mut self, batch: &RecordBatch) -> Result<(), StoreError> {
+        let mut at = 0;
+        while at < batch.num_rows() {
+            let (mut columns, before) = match self.open.take() {
+                Some(o) => o,
+                None => (
+                    self.factory
+                        .create_column_writers(self.groups)
+                        .map_err(fail)?,
+                    0,
+                ),
+            };
+            let n = (ROW_GROUP - before).min(batch.num_rows() - at);
+            let slice = batch.slice(at, n);
+            let all = self.stamps(n).into_iter();
+            let all = all.chain(slice.columns().iter().cloned());
+            let mut writers = columns.iter_mut();
+            for (field, array) in self.schema.fields().iter().zip(all) {
+                for leaf in compute_leaves(field, &array).map_err(fail)? {
+                    let w = writers
+                        .next()
+                        .ok_or_else(|| fail("a row has more columns than its table"))?;
+                    w.write(&leaf).map_err(fail)?;
+                }
+            }
+            self.open = Some((columns, before + n));
+            at += n;
+            if before + n == ROW_GROUP {
+                self.cut()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the row group that is being encoded.
+    fn cut(&mut self) -> Result<(), StoreError> {
+        let Some((columns, rows)) = self.open.take() else {
+            return Ok(());
+        };
+        let mut group = self.writer.next_row_group().map_err(fail)?;
+        for w in columns {
+            w.close()
+                .and_then(|c| c.append_to_row_group(&mut group))
+                .map_err(fail)?;
+        }
+        group.close().map_err(fail)?;
+        self.groups += 1;
+        self.rows += rows as u64;
+        Ok(())
+    }
+
+    fn close(mut self, to: &Path) -> Result<Merged, StoreError> {
+        self.cut()?;
+        let (rows, copied) = (self.rows, self.copied);
+        self.writer.close().map_err(fail)?;
+        let bytes = std::fs::metadata(to)
+            .map_err(|e| fail(format!("{}: {e}", to.display())))?
+            .len();
+        Ok(Merged {
+            rows,
+            bytes,
+            copied,
+        })
+    }
+}

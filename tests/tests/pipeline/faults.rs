@@ -1,0 +1,271 @@
+//! What devices, servers and workers do at the worst moment, and what is left of the results.
+
+use crate::distributed::{manifest, objects, submit, upload};
+use crate::embedded::{self, ok, png_with_text, query};
+use ramsift_store::Keys;
+use ramsift_store::objects::Objects;
+use ramsift_tests::fixtures::{faults, image, lime, planted};
+use ramsift_tests::program::{Cluster, command, run, scan};
+use ramsift_tests::servers::{CLAM_NEEDLE, Clamd};
+use ramsift_tests::{block_on, wait_for};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::time::Duration;
+
+/// Chunks of 1 MiB, so that small images have several.
+const SMALL: [&str; 4] = [
+    "--set",
+    "scan.chunk_size=1048576",
+    "--set",
+    "scan.overlap=65536",
+];
+
+#[test]
+fn a_failing_disk_costs_its_bad_sectors_and_nothing_else() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("worn.mem");
+    let (before, after) = (0x10_0000 + 0x2000, 0x10_0000 + 0x9_0000);
+    let bytes = image(
+        4 << 20,
+        &[
+            (before, b"\0http://before.example.org/\0"),
+            (after, b"\0http://after.example.org/\0"),
+        ],
+    );
+    std::fs::write(&path, &bytes).expect("write");
+    let out = dir.path().join("out");
+    let (from, to) = (0x10_0000 + 0x4_0000, 0x10_0000 + 0x4_2001);
+    let r = run(command()
+        .env("LD_PRELOAD", faults())
+        .env("FAULT_READ_FILE", "worn.mem")
+        .env("FAULT_READ_FROM", from.to_string())
+        .env("FAULT_READ_TO", to.to_string())
+        .arg("scan")
+        .arg(&path)
+        .arg("--out")
+        .arg(&out)
+        .args(SMALL));
+    assert_eq!(r.code, 3, "{}{}", r.out, r.err);
+    let m = embedded::manifest(&out);
+    let c = &m.coverage["carvers"];
+    // Whole pages are given up: three, since the last bad byte lies in a third.
+    assert_eq!((c.failed, c.total()), (3 * 4096, 4 << 20));
+    assert!(
+        m.gaps.iter().any(|g| g.contains("0x140000") && g.contains("Input/output error")),
+        "{:?}",
+        m.gaps
+    );
+    assert_eq!(m.evidence_blake3, None, "what can't be read can't be hashed");
+    let urls = query(
+        &out,
+        "SELECT value FROM findings WHERE kind = 'url' ORDER BY image_offset",
+    );
+    assert_eq!(urls.len(), 2, "{urls:?}");
+}
+
+/// Forwards connections to a server until `limit` of them were made; then it is gone.
+fn dies_after(limit: usize, server: String) -> String {
+    let front = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = front.local_addr().expect("bound").to_string();
+    std::thread::spawn(move || {
+        for client in front.incoming().take(limit).flatten() {
+            let server = TcpStream::connect(&server).expect("the server behind");
+            let pump = |mut from: TcpStream, mut to: TcpStream| {
+                std::thread::spawn(move || {
+                    let mut buf = [0; 4096];
+                    while let Ok(n @ 1..) = from.read(&mut buf) {
+                        if to.write_all(&buf[..n]).is_err() {
+                            break;
+                        }
+                    }
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                });
+            };
+            let twin = |s: &TcpStream| s.try_clone().expect("a second handle");
+            pump(twin(&client), twin(&server));
+            pump(server, client);
+        }
+    });
+    address
+}
+
+#[test]
+fn clamd_that_dies_in_the_middle_leaves_a_gap_and_everything_else() {
+    let clamd = Clamd::start();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("a.mem");
+    let files: Vec<_> = (0..40u8)
+        .map(|i| png_with_text(&[CLAM_NEEDLE, &[b'0' + i]].concat()))
+        .collect();
+    let mut plants: Vec<(usize, &[u8])> = files
+        .iter()
+        .enumerate()
+        .map(|(i, f)| (0x8000 * (i + 1), f.as_slice()))
+        .collect();
+    plants.push((0x1f_0000, b"\0http://kept.example.org/\0"));
+    std::fs::write(&path, image(2 << 20, &plants)).expect("write");
+    // The first connections ask for version and limits.
+    let front = dies_after(24, clamd.address());
+    let out = dir.path().join("out");
+    let r = scan(&path, &out, &["--clamd", &front]);
+    assert_eq!(r.code, 3, "{}{}", r.out, r.err);
+    let one = |sql: &str| query(&out, sql)[0]["n"].as_i64().expect("a number");
+    let verdicts = one("SELECT count(*) AS n FROM findings WHERE kind = 'av'");
+    let without = one("SELECT count(*) AS n FROM coverage WHERE engine = 'clamav'");
+    assert!(verdicts > 0 && without > 0, "{verdicts} and {without}");
+    assert_eq!(verdicts + without, 40);
+    assert_eq!(
+        one("SELECT count(*) AS n FROM findings WHERE value LIKE '%kept.example.org%'"),
+        1,
+        "the URL, and no domain beside it"
+    );
+    let m = embedded::manifest(&out);
+    assert!(
+        m.gaps.iter().any(|g| g.contains("clamd stopped answering")),
+        "{:?}",
+        m.gaps
+    );
+}
+
+#[test]
+fn only_the_smallest_part_that_kills_workers_is_lost() {
+    const POISON: &str = "ramsift-poison-58213";
+    let c = Cluster::start(&[
+        ("RAMSIFT_SCAN_CHUNK_SIZE", "1048576"),
+        ("RAMSIFT_SCAN_OVERLAP", "65536"),
+        ("RAMSIFT_COORDINATOR_SMALLEST_BYTES", "262144"),
+    ]);
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("poisoned.mem");
+    let at = (1 << 20) + 0x1_8000;
+    // Laid down a few times: one may be cut by the border of two packets.
+    let poison = POISON.repeat(8);
+    let names: Vec<String> = (0..16)
+        .map(|i| format!("\0http://quarter-{i}.example.org/\0"))
+        .collect();
+    let mut plants: Vec<(usize, &[u8])> = names
+        .iter()
+        .enumerate()
+        .map(|(i, n)| (i * 262_144 + 0x3000, n.as_bytes()))
+        .collect();
+    plants.push((at, poison.as_bytes()));
+    std::fs::write(&path, image(4 << 20, &plants)).expect("write");
+    upload(&c, "poisoned.mem", &path);
+    let _coordinator = c.service("coordinator");
+    let _aggregator = c.service("aggregator");
+    let _structured = c.service("structured-worker");
+    let job = submit(&c, &["s3://evidence/poisoned.mem"]);
+    let results = objects(&c, "results", "r");
+    let library = faults().display().to_string();
+    let mortal = [("LD_PRELOAD", library.as_str()), ("FAULT_POISON", POISON)];
+    let mut worker = c.service_with("chunk-worker", &mortal);
+    let mut deaths = 0;
+    let ended = || block_on(results.head(&Keys::new(&job).manifest())).is_ok();
+    wait_for("the job ends", Duration::from_secs(300), || {
+        if worker.process.exited().is_some() {
+            deaths += 1;
+            worker = c.service_with("chunk-worker", &mortal);
+        }
+        ended().then_some(())
+    });
+    let r = run(c.command().args(["watch", &job]));
+    assert_eq!(r.code, 3, "{}{}\n{}", r.out, r.err, c.log());
+    assert!(deaths >= 4, "{deaths} deaths");
+    let m = manifest(&c, &job);
+    let covered = &m.coverage["carvers"];
+    assert_eq!((covered.failed, covered.total()), (262_144, 4 << 20));
+    assert!(
+        m.gaps.iter().any(|g| g.contains("0x100000") && g.contains("died")),
+        "{:?}",
+        m.gaps
+    );
+    let r = run(c
+        .command()
+        .args(["results", &job, "--kind", "url", "--format", "jsonl"]));
+    let found = |i: usize| r.out.contains(&format!("quarter-{i}."));
+    let lost: Vec<usize> = (0..16).filter(|i| !found(*i)).collect();
+    assert_eq!(lost, [4], "{}{}", r.out, r.err);
+}
+
+#[test]
+fn a_standby_takes_over_and_redis_may_stay_away() {
+    let mut c = Cluster::start(&[
+        ("RAMSIFT_SCAN_CHUNK_SIZE", "1048576"),
+        ("RAMSIFT_SCAN_OVERLAP", "65536"),
+        ("RAMSIFT_COORDINATOR_WINDOW", "4"),
+    ]);
+    let p = planted();
+    upload(&c, "a.mem", &p.image);
+    c.redis.down();
+    let mut first = c.service("coordinator");
+    first.await_ready();
+    let second = c.service_with(
+        "coordinator",
+        &[("RAMSIFT_COORDINATOR_LISTEN", "127.0.0.1:0")],
+    );
+    second.await_ready();
+    let _aggregator = c.service("aggregator");
+    let _structured = c.service("structured-worker");
+    let job = submit(&c, &["s3://evidence/a.mem"]);
+    let results = objects(&c, "results", "r");
+    let keys = Keys::new(&job);
+    wait_for("the plan", Duration::from_secs(60), || {
+        block_on(results.head(&keys.plan())).ok()
+    });
+    // Four tasks are out; the rest is the second coordinator's to publish.
+    first.process.kill();
+    let _worker = c.service("chunk-worker");
+    wait_for("the job ends", Duration::from_secs(180), || {
+        block_on(results.head(&keys.manifest())).ok()
+    });
+    c.redis.up();
+    let m = manifest(&c, &job);
+    assert_eq!(m.verdict, "complete");
+    let bytes = std::fs::read(&p.image).expect("image");
+    assert_eq!(
+        m.evidence_blake3.as_deref(),
+        Some(blake3::hash(&bytes).to_hex().as_str())
+    );
+    // A coordinator that is started again knows the job from the store.
+    let _third = c.service("coordinator");
+    let r = run(c.command().args(["watch", &job]));
+    assert_eq!(r.code, 0, "{}{}\n{}", r.out, r.err, c.log());
+}
+
+#[test]
+fn evidence_that_vanishes_fails_its_job_and_a_cut_one_has_gaps() {
+    let c = Cluster::start(&[
+        ("RAMSIFT_SCAN_CHUNK_SIZE", "262144"),
+        ("RAMSIFT_SCAN_OVERLAP", "4096"),
+    ]);
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("gone.mem");
+    std::fs::write(&path, image(1 << 20, &[])).expect("write");
+    upload(&c, "gone.mem", &path);
+    let bytes = image(1 << 20, &[(0x2000, b"\0http://cut.example.org/\0")]);
+    let mut file = lime(&[(0x1000, &bytes), (0x20_0000, &bytes)]);
+    file.truncate(file.len() - 300_000);
+    std::fs::write(&path, &file).expect("write");
+    upload(&c, "cut.lime", &path);
+    let _coordinator = c.service("coordinator");
+    let _aggregator = c.service("aggregator");
+    let _structured = c.service("structured-worker");
+    let gone = submit(&c, &["s3://evidence/gone.mem"]);
+    let results = objects(&c, "results", "r");
+    wait_for("the plan", Duration::from_secs(60), || {
+        block_on(results.head(&Keys::new(&gone).plan())).ok()
+    });
+    block_on(objects(&c, "evidence", "").delete("gone.mem")).expect("delete");
+    let cut = submit(&c, &["s3://evidence/cut.lime"]);
+    let _worker = c.service("chunk-worker");
+    let r = run(c.command().args(["watch", &gone]));
+    assert_eq!(r.code, 2, "{}{}\n{}", r.out, r.err, c.log());
+    assert!(r.out.contains("gone.mem"), "{}{}", r.out, r.err);
+    let r = run(c.command().args(["watch", &cut]));
+    assert_eq!(r.code, 3, "{}{}\n{}", r.out, r.err, c.log());
+    let covered = &manifest(&c, &cut).coverage["carvers"];
+    assert_eq!((covered.missing, covered.total()), (300_000, 2 << 20));
+    let r = run(c.command().args(["results", &cut, "--kind", "url"]));
+    assert!(r.out.contains("cut.example.org"), "{}{}", r.out, r.err);
+    ok(&run(c.command().args(["verify", &cut])));
+}
