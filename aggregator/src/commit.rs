@@ -217,10 +217,7 @@ impl Aggregator {
             .unwrap_or_else(PoisonError::into_inner);
         let group = groups.entry(job.to_owned()).or_default();
         if group.reports.is_empty() {
-            group.number = self
-                .inner
-                .numbers
-                .fetch_add(1, Ordering::Relaxed);
+            group.number = self.inner.numbers.fetch_add(1, Ordering::Relaxed);
             self.spawn_timer(job.to_owned(), group.number);
         }
         if group

@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 /// From here on an artifact is an object of its own.
 const LARGE: usize = 1 << 20;
 /// A pack is closed when it has this size.
-const PACK: usize = 24 << 20;
+const PACK: usize = 16 << 20;
 
 /// What is known of an artifact besides its content.
 #[derive(Clone, Debug)]

@@ -12,8 +12,8 @@ use ramsift_store::Objects;
 use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
     AnchorsBuilder, CoverageBuilder, CoverageRow, EventRow, EventsBuilder, FindingRow,
-    FindingsBuilder, MatchesBuilder, SegmentError, detector_key, in_order, name, place_columns,
-    row_id, schema, sort_batch, write_segment,
+    FindingsBuilder, MatchesBuilder, SegmentError, SegmentWriter, detector_key, in_order, name,
+    place_columns, row_id, schema, sort_batch,
 };
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -25,11 +25,11 @@ use tokio::runtime::Handle;
 const BATCH: usize = 4 << 20;
 /// The same between two checkpoints, where a batch may cut across the order of rows.
 const BURST: usize = 4 * BATCH;
-/// Batches are written as segments by the worker itself when they reach this size together.
-const HELD: usize = 48 << 20;
 /// Rows of one table that are worth a segment of their own. Less goes with the report, to share
 /// one with other chunks.
 const SEGMENT: usize = 4 << 20;
+/// A segment is stored when it holds this many bytes, encoded.
+const LARGEST: usize = 32 << 20;
 
 /// Collects the rows of one task.
 pub(crate) struct Rows<'a> {
@@ -95,11 +95,12 @@ impl Av {
     }
 }
 
-/// Closed batches of one table.
+/// Closed batches of one table, or the segment that they became.
 #[derive(Default)]
 struct Held {
     batches: Vec<RecordBatch>,
     bytes: usize,
+    segment: Option<SegmentWriter>,
 }
 
 /// Batches of a table that is sorted by place in that order; others as they are.
@@ -210,19 +211,42 @@ impl<'a> Rows<'a> {
             (Some(b), Some(c)) => sort_batch(b, c).map(Some),
             (b, _) => Ok(b),
         });
-        match sorted {
-            Ok(Some(b)) => {
-                let bytes = batch_bytes(&b);
-                let held = self.held.entry(table).or_default();
-                held.bytes += bytes;
-                held.batches.push(b);
-            }
-            Ok(None) => {}
-            Err(e) => self.fail(e),
+        let taken = match sorted {
+            Ok(Some(b)) => self.hold(table, b),
+            Ok(None) => Ok(()),
+            Err(e) => Err(e.into()),
+        };
+        if let Err(e) = taken {
+            self.fail(e);
         }
     }
 
-    /// Closes builders of at least this size, and writes segments when the batches are many.
+    /// Keeps rows for the report; once they are many, encodes them as they come.
+    fn hold(&mut self, table: &'static str, b: RecordBatch) -> Result<(), SegmentError> {
+        let held = self.held.entry(table).or_default();
+        match &mut held.segment {
+            Some(s) => s.write(&b)?,
+            None => {
+                held.bytes += batch_bytes(&b);
+                held.batches.push(b);
+                if held.bytes >= SEGMENT
+                    && let Some(schema) = schema(table)
+                {
+                    let mut s = SegmentWriter::new(table, schema)?;
+                    for b in in_place_order(table, std::mem::take(&mut held.batches))? {
+                        s.write(&b)?;
+                    }
+                    held.segment = Some(s);
+                }
+            }
+        }
+        if held.segment.as_ref().is_some_and(|s| s.held() > LARGEST) {
+            self.spill(table)?;
+        }
+        Ok(())
+    }
+
+    /// Closes builders of at least this size.
     fn relieve(&mut self, size: usize) {
         if self.findings.bytes() > size {
             let b = self.findings.finish();
@@ -240,50 +264,36 @@ impl<'a> Rows<'a> {
             let b = self.matches.finish();
             self.take(name::MATCHES, b);
         }
-        if self.held.values().map(|h| h.bytes).sum::<usize>() > HELD {
-            self.spill();
-        }
     }
 
-    /// Writes the closed batches of large tables as segments of this attempt.
-    fn spill(&mut self) {
-        for (table, held) in &mut self.held {
-            if held.bytes < SEGMENT {
-                continue;
-            }
-            let batches = std::mem::take(held).batches;
-            let Some(schema) = schema(table) else {
-                continue;
-            };
-            let n = self.segments.len();
-            let key = self
-                .ctx
-                .keys
-                .segment(&format!("{}-{n}", self.attempt), table);
-            let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
-            let written = in_place_order(table, batches)
-                .and_then(|batches| write_segment(table, schema, &batches));
-            match written {
-                Ok(data) => {
-                    let blake3 = blake3::hash(&data).to_hex().to_string();
-                    let bytes = data.len() as u64;
-                    if let Err(e) = self.runtime.block_on(self.objects.put(&key, data.into())) {
-                        self.error.get_or_insert_with(|| e.to_string());
-                    }
-                    self.segments.push(SegmentRef {
-                        table: (*table).to_owned(),
-                        key,
-                        rows,
-                        bytes,
-                        blake3,
-                        parts: Vec::new(),
-                    });
-                }
-                Err(e) => {
-                    self.error.get_or_insert_with(|| e.to_string());
-                }
-            }
+    /// Stores the open segment of a table.
+    fn spill(&mut self, table: &'static str) -> Result<(), SegmentError> {
+        let held = self.held.entry(table).or_default();
+        let Some(segment) = held.segment.take() else {
+            return Ok(());
+        };
+        held.bytes = 0;
+        let n = self.segments.len();
+        let key = self
+            .ctx
+            .keys
+            .segment(&format!("{}-{n}", self.attempt), table);
+        let rows = segment.rows();
+        let data = segment.finish()?;
+        let blake3 = blake3::hash(&data).to_hex().to_string();
+        let bytes = data.len() as u64;
+        if let Err(e) = self.runtime.block_on(self.objects.put(&key, data.into())) {
+            self.error.get_or_insert_with(|| e.to_string());
         }
+        self.segments.push(SegmentRef {
+            table: table.to_owned(),
+            key,
+            rows,
+            bytes,
+            blake3,
+            parts: Vec::new(),
+        });
+        Ok(())
     }
 
     /// Closes everything.
@@ -303,7 +313,12 @@ impl<'a> Rows<'a> {
             self.take(table, b);
         }
         // What waits for its commit is held in memory: large tables are not.
-        self.spill();
+        let tables: Vec<&'static str> = self.held.keys().copied().collect();
+        for table in tables {
+            if let Err(e) = self.spill(table) {
+                self.fail(e);
+            }
+        }
         let mut batches = Vec::new();
         for (table, held) in self.held {
             match in_place_order(table, held.batches) {

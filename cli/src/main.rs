@@ -25,7 +25,18 @@ use std::process::ExitCode;
 /// Could not run.
 const CANNOT_RUN: u8 = 2;
 
+/// Keeps the C library from giving every thread an arena of its own: measured on a 1 GiB scan, two
+/// take 100 MiB less at the same CPU time, since blocking threads come and go.
+fn few_arenas() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two integers and is called before any other thread exists.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
 fn main() -> ExitCode {
+    few_arenas();
     let args = Args::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -108,10 +108,7 @@ pub(crate) async fn print(
     println!("  results   {store} (job {job})");
     println!("            ramsift --store {store} results {job}");
     let mut top = None;
-    for b in t
-        .collect("SELECT max(severity_rank) FROM findings")
-        .await?
-    {
+    for b in t.collect("SELECT max(severity_rank) FROM findings").await? {
         let rank = b.column(0).as_primitive::<UInt8Type>();
         top = (0..b.num_rows())
             .filter(|i| rank.is_valid(*i))

@@ -245,7 +245,11 @@ impl Job {
                     file_end: r.end,
                     suspect,
                 };
-                let lane = if suspect { Lane::Suspects } else { Lane::Chunks };
+                let lane = if suspect {
+                    Lane::Suspects
+                } else {
+                    Lane::Chunks
+                };
                 (lane, Work::Chunk(work))
             }
             TaskId::Verdict(group) => (Lane::Chunks, Work::Verdict(VerdictWork { group: *group })),

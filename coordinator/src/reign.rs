@@ -1,10 +1,10 @@
 //! One time as the active coordinator: the loop that moves jobs on.
 
+use crate::Deps;
 use crate::job::{Job, READS, Stage};
 use crate::plan::plan;
 use crate::schedule::Round;
 use crate::service::{Coordinator, Event};
-use crate::Deps;
 use futures::{StreamExt, TryStreamExt};
 use prost::Message as _;
 use ramsift_layers::{SourceError, SourcePin};
@@ -13,8 +13,8 @@ use ramsift_queue::Message;
 use ramsift_store::job::{read, read_opt, to_json};
 use ramsift_store::{Keys, Plan, StoreError};
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tracing::Instrument;

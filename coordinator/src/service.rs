@@ -48,7 +48,6 @@ pub struct Coordinator {
     pub(crate) inner: Arc<Inner>,
 }
 
-
 impl Coordinator {
     /// A coordinator that does nothing yet.
     pub fn new(config: Config, deps: Deps) -> Self {
@@ -294,4 +293,3 @@ async fn dead_letters(inner: Arc<Inner>, to: mpsc::Sender<Event>, stop: Cancella
         }
     }
 }
-

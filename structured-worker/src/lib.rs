@@ -7,7 +7,6 @@ mod sha256;
 
 use prost::Message as _;
 use ramsift_layers::source::{CachedPhys, SourceError, Sources};
-pub use sha256::SHA256;
 use ramsift_os::view::{ViewInput, ViewOutput, by_name};
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{Outcome, Task, TaskReport};
@@ -17,6 +16,7 @@ use ramsift_store::ledger::Wanted;
 use ramsift_store::tables::{SystemRow, name, system_batch};
 use ramsift_store::{Ack, Keys, Ledger, Objects, Plan, Report, Reporter};
 use ramsift_telemetry::{Readiness, current, set_parent};
+pub use sha256::SHA256;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -161,7 +161,12 @@ async fn await_reach(worker: &Worker) {
     loop {
         let store = worker.deps.objects.list_folders("jobs/").await;
         let reachable = match store {
-            Ok(_) => worker.deps.reporter.check().await.map_err(|e| e.to_string()),
+            Ok(_) => worker
+                .deps
+                .reporter
+                .check()
+                .await
+                .map_err(|e| e.to_string()),
             Err(e) => Err(e.to_string()),
         };
         match reachable {

@@ -179,4 +179,3 @@ async fn keep(
     objects.put(&key, data.into()).await?;
     Ok(Segment { key, bytes })
 }
-

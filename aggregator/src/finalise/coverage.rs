@@ -86,7 +86,8 @@ impl Covered {
             what: name::COVERAGE.into(),
             source,
         };
-        let data = tables::write_segment(name::COVERAGE, batch.schema(), &[batch]).map_err(damaged)?;
+        let data =
+            tables::write_segment(name::COVERAGE, batch.schema(), &[batch]).map_err(damaged)?;
         let segment = Segment {
             key: keys.segment("final", name::COVERAGE),
             bytes: data.len() as u64,

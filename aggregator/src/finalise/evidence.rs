@@ -68,4 +68,3 @@ pub(super) fn capture_id(plan: &Plan, blake3: Option<&str>) -> String {
         }
     }
 }
-

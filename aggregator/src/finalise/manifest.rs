@@ -82,4 +82,3 @@ pub(super) fn manifest_of(plan: &Plan, chosen: &Chosen, info: &FinaliseInfo, f: 
         finished_micros: now_micros(),
     }
 }
-

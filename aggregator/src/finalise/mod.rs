@@ -166,7 +166,12 @@ async fn write_table(
 ) -> Result<ManifestFile, FinaliseError> {
     let path = limits.spill.join(format!("{table}.parquet"));
     let merged = merge_through(objects, table, segments, stamp, &path, limits, filter).await?;
-    tracing::debug!(table, rows = merged.rows, copied = merged.copied, "table merged");
+    tracing::debug!(
+        table,
+        rows = merged.rows,
+        copied = merged.copied,
+        "table merged"
+    );
     let hashed = path.clone();
     let blake3 = tokio::task::spawn_blocking(move || hash_file(&hashed)).await??;
     let key = keys.table(table);
@@ -222,9 +227,11 @@ async fn captures_table(
     let query = |e: arrow::error::ArrowError| StoreError::Query(e.to_string());
     let batch = tables::captures_batch(m, plan, capture).map_err(query)?;
     let data =
-        tables::write_segment(name::CAPTURES, batch.schema(), &[batch]).map_err(|source| StoreError::Segment {
-            what: name::CAPTURES.into(),
-            source,
+        tables::write_segment(name::CAPTURES, batch.schema(), &[batch]).map_err(|source| {
+            StoreError::Segment {
+                what: name::CAPTURES.into(),
+                source,
+            }
         })?;
     let key = keys.table(name::CAPTURES);
     let file = ManifestFile {

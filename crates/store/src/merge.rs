@@ -14,7 +14,9 @@
 
 use crate::objects::Objects;
 use crate::query::{QueryLimits, Tables, fail};
-use crate::tables::{FAIR_GROUP, ROW_GROUP, in_order, place_columns, schema, sort_keys, writer_properties};
+use crate::tables::{
+    FAIR_GROUP, ROW_GROUP, in_order, place_columns, schema, sort_keys, writer_properties,
+};
 use crate::{ObjectError, StoreError};
 use arrow::array::{ArrayRef, RecordBatch, StringArray, UInt16Array};
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
@@ -23,9 +25,7 @@ use futures::{StreamExt, TryStreamExt};
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
-use parquet::arrow::arrow_writer::{
-    ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves,
-};
+use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
 use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
 use parquet::column::writer::ColumnCloseResult;
 use parquet::errors::ParquetError;

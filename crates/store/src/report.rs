@@ -27,10 +27,7 @@ pub struct Report {
 impl Report {
     /// Bytes of the rows in memory.
     pub fn bytes(&self) -> usize {
-        self.batches
-            .iter()
-            .map(|(_, b)| batch_bytes(b))
-            .sum()
+        self.batches.iter().map(|(_, b)| batch_bytes(b)).sum()
     }
 }
 

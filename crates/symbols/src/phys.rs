@@ -30,6 +30,27 @@ pub(crate) fn window(mem: &dyn PhysRead, pa: PhysAddr, len: usize) -> Vec<u8> {
     out
 }
 
+/// Up to `most` bytes that end at `end`: as many as the image has in one piece.
+pub(crate) fn before(mem: &dyn PhysRead, end: PhysAddr, most: usize) -> Vec<u8> {
+    let mut pieces: Vec<Vec<u8>> = Vec::new();
+    let (mut at, mut left, mut step) = (end.0, most as u64, PIECE as u64);
+    while at > 0 && left > 0 {
+        // Down to the next multiple of the step.
+        let len = ((at - 1) % step + 1).min(left);
+        let mut piece = vec![0; usize::try_from(len).unwrap_or(0)];
+        if mem.read_phys(PhysAddr(at - len), &mut piece).is_ok() {
+            (at, left) = (at - len, left - len);
+            pieces.push(piece);
+        } else if step > PAGE as u64 {
+            step = PAGE as u64;
+        } else {
+            break;
+        }
+    }
+    pieces.reverse();
+    pieces.concat()
+}
+
 /// Reads in pieces that end at multiples of `step`, and in pages where one fails.
 fn fill(mem: &dyn PhysRead, mut pa: PhysAddr, mut out: &mut [u8], step: usize) {
     while !out.is_empty() {

@@ -261,6 +261,10 @@ fn table(c: &Capture) -> SymbolTable {
 }
 
 #[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: see docs/symbols.md"
+)]
 fn btf_is_the_guests_own_and_no_decoy() {
     for name in capture::names("") {
         let c = capture::open(&name);
@@ -279,6 +283,10 @@ fn btf_is_the_guests_own_and_no_decoy() {
 }
 
 #[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: see docs/symbols.md"
+)]
 fn btf_and_isf_of_one_kernel_agree_field_by_field() {
     for (name, file) in [
         ("deb6.1-amd64-256m", "debian-6.1.0-56-amd64.json.xz"),
@@ -333,6 +341,10 @@ fn btf_and_isf_of_one_kernel_agree_field_by_field() {
 }
 
 #[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: see docs/symbols.md"
+)]
 fn a_written_isf_says_what_it_was_written_from() {
     let c = capture::open("deb6.1-cloud-256m-zerofree");
     let banner = c.truth["proc_version"].as_str().unwrap().trim().to_owned();
@@ -352,6 +364,10 @@ fn a_written_isf_says_what_it_was_written_from() {
 }
 
 #[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: see docs/symbols.md"
+)]
 fn questions_that_views_ask() {
     for name in capture::names("") {
         let c = capture::open(&name);
@@ -390,6 +406,10 @@ fn questions_that_views_ask() {
 }
 
 #[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: see docs/symbols.md"
+)]
 fn an_isf_of_an_older_kernel_answers_too() {
     let file = "debian-5.10.0-32-cloud-amd64.json.xz";
     let t = isf::parse(file, &capture::read(&format!("isf/{file}"))).expect("ISF");
@@ -406,6 +426,10 @@ fn an_isf_of_an_older_kernel_answers_too() {
 }
 
 #[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: see docs/symbols.md"
+)]
 fn damaged_captures_end_in_a_result() {
     let mut c = capture::open("deb6.1-cloud-256m-zerofree");
     let places = Places::from_vmcoreinfo(&c.info, c.delta()).expect("places");

@@ -95,6 +95,10 @@ fn errors_name_the_place() {
 }
 
 #[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: see docs/symbols.md"
+)]
 fn captures_agree_with_the_guest_by_both_ways_in() {
     for name in capture::names("") {
         let c = capture::open(&name);

@@ -51,11 +51,16 @@ fn a_failing_disk_costs_its_bad_sectors_and_nothing_else() {
     // Whole pages are given up: three, since the last bad byte lies in a third.
     assert_eq!((c.failed, c.total()), (3 * 4096, 4 << 20));
     assert!(
-        m.gaps.iter().any(|g| g.contains("0x140000") && g.contains("Input/output error")),
+        m.gaps
+            .iter()
+            .any(|g| g.contains("0x140000") && g.contains("Input/output error")),
         "{:?}",
         m.gaps
     );
-    assert_eq!(m.evidence_blake3, None, "what can't be read can't be hashed");
+    assert_eq!(
+        m.evidence_blake3, None,
+        "what can't be read can't be hashed"
+    );
     let urls = query(
         &out,
         "SELECT value FROM findings WHERE kind = 'url' ORDER BY image_offset",
@@ -131,25 +136,26 @@ fn clamd_that_dies_in_the_middle_leaves_a_gap_and_everything_else() {
 fn only_the_smallest_part_that_kills_workers_is_lost() {
     const POISON: &str = "ramsift-poison-58213";
     let c = Cluster::start(&[
-        ("RAMSIFT_SCAN_CHUNK_SIZE", "1048576"),
+        ("RAMSIFT_SCAN_CHUNK_SIZE", "4194304"),
         ("RAMSIFT_SCAN_OVERLAP", "65536"),
-        ("RAMSIFT_COORDINATOR_SMALLEST_BYTES", "262144"),
+        ("RAMSIFT_COORDINATOR_SMALLEST_BYTES", "1048576"),
     ]);
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("poisoned.mem");
-    let at = (1 << 20) + 0x1_8000;
+    // Out of reach of what the neighbours read around their own bytes.
+    let at = (4 << 20) + 0x8_0000;
     // Laid down a few times: one may be cut by the border of two packets.
     let poison = POISON.repeat(8);
     let names: Vec<String> = (0..16)
-        .map(|i| format!("\0http://quarter-{i}.example.org/\0"))
+        .map(|i| format!("\0http://part-{i}.example.org/\0"))
         .collect();
     let mut plants: Vec<(usize, &[u8])> = names
         .iter()
         .enumerate()
-        .map(|(i, n)| (i * 262_144 + 0x3000, n.as_bytes()))
+        .map(|(i, n)| ((i << 20) + 0x3000, n.as_bytes()))
         .collect();
     plants.push((at, poison.as_bytes()));
-    std::fs::write(&path, image(4 << 20, &plants)).expect("write");
+    std::fs::write(&path, image(16 << 20, &plants)).expect("write");
     upload(&c, "poisoned.mem", &path);
     let _coordinator = c.service("coordinator");
     let _aggregator = c.service("aggregator");
@@ -173,16 +179,18 @@ fn only_the_smallest_part_that_kills_workers_is_lost() {
     assert!(deaths >= 4, "{deaths} deaths");
     let m = manifest(&c, &job);
     let covered = &m.coverage["carvers"];
-    assert_eq!((covered.failed, covered.total()), (262_144, 4 << 20));
+    assert_eq!((covered.failed, covered.total()), (1 << 20, 16 << 20));
     assert!(
-        m.gaps.iter().any(|g| g.contains("0x100000") && g.contains("died")),
+        m.gaps
+            .iter()
+            .any(|g| g.contains("0x400000") && g.contains("died")),
         "{:?}",
         m.gaps
     );
     let r = run(c
         .command()
         .args(["results", &job, "--kind", "url", "--format", "jsonl"]));
-    let found = |i: usize| r.out.contains(&format!("quarter-{i}."));
+    let found = |i: usize| r.out.contains(&format!("part-{i}."));
     let lost: Vec<usize> = (0..16).filter(|i| !found(*i)).collect();
     assert_eq!(lost, [4], "{}{}", r.out, r.err);
 }

@@ -33,16 +33,22 @@ fn usage(s: &Service) -> (f64, u64) {
 #[test]
 #[ignore = "a measurement of minutes: tests/bench runs it"]
 fn cluster() {
-    let image = PathBuf::from(std::env::var_os("RAMSIFT_BENCH_IMAGE").expect("RAMSIFT_BENCH_IMAGE"));
+    let image =
+        PathBuf::from(std::env::var_os("RAMSIFT_BENCH_IMAGE").expect("RAMSIFT_BENCH_IMAGE"));
     let c = Cluster::start(&[
         ("RAMSIFT_WORKER_SLOTS", "2"),
         ("RAMSIFT_AGGREGATOR_COMMIT_MILLISECONDS", "2000"),
     ]);
     upload(&c, "bench.raw", &image);
-    let services: Vec<(&str, Service)> = ["coordinator", "aggregator", "chunk-worker", "structured-worker"]
-        .into_iter()
-        .map(|s| (s, c.service(s)))
-        .collect();
+    let services: Vec<(&str, Service)> = [
+        "coordinator",
+        "aggregator",
+        "chunk-worker",
+        "structured-worker",
+    ]
+    .into_iter()
+    .map(|s| (s, c.service(s)))
+    .collect();
     services.iter().for_each(|(_, s)| s.await_ready());
     let before: Vec<f64> = services.iter().map(|(_, s)| usage(s).0).collect();
     let bytes = std::fs::metadata(&image).expect("image").len() as f64;

@@ -17,7 +17,7 @@ pub use findings::{FindingRow, FindingsBuilder};
 pub use order::{PlaceColumns, in_order, place_columns, sort_batch};
 pub(crate) use segment::{FAIR_GROUP, ROW_GROUP};
 pub use segment::{
-    SegmentError, from_ipc, read_segment, segment_batches, to_ipc, write_segment,
+    SegmentError, SegmentWriter, from_ipc, read_segment, segment_batches, to_ipc, write_segment,
     writer_properties,
 };
 pub use small::{

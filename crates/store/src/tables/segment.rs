@@ -4,7 +4,7 @@
 //! groups, cut between batches. Merging copies such row groups as they are where no other reaches
 //! into them.
 
-use super::order::{Key, bounds, place_columns};
+use super::order::{Key, PlaceColumns, bounds, place_columns};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
 use arrow::error::ArrowError;
@@ -98,6 +98,64 @@ pub fn writer_properties(sorted: Option<usize>) -> WriterProperties {
     p.build()
 }
 
+/// A segment that is encoded as its rows arrive.
+#[derive(Debug)]
+pub struct SegmentWriter {
+    writer: ArrowWriter<Vec<u8>>,
+    place: Option<PlaceColumns>,
+    end: Option<Key>,
+    rows: u64,
+}
+
+impl SegmentWriter {
+    /// An empty segment of a table.
+    pub fn new(table: &str, schema: SchemaRef) -> Result<Self, SegmentError> {
+        let place = place_columns(table);
+        let sorted = place.and_then(|c| schema.index_of(c.start).ok());
+        let properties = writer_properties(sorted);
+        Ok(Self {
+            writer: ArrowWriter::try_new(Vec::new(), schema, Some(properties))?,
+            place,
+            end: None,
+            rows: 0,
+        })
+    }
+
+    /// Adds rows. Those of a table that is sorted by place must be in order among themselves.
+    pub fn write(&mut self, b: &RecordBatch) -> Result<(), SegmentError> {
+        if let Some(c) = self.place
+            && let Some((first, last)) = bounds(b, c)?
+        {
+            // A row group must be sorted, and should not span what lies in other segments.
+            let unsorted = self.end.is_some_and(|e| e > first);
+            let gap = self.end.is_some_and(|e| first.0.saturating_sub(e.0) > GAP);
+            let rows = self.writer.in_progress_rows();
+            if unsorted || rows >= FULL || gap && rows >= WORTH_A_CUT {
+                self.writer.flush()?;
+            }
+            self.end = Some(last);
+        }
+        self.rows += b.num_rows() as u64;
+        self.writer.write(b)?;
+        Ok(())
+    }
+
+    /// Rows so far.
+    pub fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// Bytes that are held: those encoded, and what the open row group takes.
+    pub fn held(&self) -> usize {
+        self.writer.bytes_written() + self.writer.memory_size()
+    }
+
+    /// The Parquet file.
+    pub fn finish(self) -> Result<Vec<u8>, SegmentError> {
+        Ok(self.writer.into_inner()?)
+    }
+}
+
 /// Batches of one table as a Parquet file in memory, in the order given. Batches of a table that
 /// is sorted by place must each be sorted.
 pub fn write_segment(
@@ -105,28 +163,11 @@ pub fn write_segment(
     schema: SchemaRef,
     batches: &[RecordBatch],
 ) -> Result<Vec<u8>, SegmentError> {
-    let place = place_columns(table);
-    let sorted = place.and_then(|c| schema.index_of(c.start).ok());
-    let mut out = Vec::new();
-    let mut w = ArrowWriter::try_new(&mut out, schema, Some(writer_properties(sorted)))?;
-    let mut end: Option<Key> = None;
+    let mut w = SegmentWriter::new(table, schema)?;
     for b in batches {
-        if let Some(c) = place
-            && let Some((first, last)) = bounds(b, c)?
-        {
-            // A row group must be sorted, and should not span what lies in other segments.
-            let unsorted = end.is_some_and(|e| e > first);
-            let gap = end.is_some_and(|e| first.0.saturating_sub(e.0) > GAP);
-            let rows = w.in_progress_rows();
-            if unsorted || rows >= FULL || gap && rows >= WORTH_A_CUT {
-                w.flush()?;
-            }
-            end = Some(last);
-        }
         w.write(b)?;
     }
-    w.close()?;
-    Ok(out)
+    w.finish()
 }
 
 /// The batches of a Parquet file in memory, decoded one after the other.

@@ -20,7 +20,7 @@ const MAX_STEP: u64 = 256 << 8;
 /// Runs to look at, longest first.
 const MAX_RUNS: usize = 16;
 /// Places to check against the markers, in all: bounds the work on hostile bytes.
-const MAX_QUICK: usize = 200_000;
+const MAX_QUICK: usize = 40_000;
 const MAX_FULL: usize = 16;
 
 /// An array that may be the markers.

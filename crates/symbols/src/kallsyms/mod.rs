@@ -27,7 +27,7 @@ pub use names::NameLength;
 pub use tokens::DIGITS;
 
 use crate::VmCoreInfo;
-use crate::phys::{exact, u32_at, window};
+use crate::phys::{before, exact, u32_at};
 use address::Way;
 use error::{malformed, read};
 use markers::{NamesAt, find_names, lengths_by_markers};
@@ -254,14 +254,17 @@ pub fn carve(
     let mut tried = 0;
     let mut from = tokens.table;
     for back in BACK {
-        let reach = tokens.table.0.min(back as u64) & !7;
-        if tokens.table.since(from) >= reach {
+        // Names, markers and tokens are one piece: a page that the image lacks ends the search.
+        let mut bytes = before(mem, tokens.table, back);
+        // The alignment of the tables is that of the window.
+        let start = tokens.table.saturating_sub(bytes.len() as u64).0;
+        let skew = usize::try_from(start.next_multiple_of(8) - start).unwrap_or(0);
+        bytes.drain(..skew.min(bytes.len()));
+        let reached = tokens.table.saturating_sub(bytes.len() as u64);
+        if reached >= from {
             break;
         }
-        // Keep the alignment of the tables in the window.
-        from = PhysAddr((tokens.table.0 - reach).next_multiple_of(8));
-        let len = usize::try_from(tokens.table.since(from)).unwrap_or(0);
-        let bytes = window(mem, from, len);
+        from = reached;
         let (found, runs) = find_names(&bytes);
         tried += runs;
         if let Some(at) = found {

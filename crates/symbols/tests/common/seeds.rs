@@ -75,11 +75,18 @@ fn mutate(seed: &[u8], rng: &mut Rng) -> Vec<u8> {
     b
 }
 
-/// Runs a target on mutated seeds for the seconds that the first argument says.
+/// Runs a target on mutated seeds for the seconds that the first argument says; the second is the
+/// generator's seed, the third a folder to put the seeds into, for cargo-fuzz.
 pub(crate) fn drive(name: &str, seeds: &[Vec<u8>], target: impl Fn(&[u8])) {
     let mut args = std::env::args().skip(1).map(|a| a.parse::<u64>());
     let seconds = args.next().and_then(Result::ok).unwrap_or(10);
     let seed = args.next().and_then(Result::ok).unwrap_or(1);
+    if let Some(dir) = std::env::args().nth(3) {
+        std::fs::create_dir_all(&dir).expect("the folder");
+        for (i, s) in seeds.iter().enumerate() {
+            std::fs::write(format!("{dir}/seed-{i}"), s).expect("a seed");
+        }
+    }
     let mut rng = Rng(seed.max(1));
     let (start, mut n, mut slowest) = (Instant::now(), 0u64, Duration::ZERO);
     for s in seeds {
