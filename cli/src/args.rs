@@ -62,6 +62,8 @@ pub(crate) enum Command {
     Results(ResultsArgs),
     /// Run SQL over the tables of one job or of many.
     Query(QueryArgs),
+    /// Build one OS-aware view of a capture, without a job.
+    View(ViewArgs),
     /// Write the tables of a job in another format.
     Export(ExportArgs),
     /// Write one recovered file out.
@@ -235,6 +237,21 @@ pub(crate) struct ResultsArgs {
     /// Rows at most; 0: all.
     #[arg(long, default_value_t = 50)]
     pub(crate) limit: usize,
+    /// How to print.
+    #[arg(long, value_enum, default_value_t = Rows::Table)]
+    pub(crate) format: Rows,
+}
+
+/// `ramsift view`
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ViewArgs {
+    /// The view: linux/pslist, ...
+    pub(crate) name: Option<String>,
+    /// The capture: a file or an s3:// URL.
+    pub(crate) image: Option<String>,
+    /// List the views and their columns.
+    #[arg(long)]
+    pub(crate) list: bool,
     /// How to print.
     #[arg(long, value_enum, default_value_t = Rows::Table)]
     pub(crate) format: Rows,

@@ -15,6 +15,7 @@ mod scan;
 mod services;
 mod summary;
 mod verify;
+mod view;
 
 use anyhow::Result;
 use args::{Args, Command};
@@ -88,6 +89,7 @@ async fn run(args: Args) -> Result<u8> {
         Command::Cancel { job, reason } => client::cancel(&config, &job, &reason).await,
         Command::Results(a) => results::results(&config, a).await,
         Command::Query(a) => results::query(&config, a).await,
+        Command::View(a) => view::run(&config, a).await,
         Command::Export(a) => export::export(&config, a).await,
         Command::Artifact(a) => export::artifact(&config, a).await,
         Command::Verify(a) => verify::run(&config, a).await,

@@ -2,8 +2,11 @@
 //! chunk workers found (or looks for them in one streaming pass, when no chunks are scanned), and
 //! builds views.
 
+mod alone;
 mod anchors;
 mod sha256;
+
+pub use alone::{Alone, AloneError, view_alone};
 
 use prost::Message as _;
 use ramsift_layers::source::{CachedPhys, SourceError, Sources};

@@ -1,0 +1,114 @@
+//! Linux: an opened kernel, and views of it. One file per view.
+//!
+//! ```text
+//! VMCOREINFO -> kallsyms, BTF -> SymbolTable     \
+//! confirmed DTB -> AddressSpace                   > Kernel -> views
+//! ```
+//!
+//! Which fields a struct has decides how it is read, never the kernel's version.
+
+mod arguments;
+mod lsmod;
+mod object;
+mod open;
+mod pslist;
+mod space;
+mod walk;
+
+pub use arguments::{ARGUMENTS, ENVIRONMENT, envars, psaux};
+pub use lsmod::{MODULES, lsmod};
+pub use object::Object;
+pub use open::{OpenError, open};
+pub use pslist::{PROCESSES, pslist};
+pub use space::{AddressSpace, ReadError};
+pub use walk::Walk;
+
+use crate::table::{Column, Table};
+use ramsift_symbols::{SymbolTable, TypeError};
+
+/// A view of an opened kernel.
+#[derive(Clone, Copy, Debug)]
+pub struct LinuxView {
+    /// Its name, as Volatility 3 calls what is comparable.
+    pub name: &'static str,
+    /// What it shows.
+    pub meaning: &'static str,
+    /// Its columns.
+    pub columns: &'static [Column],
+    /// Builds it.
+    pub build: fn(&Kernel<'_>) -> Result<Table, LinuxError>,
+}
+
+/// All views.
+pub const VIEWS: &[LinuxView] = &[
+    LinuxView {
+        name: "linux/pslist",
+        meaning: "processes of the kernel's task list",
+        columns: PROCESSES,
+        build: pslist,
+    },
+    LinuxView {
+        name: "linux/psaux",
+        meaning: "full command lines of processes",
+        columns: ARGUMENTS,
+        build: psaux,
+    },
+    LinuxView {
+        name: "linux/envars",
+        meaning: "environment variables of processes, as they were started",
+        columns: ENVIRONMENT,
+        build: envars,
+    },
+    LinuxView {
+        name: "linux/lsmod",
+        meaning: "modules of the kernel's list",
+        columns: MODULES,
+        build: lsmod,
+    },
+];
+
+/// A kernel that can be read.
+#[derive(Debug)]
+pub struct Kernel<'a> {
+    /// The kernel's own address space.
+    pub space: AddressSpace<'a>,
+    /// Names, addresses and types.
+    pub symbols: SymbolTable,
+}
+
+/// Why a view can't be built.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LinuxError {
+    /// The kernel has no such symbol.
+    #[error("the kernel has no symbol {0}")]
+    Symbol(&'static str),
+    /// A type lacks what the view reads.
+    #[error(transparent)]
+    Type(#[from] TypeError),
+    /// Memory that the view starts from.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+}
+
+impl Kernel<'_> {
+    /// The object of a type at an address.
+    pub fn object(&self, ty: &'static str, va: u64) -> Object<'_> {
+        Object::new(self, ty, va)
+    }
+
+    /// The processes of the task list, in its order. What breaks the list off is a doubt.
+    pub fn processes(&self, doubts: &mut Vec<String>) -> Result<Vec<Object<'_>>, LinuxError> {
+        let init = self.object("task_struct", self.address("init_task")?);
+        let walk = self.list(init.at("tasks")?, "task_struct", "tasks")?;
+        doubts.extend(walk.broken);
+        let object = |va: &u64| self.object("task_struct", *va);
+        Ok(walk.items.iter().map(object).collect())
+    }
+
+    /// The address of a symbol.
+    pub fn address(&self, name: &'static str) -> Result<u64, LinuxError> {
+        let va = self.symbols.address(name);
+        va.map(|a| a.0).ok_or(LinuxError::Symbol(name))
+    }
+}

@@ -1,0 +1,120 @@
+//! `linux/pslist`: the processes of the kernel's task list.
+//!
+//! Sources: Linux `include/linux/sched.h` (`task_struct`, `TASK_REPORT`), `fs/proc/array.c`
+//! (`task_state_array`), `include/linux/cred.h`.
+
+use super::{Kernel, LinuxError, Object};
+use crate::table::{Column, Kind, Table, Value};
+
+const fn column(name: &'static str, kind: Kind, meaning: &'static str) -> Column {
+    Column {
+        name,
+        kind,
+        meaning,
+    }
+}
+
+/// Columns of `linux/pslist`.
+pub const PROCESSES: &[Column] = &[
+    column(
+        "pid",
+        Kind::Number,
+        "process id (thread group), in the first pid namespace",
+    ),
+    column("ppid", Kind::Number, "process id of the parent"),
+    column(
+        "comm",
+        Kind::Text,
+        "name of the main thread, up to 15 bytes",
+    ),
+    column(
+        "state",
+        Kind::Text,
+        "as /proc shows it: R, S, D, T, t, X, Z, P, I",
+    ),
+    column("uid", Kind::Number, "real user id"),
+    column("gid", Kind::Number, "real group id"),
+    column("euid", Kind::Number, "effective user id"),
+    column("egid", Kind::Number, "effective group id"),
+    column(
+        "kernel_thread",
+        Kind::Flag,
+        "whether it is a thread of the kernel",
+    ),
+    column("start_ns", Kind::Number, "start, nanoseconds after boot"),
+    column("dtb", Kind::Hex, "physical address of its top page table"),
+    column("task", Kind::Hex, "virtual address of its task_struct"),
+    column("physical", Kind::Hex, "physical address of its task_struct"),
+];
+
+/// `PF_KTHREAD` of `include/linux/sched.h`.
+const PF_KTHREAD: u64 = 0x0020_0000;
+
+/// The processes, in the order of the list. Rows of what can't be read hold what could be.
+pub fn pslist(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
+    let mut out = Table::new(PROCESSES);
+    for task in kernel.processes(&mut out.doubts)? {
+        match row(kernel, &task) {
+            Ok(r) => out.rows.push(r),
+            Err(e) => out
+                .doubts
+                .push(format!("task_struct at {:#x}: {e}", task.va)),
+        }
+    }
+    Ok(out)
+}
+
+fn row(kernel: &Kernel<'_>, task: &Object<'_>) -> Result<Vec<Value>, LinuxError> {
+    let parent = task
+        .follow("real_parent", "task_struct")?
+        .map(|p| p.int("tgid"))
+        .transpose()?;
+    let cred = task.follow("cred", "cred")?;
+    let id = |path: &str| -> Result<Option<u64>, LinuxError> {
+        let Some(c) = &cred else { return Ok(None) };
+        c.number(path).map(Some)
+    };
+    let dtb = match task.follow("mm", "mm_struct")? {
+        Some(mm) => kernel.space.translate(mm.number("pgd")?).ok().map(|p| p.0),
+        None => None,
+    };
+    let start = if task.has("start_boottime") {
+        task.number("start_boottime")?
+    } else {
+        task.number("real_start_time")?
+    };
+    Ok(vec![
+        task.int("tgid")?.into(),
+        parent.into(),
+        task.text("comm")?.into(),
+        state(task)?.into(),
+        id("uid.val")?.into(),
+        id("gid.val")?.into(),
+        id("euid.val")?.into(),
+        id("egid.val")?.into(),
+        (task.number("flags")? & PF_KTHREAD != 0).into(),
+        start.into(),
+        dtb.into(),
+        task.va.into(),
+        task.physical().into(),
+    ])
+}
+
+/// The letter that /proc shows: the lowest bit of what is reported of `__state` and `exit_state`.
+fn state(task: &Object<'_>) -> Result<&'static str, LinuxError> {
+    const LETTERS: [&str; 9] = ["R", "S", "D", "T", "t", "X", "Z", "P", "I"];
+    const IDLE: u64 = 0x402;
+    const REPORT: u64 = 0x7f;
+    let running = if task.has("__state") {
+        task.number("__state")? & 0xffff_ffff
+    } else {
+        task.number("state")?
+    };
+    let exit = task.number("exit_state")? & 0xffff_ffff;
+    if running & IDLE == IDLE {
+        return Ok(LETTERS[8]);
+    }
+    let shown = (running | exit) & REPORT;
+    let i = (u64::BITS - shown.leading_zeros()) as usize;
+    Ok(LETTERS.get(i).copied().unwrap_or("?"))
+}
