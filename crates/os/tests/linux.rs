@@ -299,3 +299,48 @@ fn command_lines_and_environments_are_what_proc_said() {
     }
     assert!(checked > 0, "no capture with data symbols");
 }
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn a_carved_symbol_table_is_the_one_that_vmcoreinfo_names() {
+    use ramsift_layers::VirtAddr;
+    use ramsift_symbols::kallsyms::{Hints, Places, carve, decode, image_delta};
+    let mut checked = 0;
+    for c in captures() {
+        let infos = c.anchors.iter().filter(|a| a.kind == "vmcoreinfo");
+        let info = infos
+            .filter_map(|a| ramsift_symbols::VmCoreInfo::parse(&a.data).ok())
+            .find(|v| v.len() > 10)
+            .unwrap();
+        let delta = image_delta(&info).unwrap();
+        let known = [("_stext", VirtAddr(info.symbol("_stext").unwrap()))];
+        let hints = Hints {
+            known: &known,
+            delta: Some(delta),
+        };
+        // 5.10 names no tables.
+        let Ok(places) = Places::from_vmcoreinfo(&info, delta) else {
+            continue;
+        };
+        checked += 1;
+        let told = decode(&c.image, &places, &hints).unwrap();
+        let tokens = c
+            .anchors
+            .iter()
+            .filter(|a| a.kind == "kallsyms_token_table");
+        let carved = tokens
+            .filter_map(|a| c.runs.to_phys(ramsift_layers::ImageOffset(a.image_offset)))
+            .find_map(|pa| carve(&c.image, pa, &hints).ok())
+            .unwrap_or_else(|| panic!("{}: nothing carved", c.name));
+        assert_eq!(told.len(), carved.len(), "{}", c.name);
+        let differ = told
+            .iter()
+            .zip(carved.iter())
+            .find(|(a, b)| (a.name, a.address) != (b.name, b.address));
+        assert!(differ.is_none(), "{}: {differ:?}", c.name);
+    }
+    assert!(checked > 0, "no capture with kallsyms in VMCOREINFO");
+}

@@ -72,15 +72,27 @@ fn places<'i>(input: &'i ViewInput<'_>, kind: &'i str) -> impl Iterator<Item = P
         .take(TRIES)
 }
 
+/// Symbols of VMCOREINFO that a carved table must agree with: one alone can agree by chance, where
+/// its neighbour has the same address.
+const KNOWN: [&str; 8] = [
+    "_stext",
+    "init_uts_ns",
+    "swapper_pg_dir",
+    "node_online_map",
+    "mem_section",
+    "prb",
+    "printk_rb_static",
+    "clear_seq",
+];
+
 fn read_symbols(
     input: &ViewInput<'_>,
     info: &VmCoreInfo,
     delta: u64,
 ) -> Result<(Kallsyms, Source), OpenError> {
-    let known: Vec<(&str, VirtAddr)> = info
-        .symbol("_stext")
-        .map(|va| ("_stext", VirtAddr(va)))
-        .into_iter()
+    let known: Vec<(&str, VirtAddr)> = KNOWN
+        .iter()
+        .filter_map(|name| Some((*name, VirtAddr(info.symbol(name)?))))
         .collect();
     let hints = Hints {
         known: &known,

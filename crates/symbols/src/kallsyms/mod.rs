@@ -333,7 +333,9 @@ fn ways_around(num_syms: PhysAddr, index: PhysAddr, n: u64) -> Vec<Way> {
         table_va: None,
     };
     ways.push(plain(Encoding::Absolute, table));
-    for align in [8u64, 4] {
+    // The nearer place first: read one entry late, such a table still fits, with every symbol at its
+    // successor's address. Read early, its first entry is padding that points at itself.
+    for align in [4u64, 8] {
         let table = behind.checked_next_multiple_of(align).unwrap_or(behind);
         ways.push(plain(Encoding::PcRelative, table));
     }
