@@ -46,7 +46,8 @@ impl Gate {
             s.running += usize::from(free);
             free
         });
-        entered.then_some(Pass(self))
+        // Made only when it counts: dropping one takes it off again.
+        entered.then(|| Pass(self))
     }
 
     /// Waits until no task of the chunk lane may begin.
