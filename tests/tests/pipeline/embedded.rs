@@ -73,6 +73,15 @@ fn planted_items_are_found_exactly_once_at_any_chunk_size() {
     recall(&p.truth, &bytes, &whole);
 }
 
+/// Whether bytes end in a character: printable ASCII, or UTF-8 of several bytes.
+fn ends_in_text(before: &[u8]) -> bool {
+    let of_many = |n: &usize| {
+        let tail = before.len().checked_sub(*n).map(|from| &before[from..]);
+        tail.is_some_and(|t| t[0] >= 0xc0 && std::str::from_utf8(t).is_ok())
+    };
+    matches!(before.last(), Some(b' '..=b'~')) || (2..=4).any(|n| of_many(&n))
+}
+
 /// Every needle of the kinds that have carvers is found once. The first line of a plant that was
 /// laid over the middle of other text is part of that text's line, and no line of its own.
 fn recall(truth: &serde_json::Value, image: &[u8], store: &Path) {
@@ -99,7 +108,7 @@ fn recall(truth: &serde_json::Value, image: &[u8], store: &Path) {
     for p in truth["plants"].as_array().expect("plants") {
         let kind = p["kind"].as_str().expect("kind");
         let at = usize::try_from(p["offset"].as_u64().unwrap_or(0)).expect("fits");
-        let glued = kind.starts_with("log_") && at > 0 && matches!(image[at - 1], b' '..=b'~');
+        let glued = kind.starts_with("log_") && ends_in_text(&image[..at]);
         let needles = p["needles"]
             .as_array()
             .expect("needles")
