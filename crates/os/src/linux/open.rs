@@ -74,16 +74,7 @@ fn places<'i>(input: &'i ViewInput<'_>, kind: &'i str) -> impl Iterator<Item = P
 
 /// Symbols of VMCOREINFO that a carved table must agree with: one alone can agree by chance, where
 /// its neighbour has the same address.
-const KNOWN: [&str; 8] = [
-    "_stext",
-    "init_uts_ns",
-    "swapper_pg_dir",
-    "node_online_map",
-    "mem_section",
-    "prb",
-    "printk_rb_static",
-    "clear_seq",
-];
+const KNOWN: [&str; 3] = ["_stext", "init_uts_ns", "clear_seq"];
 
 fn read_symbols(
     input: &ViewInput<'_>,
