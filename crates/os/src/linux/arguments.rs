@@ -2,20 +2,21 @@
 //!
 //! Sources: Linux `fs/proc/base.c` (`get_mm_cmdline`, `environ_read`), `include/linux/mm_types.h`.
 
-use super::{AddressSpace, Kernel, LinuxError, Object};
-use crate::table::{Column, Kind, Table, Value};
+use super::{AddressSpace, Kernel, LinuxError, LinuxView, Object};
+use crate::table::{Column, Kind, Table, Value, column};
 use ramsift_layers::Dtb;
 
-const fn column(name: &'static str, kind: Kind, meaning: &'static str) -> Column {
-    Column {
-        name,
-        kind,
-        meaning,
-    }
-}
+/// `linux/psaux`.
+pub(super) const PSAUX: LinuxView = LinuxView {
+    name: "linux/psaux",
+    meaning: "full command lines of processes",
+    columns: ARGUMENTS,
+    build: psaux,
+    recover: None,
+};
 
 /// Columns of `linux/psaux`.
-pub const ARGUMENTS: &[Column] = &[
+const ARGUMENTS: &[Column] = &[
     column("pid", Kind::Number, "process id (thread group)"),
     column("comm", Kind::Text, "name of the main thread"),
     column(
@@ -32,8 +33,17 @@ pub const ARGUMENTS: &[Column] = &[
     column("physical", Kind::Hex, "physical address of its task_struct"),
 ];
 
+/// `linux/envars`.
+pub(super) const ENVARS: LinuxView = LinuxView {
+    name: "linux/envars",
+    meaning: "environment variables of processes, as they were started",
+    columns: ENVIRONMENT,
+    build: envars,
+    recover: None,
+};
+
 /// Columns of `linux/envars`.
-pub const ENVIRONMENT: &[Column] = &[
+const ENVIRONMENT: &[Column] = &[
     column("pid", Kind::Number, "process id (thread group)"),
     column("comm", Kind::Text, "name of the main thread"),
     column("key", Kind::Text, "name of the variable"),
@@ -76,7 +86,7 @@ fn memory<'k>(
 }
 
 /// The command lines of all processes.
-pub fn psaux(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
+fn psaux(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let mut out = Table::new(ARGUMENTS);
     for task in kernel.processes(&mut out.doubts)? {
         match command(kernel, &task) {
@@ -120,7 +130,7 @@ fn command(kernel: &Kernel<'_>, task: &Object<'_>) -> Result<Vec<Value>, LinuxEr
 }
 
 /// The environments of all processes, as they were when each program was started.
-pub fn envars(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
+fn envars(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let mut out = Table::new(ENVIRONMENT);
     for task in kernel.processes(&mut out.doubts)? {
         let mut rows = Vec::new();

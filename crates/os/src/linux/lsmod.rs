@@ -3,19 +3,20 @@
 //! Sources: Linux `include/linux/module.h` (`struct module`; `core_layout` until 6.3, `mem[]`
 //! from 6.4).
 
-use super::{Kernel, LinuxError, Object};
-use crate::table::{Column, Kind, Table, Value};
+use super::{Kernel, LinuxError, LinuxView, Object};
+use crate::table::{Column, Kind, Table, Value, column};
 
-const fn column(name: &'static str, kind: Kind, meaning: &'static str) -> Column {
-    Column {
-        name,
-        kind,
-        meaning,
-    }
-}
+/// `linux/lsmod`.
+pub(super) const LSMOD: LinuxView = LinuxView {
+    name: "linux/lsmod",
+    meaning: "modules of the kernel's list",
+    columns: MODULES,
+    build: lsmod,
+    recover: None,
+};
 
 /// Columns of `linux/lsmod`.
-pub const MODULES: &[Column] = &[
+const MODULES: &[Column] = &[
     column("name", Kind::Text, "its name"),
     column("base", Kind::Hex, "virtual address of its text"),
     column(
@@ -33,7 +34,7 @@ pub const MODULES: &[Column] = &[
 ];
 
 /// The modules, in the order of the list.
-pub fn lsmod(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
+fn lsmod(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let walk = kernel.list(kernel.address("modules")?, "module", "list")?;
     let mut out = Table::new(MODULES);
     out.doubts.extend(walk.broken);

@@ -12,14 +12,13 @@ mod lsmod;
 mod object;
 mod open;
 mod pslist;
+mod recover;
 mod space;
 mod walk;
 
-pub use arguments::{ARGUMENTS, ENVIRONMENT, envars, psaux};
-pub use lsmod::{MODULES, lsmod};
 pub use object::Object;
 pub use open::{OpenError, open};
-pub use pslist::{PROCESSES, pslist};
+pub use recover::{Content, Extent, Recover, Recovered};
 pub use space::{AddressSpace, ReadError};
 pub use walk::Walk;
 
@@ -37,35 +36,22 @@ pub struct LinuxView {
     pub columns: &'static [Column],
     /// Builds it.
     pub build: fn(&Kernel<'_>) -> Result<Table, LinuxError>,
+    /// Content that can be recovered from what it shows, where there is such.
+    pub recover: Option<Recover>,
 }
 
-/// All views.
+/// All views, in the order in which a job builds them.
 pub const VIEWS: &[LinuxView] = &[
-    LinuxView {
-        name: "linux/pslist",
-        meaning: "processes of the kernel's task list",
-        columns: PROCESSES,
-        build: pslist,
-    },
-    LinuxView {
-        name: "linux/psaux",
-        meaning: "full command lines of processes",
-        columns: ARGUMENTS,
-        build: psaux,
-    },
-    LinuxView {
-        name: "linux/envars",
-        meaning: "environment variables of processes, as they were started",
-        columns: ENVIRONMENT,
-        build: envars,
-    },
-    LinuxView {
-        name: "linux/lsmod",
-        meaning: "modules of the kernel's list",
-        columns: MODULES,
-        build: lsmod,
-    },
+    pslist::PSLIST,
+    arguments::PSAUX,
+    arguments::ENVARS,
+    lsmod::LSMOD,
 ];
+
+/// A view by its name.
+pub fn by_name(name: &str) -> Option<&'static LinuxView> {
+    VIEWS.iter().find(|v| v.name == name)
+}
 
 /// A kernel that can be read.
 #[derive(Debug)]

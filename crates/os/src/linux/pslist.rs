@@ -3,19 +3,20 @@
 //! Sources: Linux `include/linux/sched.h` (`task_struct`, `TASK_REPORT`), `fs/proc/array.c`
 //! (`task_state_array`), `include/linux/cred.h`.
 
-use super::{Kernel, LinuxError, Object};
-use crate::table::{Column, Kind, Table, Value};
+use super::{Kernel, LinuxError, LinuxView, Object};
+use crate::table::{Column, Kind, Table, Value, column};
 
-const fn column(name: &'static str, kind: Kind, meaning: &'static str) -> Column {
-    Column {
-        name,
-        kind,
-        meaning,
-    }
-}
+/// `linux/pslist`.
+pub(super) const PSLIST: LinuxView = LinuxView {
+    name: "linux/pslist",
+    meaning: "processes of the kernel's task list",
+    columns: PROCESSES,
+    build: pslist,
+    recover: None,
+};
 
 /// Columns of `linux/pslist`.
-pub const PROCESSES: &[Column] = &[
+const PROCESSES: &[Column] = &[
     column(
         "pid",
         Kind::Number,
@@ -51,7 +52,7 @@ pub const PROCESSES: &[Column] = &[
 const PF_KTHREAD: u64 = 0x0020_0000;
 
 /// The processes, in the order of the list. Rows of what can't be read hold what could be.
-pub fn pslist(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
+fn pslist(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let mut out = Table::new(PROCESSES);
     for task in kernel.processes(&mut out.doubts)? {
         match row(kernel, &task) {

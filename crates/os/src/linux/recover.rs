@@ -1,0 +1,199 @@
+//! Recovered content: files, modules and memory as lists of the places where their bytes lie.
+//!
+//! Nothing is copied until somebody wants the bytes, so a file of gigabytes costs 24 bytes for each
+//! stretch of neighbouring pages.
+
+use super::{Kernel, LinuxError};
+use ramsift_layers::PhysAddr;
+use ramsift_layers::translate::PhysRead;
+use std::io::{self, Write};
+use std::ops::{ControlFlow, Range};
+
+/// A stretch of content and where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Its place in the content, in bytes.
+    pub offset: u64,
+    /// Its physical address.
+    pub pa: PhysAddr,
+    /// Bytes.
+    pub len: u64,
+}
+
+/// Content with holes where the image has nothing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Content {
+    size: u64,
+    extents: Vec<Extent>,
+}
+
+/// Bytes that are copied at a time.
+const STEP: usize = 64 << 10;
+
+impl Content {
+    /// Empty content of this many bytes: one hole.
+    pub fn new(size: u64) -> Self {
+        Self {
+            size,
+            extents: Vec::new(),
+        }
+    }
+
+    /// Adds a stretch behind all others; neighbours in both spaces become one. What reaches over the
+    /// end is cut, what begins before the last one's end is left out.
+    pub fn push(&mut self, e: Extent) {
+        let end = self.extents.last().map_or(0, |l| l.offset + l.len);
+        let len = e.len.min(self.size.saturating_sub(e.offset));
+        if e.offset < end || len == 0 {
+            return;
+        }
+        match self.extents.last_mut() {
+            Some(l) if l.offset + l.len == e.offset && l.pa.0 + l.len == e.pa.0 => l.len += len,
+            _ => self.extents.push(Extent { len, ..e }),
+        }
+    }
+
+    /// Bytes, holes included.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// What there is, in order.
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// Bytes that there are.
+    pub fn present(&self) -> u64 {
+        self.extents.iter().map(|e| e.len).sum()
+    }
+
+    /// What is missing, in order.
+    pub fn holes(&self) -> Vec<Range<u64>> {
+        let (mut at, mut out) = (0, Vec::new());
+        for e in &self.extents {
+            if e.offset > at {
+                out.push(at..e.offset);
+            }
+            at = e.offset + e.len;
+        }
+        if self.size > at {
+            out.push(at..self.size);
+        }
+        out
+    }
+
+    /// Writes it, holes as zeros. Gives the ranges that were zeros for want of bytes, those that the
+    /// image claims and can't give included. Fails only if `out` does.
+    pub fn write(&self, memory: &dyn PhysRead, out: &mut dyn Write) -> io::Result<Vec<Range<u64>>> {
+        let mut lost: Vec<Range<u64>> = Vec::new();
+        let mut lose = |r: Range<u64>| match lost.last_mut() {
+            Some(l) if l.end == r.start => l.end = r.end,
+            _ => lost.push(r),
+        };
+        let mut buf = vec![0; STEP];
+        let mut at = 0;
+        for e in &self.extents {
+            zeros(out, e.offset - at)?;
+            if e.offset > at {
+                lose(at..e.offset);
+            }
+            at = e.offset;
+            let end = e.offset + e.len;
+            while at < end {
+                let n = (end - at).min(STEP as u64);
+                let piece = &mut buf[..usize::try_from(n).unwrap_or(STEP)];
+                let pa = e.pa.saturating_add(at - e.offset);
+                for (i, page) in piece.chunks_mut(4096).enumerate() {
+                    let inside = i as u64 * 4096;
+                    if memory.read_phys(pa.saturating_add(inside), page).is_err() {
+                        page.fill(0);
+                        lose(at + inside..at + inside + page.len() as u64);
+                    }
+                }
+                out.write_all(piece)?;
+                at += n;
+            }
+        }
+        zeros(out, self.size - at)?;
+        if self.size > at {
+            lose(at..self.size);
+        }
+        Ok(lost)
+    }
+}
+
+fn zeros(out: &mut dyn Write, mut n: u64) -> io::Result<()> {
+    const ZEROS: [u8; 4096] = [0; 4096];
+    while n > 0 {
+        let k = n.min(ZEROS.len() as u64);
+        out.write_all(&ZEROS[..usize::try_from(k).unwrap_or(ZEROS.len())])?;
+        n -= k;
+    }
+    Ok(())
+}
+
+/// Something that can be written out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// What it is: `cached_file`, `module`, `process_elf`.
+    pub kind: &'static str,
+    /// Its path or name.
+    pub name: String,
+    /// Address of the kernel's object that it belongs to: inode, struct module, task_struct.
+    pub object: u64,
+    /// Its bytes.
+    pub content: Content,
+}
+
+/// Visits everything that a view can recover, one at a time, until the visitor breaks off. What is
+/// skipped goes into the list of doubts.
+pub type Recover = fn(
+    &Kernel<'_>,
+    &mut Vec<String>,
+    &mut dyn FnMut(Recovered) -> ControlFlow<()>,
+) -> Result<(), LinuxError>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ramsift_layers::translate::PhysError;
+
+    /// Pages 1, 2 and 7, each filled with its number.
+    struct Pages;
+
+    impl PhysRead for Pages {
+        fn read_phys(&self, pa: PhysAddr, buf: &mut [u8]) -> Result<(), PhysError> {
+            let page = pa.0 / 4096;
+            if ![1, 2, 7].contains(&page) || pa.0 % 4096 + buf.len() as u64 > 4096 {
+                return Err(PhysError::NotInImage { pa });
+            }
+            buf.fill(page as u8);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn holes_are_zeros_and_are_told() {
+        let mut c = Content::new(5 * 4096 + 10);
+        let extent = |offset, page: u64, len| Extent {
+            offset,
+            pa: PhysAddr(page * 4096),
+            len,
+        };
+        c.push(extent(4096, 1, 4096));
+        c.push(extent(8192, 2, 4096));
+        c.push(extent(8192, 7, 4096));
+        c.push(extent(3 * 4096, 9, 4096));
+        c.push(extent(5 * 4096, 7, 4096));
+        assert_eq!(c.extents().len(), 3, "neighbours are one");
+        assert_eq!(c.present(), 3 * 4096 + 10);
+        assert_eq!(c.holes(), vec![0..4096, 4 * 4096..5 * 4096]);
+        let mut out = Vec::new();
+        let lost = c.write(&Pages, &mut out).expect("a Vec takes all");
+        assert_eq!(lost, vec![0..4096, 3 * 4096..5 * 4096]);
+        assert_eq!(out.len() as u64, c.size());
+        let firsts: Vec<u8> = out.iter().step_by(4096).copied().collect();
+        assert_eq!(firsts, [0, 1, 2, 0, 0, 7]);
+    }
+}

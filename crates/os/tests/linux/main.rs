@@ -1,0 +1,6 @@
+//! Views of real captures against what the captured machine wrote about itself.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+mod common;
+mod kernel;
+mod processes;
