@@ -2,9 +2,9 @@
 //!
 //! Sources: Linux `fs/proc/base.c` (`get_mm_cmdline`, `environ_read`), `include/linux/mm_types.h`.
 
+use super::space::task_memory;
 use super::{AddressSpace, Kernel, LinuxError, LinuxView, Object};
 use crate::table::{Column, Kind, Table, Value, column};
-use ramsift_layers::Dtb;
 
 /// `linux/psaux`.
 pub(super) const PSAUX: LinuxView = LinuxView {
@@ -73,18 +73,6 @@ fn bytes(space: &AddressSpace<'_>, from: u64, to: u64) -> (Vec<u8>, u64) {
     (out, missing)
 }
 
-/// The memory of a task's process; `None` of a kernel thread.
-fn memory<'k>(
-    kernel: &'k Kernel<'_>,
-    task: &Object<'k>,
-) -> Result<Option<(Object<'k>, AddressSpace<'k>)>, LinuxError> {
-    let Some(mm) = task.follow("mm", "mm_struct")? else {
-        return Ok(None);
-    };
-    let dtb = kernel.space.translate(mm.number("pgd")?)?;
-    Ok(Some((mm, kernel.space.with_table(Dtb(dtb.0)))))
-}
-
 /// The command lines of all processes.
 fn psaux(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let mut out = Table::new(ARGUMENTS);
@@ -101,7 +89,7 @@ fn psaux(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
 
 fn command(kernel: &Kernel<'_>, task: &Object<'_>) -> Result<Vec<Value>, LinuxError> {
     let (mut args, mut missing) = (Value::Null, 0);
-    if let Some((mm, space)) = memory(kernel, task)? {
+    if let Some((mm, space)) = task_memory(kernel, task)? {
         let (start, end) = (mm.number("arg_start")?, mm.number("arg_end")?);
         let (mut raw, mut absent) = bytes(&space, start, end);
         // A program that wrote over its last NUL made one long string, which may reach into the
@@ -154,7 +142,7 @@ fn environment(
     task: &Object<'_>,
     rows: &mut Vec<Vec<Value>>,
 ) -> Result<u64, LinuxError> {
-    let Some((mm, space)) = memory(kernel, task)? else {
+    let Some((mm, space)) = task_memory(kernel, task)? else {
         return Ok(0);
     };
     let start = mm.number("env_start")?;

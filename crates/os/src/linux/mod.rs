@@ -14,12 +14,14 @@ mod open;
 mod pslist;
 mod recover;
 mod space;
+mod vmas;
 mod walk;
 
 pub use object::Object;
 pub use open::{OpenError, open};
 pub use recover::{Content, Extent, Recover, Recovered};
 pub use space::{AddressSpace, ReadError};
+pub use vmas::{VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE, Vma};
 pub use walk::Walk;
 
 use crate::table::{Column, Table};

@@ -1,5 +1,6 @@
 //! Virtual memory of the captured machine, through its own page tables.
 
+use super::{Kernel, LinuxError, Object};
 use ramsift_layers::translate::{PhysError, PhysRead, Shape, TranslateError, walk};
 use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
 use std::cell::RefCell;
@@ -102,6 +103,18 @@ impl<'a> AddressSpace<'a> {
         self.read(va, &mut raw)?;
         Ok(u64::from_le_bytes(raw))
     }
+}
+
+/// The memory of a task's process; `None` of a kernel thread.
+pub(crate) fn task_memory<'k>(
+    kernel: &'k Kernel<'_>,
+    task: &Object<'k>,
+) -> Result<Option<(Object<'k>, AddressSpace<'k>)>, LinuxError> {
+    let Some(mm) = task.follow("mm", "mm_struct")? else {
+        return Ok(None);
+    };
+    let dtb = kernel.space.translate(mm.number("pgd")?)?;
+    Ok(Some((mm, kernel.space.with_table(Dtb(dtb.0)))))
 }
 
 #[cfg(test)]

@@ -93,3 +93,44 @@ fn command_lines_and_environments_are_what_proc_said() {
         }
     });
 }
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn memory_areas_are_those_of_proc_maps() {
+    each(|c, k| {
+        let ps = listed(c);
+        let mut doubts = Vec::new();
+        let mut areas = 0;
+        for task in k.processes(&mut doubts).unwrap() {
+            let Some(mm) = task.follow("mm", "mm_struct").unwrap() else {
+                continue;
+            };
+            let pid = i128::from(task.int("tgid").unwrap());
+            let Some(truth) = ps.get(&pid) else { continue };
+            let got: Vec<String> = k
+                .vmas(&mm, &mut doubts)
+                .unwrap()
+                .iter()
+                .map(|v| {
+                    let offset = if v.file == 0 { 0 } else { v.pgoff << 12 };
+                    let range = format!("{:08x}-{:08x}", v.start, v.end);
+                    format!("{range} {} {offset:08x}", v.permissions())
+                })
+                .collect();
+            // range permissions offset device inode path; the gate page has no area.
+            let maps = truth["maps"].as_str().unwrap();
+            let want: Vec<String> = maps
+                .lines()
+                .filter(|l| !l.ends_with("[vsyscall]"))
+                .map(|l| l.split_whitespace().take(3).collect::<Vec<_>>().join(" "))
+                .collect();
+            areas += want.len();
+            assert_eq!(got, want, "{} pid {pid}", c.name);
+        }
+        assert_eq!(doubts, Vec::<String>::new(), "{}", c.name);
+        assert!(areas > 500, "{}: {areas}", c.name);
+    });
+}

@@ -1,0 +1,217 @@
+//! Memory areas of a process (VMAs).
+//!
+//! ```text
+//! until 6.0   mm_struct.mmap -> vm_area_struct -> vm_next -> ...
+//! from 6.1    mm_struct.mm_mt.ma_root -> maple tree, its leaves are vm_area_structs
+//!
+//! maple node (256 bytes)   a pointer's low byte: bit 1 "a node", bits 6..3 the type
+//!   leaf_64, range_64      parent, pivot[15], slot[16]
+//!   arange_64              parent, pivot[9], slot[10], gap[10]
+//! ```
+//!
+//! Slot `i` covers what lies above pivot `i - 1` up to pivot `i`; the last ends where the node's
+//! parent says. A pivot of 0 behind the first means that the node is used no further.
+//!
+//! Sources: Linux `include/linux/mm_types.h`, `include/linux/maple_tree.h`, `lib/maple_tree.c`,
+//! `include/linux/mm.h` (`VM_*`).
+
+use super::{Kernel, LinuxError, Object};
+use std::collections::HashSet;
+
+/// `VM_READ`.
+pub const VM_READ: u64 = 1;
+/// `VM_WRITE`.
+pub const VM_WRITE: u64 = 2;
+/// `VM_EXEC`.
+pub const VM_EXEC: u64 = 4;
+/// `VM_MAYSHARE`: a shared mapping. `VM_SHARED` is not set where its file can't be written.
+pub const VM_MAYSHARE: u64 = 0x80;
+
+/// Areas of one process at most; the kernel's own limit is 65,530 unless it was raised.
+const MAX: usize = 1 << 20;
+
+/// One area.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vma {
+    /// First address.
+    pub start: u64,
+    /// Past the last.
+    pub end: u64,
+    /// `VM_*` flags.
+    pub flags: u64,
+    /// Offset in the file, in pages.
+    pub pgoff: u64,
+    /// Address of its `struct file`; 0 of anonymous memory.
+    pub file: u64,
+    /// Address of its `vm_area_struct`.
+    pub va: u64,
+}
+
+impl Vma {
+    /// As /proc/<pid>/maps shows it: `rw-p`.
+    pub fn permissions(&self) -> String {
+        let letter = |bit, yes, no| if self.flags & bit != 0 { yes } else { no };
+        [
+            letter(VM_READ, 'r', '-'),
+            letter(VM_WRITE, 'w', '-'),
+            letter(VM_EXEC, 'x', '-'),
+            letter(VM_MAYSHARE, 's', 'p'),
+        ]
+        .iter()
+        .collect()
+    }
+}
+
+impl Kernel<'_> {
+    /// The areas of an `mm_struct`, by address. What can't be read is a doubt; the others go on.
+    pub fn vmas(&self, mm: &Object<'_>, doubts: &mut Vec<String>) -> Result<Vec<Vma>, LinuxError> {
+        let all = if mm.has("mm_mt") {
+            maple(self, mm.number("mm_mt.ma_root")?, doubts)?
+        } else {
+            chain(self, mm, doubts)?
+        };
+        let mut out = Vec::with_capacity(all.len());
+        for va in all {
+            match self.vma(va) {
+                Ok(v) if v.start < v.end => out.push(v),
+                Ok(v) => doubts.push(format!(
+                    "vm_area_struct at {va:#x}: it ends at {:#x}, before its start {:#x}",
+                    v.end, v.start
+                )),
+                Err(e) => doubts.push(format!("vm_area_struct at {va:#x}: {e}")),
+            }
+        }
+        out.sort_by_key(|v| (v.start, v.va));
+        out.dedup();
+        Ok(out)
+    }
+
+    fn vma(&self, va: u64) -> Result<Vma, LinuxError> {
+        let v = self.object("vm_area_struct", va);
+        Ok(Vma {
+            start: v.number("vm_start")?,
+            end: v.number("vm_end")?,
+            flags: v.number("vm_flags")?,
+            pgoff: v.number("vm_pgoff")?,
+            file: v.number("vm_file")?,
+            va,
+        })
+    }
+}
+
+/// The list of kernels without the tree.
+fn chain(
+    kernel: &Kernel<'_>,
+    mm: &Object<'_>,
+    doubts: &mut Vec<String>,
+) -> Result<Vec<u64>, LinuxError> {
+    let mut at = mm.number("mmap")?;
+    let (mut seen, mut out) = (HashSet::new(), Vec::new());
+    while at != 0 {
+        if !seen.insert(at) || out.len() == MAX {
+            doubts.push(format!("the list of areas runs into itself at {at:#x}"));
+            break;
+        }
+        out.push(at);
+        match kernel.object("vm_area_struct", at).number("vm_next") {
+            Ok(next) => at = next,
+            Err(e) => {
+                doubts.push(format!("the list of areas breaks off after {at:#x}: {e}"));
+                break;
+            }
+        }
+    }
+    Ok(out)
+}
+
+/// What a node's type says of its layout.
+struct Node {
+    size: usize,
+    pivots: (usize, usize),
+    slots: (usize, usize),
+    leaf: bool,
+}
+
+const LEAF: u64 = 1;
+const RANGE: u64 = 2;
+const ARANGE: u64 = 3;
+
+fn node(kernel: &Kernel<'_>, kind: u64) -> Result<Option<Node>, LinuxError> {
+    let ty = match kind {
+        LEAF | RANGE => "maple_range_64",
+        ARANGE => "maple_arange_64",
+        _ => return Ok(None),
+    };
+    let types = kernel.symbols.types();
+    let array = |name| -> Result<(usize, usize), LinuxError> {
+        let f = types.field(ty, name)?;
+        let number = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+        Ok((number(f.offset), number(f.size) / 8))
+    };
+    let (pivots, slots) = (array("pivot")?, array("slot")?);
+    Ok(Some(Node {
+        size: (slots.0 + slots.1 * 8).max(pivots.0 + pivots.1 * 8),
+        pivots,
+        slots,
+        leaf: kind == LEAF,
+    }))
+}
+
+/// Entries of a tree whose ranges are in order, by address.
+fn maple(kernel: &Kernel<'_>, root: u64, doubts: &mut Vec<String>) -> Result<Vec<u64>, LinuxError> {
+    let (mut out, mut seen) = (Vec::new(), HashSet::new());
+    // Nodes to visit, the lowest last, with the greatest index of each.
+    let mut todo = vec![(root, u64::MAX)];
+    if root & 2 == 0 {
+        // A tree of one entry is that entry.
+        return Ok(if root == 0 { out } else { vec![root] });
+    }
+    while let Some((encoded, max)) = todo.pop() {
+        let (at, kind) = (encoded & !0xff, encoded >> 3 & 0xf);
+        if !seen.insert(at) || seen.len() > MAX {
+            doubts.push(format!("the tree of areas runs into itself at {at:#x}"));
+            continue;
+        }
+        let Some(n) = node(kernel, kind)? else {
+            doubts.push(format!(
+                "the tree of areas has a node of type {kind} at {at:#x}"
+            ));
+            continue;
+        };
+        let mut raw = vec![0; n.size];
+        if let Err(e) = kernel.space.read(at, &mut raw) {
+            doubts.push(format!("the tree of areas breaks off at {at:#x}: {e}"));
+            continue;
+        }
+        let word = |at: usize| -> u64 {
+            let b = raw.get(at..at + 8).and_then(|b| b.first_chunk());
+            b.map_or(0, |b| u64::from_le_bytes(*b))
+        };
+        let mut below = Vec::new();
+        for i in 0..n.slots.1 {
+            let pivot = if i < n.pivots.1 {
+                word(n.pivots.0 + i * 8)
+            } else {
+                max
+            };
+            let last = pivot >= max || (pivot == 0 && i > 0);
+            let end = if last { max } else { pivot };
+            let entry = word(n.slots.0 + i * 8);
+            // Small values are marks of the tree's own.
+            match entry {
+                0..4096 => {}
+                _ if n.leaf => out.push(entry),
+                _ => below.push((entry, end)),
+            }
+            if last {
+                break;
+            }
+        }
+        todo.extend(below.into_iter().rev());
+        if out.len() > MAX {
+            doubts.push(format!("a process has more than {MAX} areas"));
+            break;
+        }
+    }
+    Ok(out)
+}
