@@ -211,3 +211,11 @@ pub(crate) fn listed(c: &Capture) -> BTreeMap<i128, &serde_json::Value> {
 pub(crate) fn is_pool_worker(name: &str) -> bool {
     name.starts_with("kworker/")
 }
+
+/// Whether a process is the one that wrote the truth: its memory grew while it did.
+pub(crate) fn is_recorder(process: &serde_json::Value) -> bool {
+    let words = process["cmdline"].as_array().into_iter().flatten();
+    words
+        .filter_map(|w| w.as_str())
+        .any(|w| w.ends_with("truth.py"))
+}

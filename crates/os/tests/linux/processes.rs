@@ -1,6 +1,6 @@
 //! Views of processes.
 
-use crate::common::{build, each, is_pool_worker, listed, number, status, text};
+use crate::common::{build, each, is_pool_worker, is_recorder, listed, number, status, text};
 use ramsift_os::table::Value;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -109,7 +109,9 @@ fn memory_areas_are_those_of_proc_maps() {
                 continue;
             };
             let pid = i128::from(task.int("tgid").unwrap());
-            let Some(truth) = ps.get(&pid) else { continue };
+            let Some(truth) = ps.get(&pid).filter(|p| !is_recorder(p)) else {
+                continue;
+            };
             let got: Vec<String> = k
                 .vmas(&mm, &mut doubts)
                 .unwrap()
