@@ -3,10 +3,12 @@
 //! The shape of a table is data ([`Shape`]); the walk is one function ([`walk`]).
 
 mod aarch64;
+mod mappings;
 mod walker;
 mod x86_64;
 
 pub use aarch64::AARCH64_4K_48;
+pub use mappings::{Mapped, mappings};
 pub use walker::{Shape, TranslateError, Translation, walk};
 pub use x86_64::{X86_64, X86_64_LA57};
 

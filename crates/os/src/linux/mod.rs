@@ -8,24 +8,28 @@
 //! Which fields a struct has decides how it is read, never the kernel's version.
 
 mod arguments;
+mod frames;
 mod lsmod;
 mod object;
 mod open;
+mod pages;
 mod pslist;
 mod recover;
 mod space;
 mod vmas;
 mod walk;
 
+pub use frames::{Frame, frames};
 pub use object::Object;
 pub use open::{OpenError, open};
+pub use pages::{PageState, Pages};
 pub use recover::{Content, Extent, Recover, Recovered};
 pub use space::{AddressSpace, ReadError};
 pub use vmas::{VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE, Vma};
 pub use walk::Walk;
 
 use crate::table::{Column, Table};
-use ramsift_symbols::{SymbolTable, TypeError};
+use ramsift_symbols::{SymbolTable, TypeError, VmCoreInfo};
 
 /// A view of an opened kernel.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +66,8 @@ pub struct Kernel<'a> {
     pub space: AddressSpace<'a>,
     /// Names, addresses and types.
     pub symbols: SymbolTable,
+    /// What the kernel keeps for crash dumps.
+    pub info: VmCoreInfo,
 }
 
 /// Why a view can't be built.
@@ -92,6 +98,23 @@ impl Kernel<'_> {
         doubts.extend(walk.broken);
         let object = |va: &u64| self.object("task_struct", *va);
         Ok(walk.items.iter().map(object).collect())
+    }
+
+    /// A string of the kernel's own, up to its NUL or 4 KiB.
+    pub fn string(&self, va: u64) -> Result<String, LinuxError> {
+        let (mut out, mut at) = (Vec::new(), va);
+        while out.len() < 4096 {
+            let mut piece = [0; 64];
+            let n = usize::try_from(64 - at % 64).unwrap_or(64);
+            self.space.read(at, &mut piece[..n])?;
+            if let Some(end) = piece[..n].iter().position(|b| *b == 0) {
+                out.extend_from_slice(&piece[..end]);
+                break;
+            }
+            out.extend_from_slice(&piece[..n]);
+            at = at.wrapping_add(n as u64);
+        }
+        Ok(String::from_utf8_lossy(&out).into_owned())
     }
 
     /// The address of a symbol.

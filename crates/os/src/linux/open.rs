@@ -59,6 +59,7 @@ pub fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a>, Open
     Ok(Kernel {
         space: AddressSpace::new(input.memory, shape, table.dtb),
         symbols,
+        info,
     })
 }
 

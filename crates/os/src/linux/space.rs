@@ -58,6 +58,16 @@ impl<'a> AddressSpace<'a> {
         Self::new(self.memory, self.shape, dtb)
     }
 
+    /// The shape of its tables.
+    pub fn shape(&self) -> &Shape {
+        &self.shape
+    }
+
+    /// Where its top table lies.
+    pub fn dtb(&self) -> Dtb {
+        self.dtb
+    }
+
     /// Physical memory.
     pub fn memory(&self) -> &'a dyn PhysRead {
         self.memory

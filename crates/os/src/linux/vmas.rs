@@ -16,7 +16,7 @@
 //! `include/linux/mm.h` (`VM_*`).
 
 use super::{Kernel, LinuxError, Object};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// `VM_READ`.
 pub const VM_READ: u64 = 1;
@@ -84,6 +84,38 @@ impl Kernel<'_> {
         out.sort_by_key(|v| (v.start, v.va));
         out.dedup();
         Ok(out)
+    }
+
+    /// What an area is, as /proc/<pid>/maps names it: a path, `[heap]`, `[stack]`, `[vdso]`;
+    /// `[anonymous]` where that says nothing. `files` keeps the paths of files already seen.
+    pub fn area_name(&self, mm: &Object<'_>, v: &Vma, files: &mut HashMap<u64, String>) -> String {
+        if v.file != 0 {
+            let path = || {
+                let dentry = self.object("file", v.file).number("f_path.dentry");
+                dentry.map_or_else(|_| "a file".to_owned(), |d| self.dentry_name(d))
+            };
+            return files.entry(v.file).or_insert_with(path).clone();
+        }
+        let number = |field: &str| mm.number(field).unwrap_or(0);
+        let within = |at: u64| at != 0 && v.start <= at && at < v.end;
+        let (brk, end) = (number("start_brk"), number("brk"));
+        let name = if v.start <= end && v.end >= brk && brk != end && v.start >= brk {
+            "[heap]"
+        } else if within(number("start_stack")) {
+            "[stack]"
+        } else if mm.has("context.vdso") && within(number("context.vdso")) {
+            "[vdso]"
+        } else {
+            "[anonymous]"
+        };
+        name.to_owned()
+    }
+
+    /// The last part of a path.
+    fn dentry_name(&self, dentry: u64) -> String {
+        let name = self.object("dentry", dentry).number("d_name.name");
+        let text = name.and_then(|at| self.string(at));
+        text.unwrap_or_else(|_| "a file".to_owned())
     }
 
     fn vma(&self, va: u64) -> Result<Vma, LinuxError> {

@@ -152,6 +152,11 @@ fn open(dir: &Path) -> Capture {
 }
 
 impl Capture {
+    /// The bytes of the image.
+    pub(crate) fn image(&self) -> &[u8] {
+        &self.image.bytes
+    }
+
     pub(crate) fn input(&self) -> ViewInput<'_> {
         ViewInput {
             memory: &self.image,

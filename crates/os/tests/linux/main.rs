@@ -2,5 +2,6 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
+mod frames;
 mod kernel;
 mod processes;
