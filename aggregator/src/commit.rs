@@ -5,7 +5,7 @@ use arrow::datatypes::UInt64Type;
 use async_trait::async_trait;
 use ramsift_proto::v1::{CommitRecord, SegmentPart, SegmentRef, TaskReport};
 use ramsift_store::job::{now_micros, to_json};
-use ramsift_store::tables::{place_columns, schema, write_segment};
+use ramsift_store::tables::{accepted, is_view, place_columns, write_segment};
 use ramsift_store::{Ack, Keys, Ledger, Objects, Report, ReportError, Reporter, StoreError};
 use ramsift_telemetry::{Carrier, Histogram, global};
 use std::collections::BTreeMap;
@@ -71,7 +71,8 @@ type Waiter = oneshot::Sender<Result<Ack, String>>;
 #[derive(Debug, Default)]
 struct Group {
     reports: Vec<TaskReport>,
-    tables: BTreeMap<String, Vec<(SegmentPart, RecordBatch)>>,
+    /// Rows by table; those of a view's table also by attempt, since they bring their columns along.
+    tables: BTreeMap<(String, Option<String>), Vec<(SegmentPart, RecordBatch)>>,
     traces: Vec<Carrier>,
     waiters: Vec<Waiter>,
     held: Vec<Held>,
@@ -242,7 +243,9 @@ impl Aggregator {
                 attempt: attempt.clone(),
                 rows,
             };
-            group.tables.entry(table).or_default().push((part, b));
+            let own = is_view(&table).then(|| attempt.clone());
+            let rows = group.tables.entry((table, own)).or_default();
+            rows.push((part, b));
         }
         if group.bytes >= self.inner.limits.bytes {
             groups.remove(job)
@@ -313,12 +316,13 @@ impl Aggregator {
         }
         let id = uuid::Uuid::now_v7().to_string();
         let mut segments = Vec::new();
-        for (table, parts) in group.tables {
-            let key = keys.segment(&id, &table);
+        for ((table, own), parts) in group.tables {
+            let key = keys.segment(own.as_ref().unwrap_or(&id), &table);
             let (parts, batches): (Vec<_>, Vec<_>) = by_place(&table, parts).into_iter().unzip();
             let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
             let encode = tokio::task::spawn_blocking(move || {
-                let schema = schema(&table).ok_or_else(|| format!("no table {table}"))?;
+                let schema = batches.first().and_then(|b| accepted(&table, &b.schema()));
+                let schema = schema.ok_or_else(|| format!("no table {table} of such rows"))?;
                 let data = write_segment(&table, schema, &batches).map_err(|e| e.to_string())?;
                 let hash = blake3::hash(&data).to_hex().to_string();
                 Ok::<_, String>((table, data, hash))

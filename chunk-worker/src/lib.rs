@@ -9,7 +9,6 @@
 //! Buffers bound how many chunks are in memory; slots bound how many are scanned at once. A slot
 //! is given back before the report is sent, so it never waits for a commit.
 
-mod artifacts;
 mod context;
 mod coverage;
 mod gate;

@@ -1,6 +1,5 @@
 //! From what carvers and engines find to rows of tables.
 
-use crate::artifacts::{Meta, PackWriter, is_file};
 use crate::context::JobContext;
 use arrow::array::RecordBatch;
 use ramsift_carvers::api::{Anchor, Artifact, Event, Field, Finding, Sink};
@@ -9,6 +8,7 @@ use ramsift_engines::yara::{FileScanner, RuleInfo, ScanLimits};
 use ramsift_layers::{ImageOffset, Severity};
 use ramsift_proto::v1::{ObjectRef, SegmentRef};
 use ramsift_store::Objects;
+use ramsift_store::packs::{Meta, PackWriter, is_file};
 use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
     AnchorsBuilder, CoverageBuilder, CoverageRow, EventRow, EventsBuilder, FindingRow,
@@ -527,6 +527,7 @@ impl Sink for Rows<'_> {
             image_offset: e.offset.0,
             physical_address: self.pa(e.offset.0),
             length: e.len,
+            row: None,
         });
         self.json = json;
         self.relieve(BURST);

@@ -4,12 +4,16 @@
 
 mod alone;
 mod anchors;
+mod linux;
+mod rows;
 mod sha256;
 
 pub use alone::{Alone, AloneError, view_alone};
 
+use linux::Collector;
 use prost::Message as _;
 use ramsift_layers::source::{CachedPhys, SourceError, Sources};
+use ramsift_os::linux::open;
 use ramsift_os::view::{ViewInput, ViewOutput, by_name};
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{Outcome, Task, TaskReport};
@@ -285,6 +289,8 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
         }
     };
     let pinned = source.clone();
+    let mut header = header(worker, task);
+    let mut collector = Collector::new(worker.deps.objects.clone(), keys, &header.attempt);
     let memory = CachedPhys::new(source, plan.layout.runs.clone(), worker.config.cache);
     let layout = plan.layout.clone();
     let built = tokio::task::spawn_blocking(move || {
@@ -295,8 +301,10 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
             dtb_hints: &layout.dtb_hints,
             anchors: &anchors,
         };
+        let out = view.build(&input);
+        let rows = views(&input, out, &mut collector);
         (
-            view.build(&input),
+            rows.map(|()| collector),
             memory.bytes_read(),
             memory.take_trouble(),
         )
@@ -305,24 +313,35 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     match built {
         // What looked like unreadable memory was an outage, or evidence that is gone.
         Ok((_, _, Some(e))) => gone(worker, task, e),
-        Ok((out, bytes_read, None)) => {
+        Ok((collected, bytes_read, None)) => {
             if let Err(e) = pinned.check_pin().await {
                 return gone(worker, task, e);
             }
-            let batch = system_batch(&system_row(&out)).map_err(|e| e.to_string())?;
-            let header = TaskReport {
-                bytes_read,
-                ..header(worker, task)
-            };
-            let batches = vec![(name::SYSTEM.to_owned(), batch)];
+            let collected = collected?;
+            header.bytes_read = bytes_read;
+            header.segments = collected.segments;
             Ok(Report {
                 header,
-                batches,
+                batches: collected.batches,
                 trace: current(),
             })
         }
         Err(e) => Ok(failed(worker, task, format!("the view failed: {e}"))),
     }
+}
+
+/// The row of the system view, and every view of the kernel that it names.
+fn views(input: &ViewInput<'_>, mut out: ViewOutput, rows: &mut Collector) -> Result<(), String> {
+    let d = &mut out.discovery;
+    if d.impossible.is_none() {
+        match open(input, d) {
+            Ok(kernel) => linux::build_all(&kernel, input.runs, rows)?,
+            Err(e) => d.impossible = Some(e.to_string()),
+        }
+    }
+    let batch = system_batch(&system_row(&out)).map_err(|e| e.to_string())?;
+    rows.take(name::SYSTEM, Some(batch))?;
+    rows.finish()
 }
 
 fn header(worker: &Worker, task: &Task) -> TaskReport {

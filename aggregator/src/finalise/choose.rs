@@ -160,8 +160,10 @@ async fn keep(
     };
     let (data, _) = objects.get(&s.key).await?;
     let batches = read_segment(data).map_err(damaged)?;
-    let schema = tables::schema(&s.table)
-        .ok_or_else(|| StoreError::Query(format!("there is no table {}", s.table)))?;
+    let schema = batches
+        .first()
+        .and_then(|b| tables::accepted(&s.table, &b.schema()))
+        .ok_or_else(|| StoreError::Query(format!("{} is no segment of {}", s.key, s.table)))?;
     let whole = arrow::compute::concat_batches(&schema, &batches).map_err(|e| damaged(e.into()))?;
     let (mut at, mut kept) = (0usize, Vec::new());
     for p in &s.parts {

@@ -19,6 +19,7 @@ use ramsift_store::query::QueryLimits;
 use ramsift_store::tables::{self, name, read_segment};
 use ramsift_store::{Keys, Manifest, Objects, Plan, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Why a job could not be sealed.
@@ -114,12 +115,19 @@ pub async fn finalise(
         .or_default()
         .extend(covered.unreported(objects, &keys, &plan, &chosen).await?);
     let mut files = Vec::new();
-    for table in tables::FINAL {
-        let inputs = segments.get(*table).map_or(&[][..], Vec::as_slice);
-        if *table == name::SYSTEM && inputs.is_empty() {
+    let views = segments.keys().filter(|t| tables::is_view(t));
+    let tables: Vec<&str> = tables::FINAL
+        .iter()
+        .copied()
+        .chain(views.map(String::as_str))
+        .collect();
+    let mut frames: Option<PathBuf> = None;
+    for table in tables {
+        let inputs = segments.get(table).map_or(&[][..], Vec::as_slice);
+        if [name::SYSTEM, name::VIEWS, name::FRAMES].contains(&table) && inputs.is_empty() {
             continue;
         }
-        let filter: Option<&mut dyn Filter> = if *table == name::COVERAGE {
+        let filter: Option<&mut dyn Filter> = if table == name::COVERAGE {
             Some(&mut covered)
         } else {
             None
@@ -127,8 +135,17 @@ pub async fn finalise(
         let stamp = Stamp {
             capture: &capture,
             pass: 1,
+            frames: frames.as_deref(),
         };
-        files.push(write_table(objects, &keys, table, inputs, stamp, &limits, filter).await?);
+        let path = limits.spill.join(format!("{table}.parquet"));
+        let file =
+            write_table(objects, &keys, table, inputs, stamp, &limits, filter, &path).await?;
+        files.push(file);
+        if table == name::FRAMES {
+            frames = Some(path);
+        } else {
+            std::fs::remove_file(&path)?;
+        }
     }
     let (coverage, gaps) = covered.finish();
     let system = system_row(objects, segments.get(name::SYSTEM)).await?;
@@ -163,23 +180,22 @@ async fn write_table(
     stamp: Stamp<'_>,
     limits: &QueryLimits,
     filter: Option<&mut dyn Filter>,
+    path: &Path,
 ) -> Result<ManifestFile, FinaliseError> {
-    let path = limits.spill.join(format!("{table}.parquet"));
-    let merged = merge_through(objects, table, segments, stamp, &path, limits, filter).await?;
+    let merged = merge_through(objects, table, segments, stamp, path, limits, filter).await?;
     tracing::debug!(
         table,
         rows = merged.rows,
         copied = merged.copied,
         "table merged"
     );
-    let hashed = path.clone();
+    let hashed = path.to_owned();
     let blake3 = tokio::task::spawn_blocking(move || hash_file(&hashed)).await??;
     let key = keys.table(table);
     objects
-        .put_file(&key, &path)
+        .put_file(&key, path)
         .await
         .map_err(StoreError::from)?;
-    std::fs::remove_file(&path)?;
     Ok(ManifestFile {
         key,
         bytes: merged.bytes,

@@ -21,6 +21,8 @@ pub mod job;
 pub mod ledger;
 pub mod merge;
 pub mod objects;
+mod owners;
+pub mod packs;
 pub mod query;
 pub mod report;
 pub mod tables;

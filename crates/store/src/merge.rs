@@ -10,29 +10,31 @@
 //!                                                  |  the others   | -> sort, encode
 //! ```
 //!
-//! The capture's id and the pass, which are known only now, go in front of every row.
+//! The capture's id and the pass, which are known only now, go in front of every row, and whose memory
+//! it lies in behind.
 
 use crate::objects::Objects;
+use crate::owners::{self, Owners};
 use crate::query::{QueryLimits, Tables, fail};
 use crate::tables::{
-    FAIR_GROUP, ROW_GROUP, in_order, place_columns, schema, sort_keys, writer_properties,
+    FAIR_GROUP, ROW_GROUP, in_order, is_view, place_columns, schema, sort_keys, writer_properties,
 };
 use crate::{ObjectError, StoreError};
-use arrow::array::{ArrayRef, RecordBatch, StringArray, UInt16Array};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef};
+use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray, UInt16Array};
+use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
 use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
-use parquet::arrow::{ArrowSchemaConverter, add_encoded_arrow_schema_to_metadata};
+use parquet::arrow::{ArrowSchemaConverter, ProjectionMask, add_encoded_arrow_schema_to_metadata};
 use parquet::column::writer::ColumnCloseResult;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::statistics::Statistics;
-use parquet::file::writer::SerializedFileWriter;
+use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use std::fs::File;
 use std::io::BufWriter;
 use std::ops::Range;
@@ -59,13 +61,15 @@ pub struct Merged {
     pub copied: u64,
 }
 
-/// What every row of a merged table begins with.
+/// What is added to every row of a merged table.
 #[derive(Clone, Copy, Debug)]
 pub struct Stamp<'a> {
     /// The capture's id.
     pub capture: &'a str,
     /// The pass.
     pub pass: u16,
+    /// The finished `frames` table: rows that have a place are given their owners from it.
+    pub frames: Option<&'a Path>,
 }
 
 /// Merges segments into one table in the file `to`. Memory is bounded by `limits` and a few row
@@ -100,7 +104,10 @@ pub async fn merge_through(
     limits: &QueryLimits,
     filter: Option<&mut dyn Filter>,
 ) -> Result<Merged, StoreError> {
-    let schema = schema(table).ok_or_else(|| fail(format!("{table} has no schema")))?;
+    let schema = match schema(table) {
+        Some(s) => s,
+        None => view_schema(objects, table, segments).await?,
+    };
     let mut out = Output::create(to, table, &schema, stamp)?;
     let sql = Sql {
         objects,
@@ -145,6 +152,25 @@ pub async fn merge_through(
         }
     }
     out.close(to)
+}
+
+/// The schema of a view's table, which its rows bring along.
+async fn view_schema(
+    objects: &Arc<dyn Objects>,
+    table: &str,
+    segments: &[Segment],
+) -> Result<SchemaRef, StoreError> {
+    let first = segments.first().filter(|_| is_view(table));
+    let Some(first) = first else {
+        return Err(fail(format!("{table} has no schema")));
+    };
+    let (segment, meta) = footer(objects.clone(), first.clone()).await?;
+    let meta = ArrowReaderMetadata::try_new(Arc::new(meta), ArrowReaderOptions::new());
+    let meta = meta.map_err(|e| StoreError::Segment {
+        what: segment.key,
+        source: e.into(),
+    })?;
+    Ok(meta.schema().clone())
 }
 
 /// A sorted row group of a segment.
@@ -480,11 +506,29 @@ struct Output {
     factory: ArrowRowGroupWriterFactory,
     capture: String,
     pass: u16,
+    /// The column that says where a row lies, in tables that are sorted by place.
+    place: Option<usize>,
+    owners: Option<Owners>,
     /// The row group being encoded: its columns and rows.
     open: Option<(Vec<ArrowColumnWriter>, usize)>,
     groups: usize,
     rows: u64,
     copied: u64,
+}
+
+/// Encodes a column of a row group.
+fn encode(
+    mut w: ArrowColumnWriter,
+    field: &Field,
+    array: &ArrayRef,
+    group: &mut SerializedRowGroupWriter<'_, BufWriter<File>>,
+) -> Result<(), StoreError> {
+    for leaf in compute_leaves(field, array).map_err(fail)? {
+        w.write(&leaf).map_err(fail)?;
+    }
+    w.close()
+        .and_then(|c| c.append_to_row_group(group))
+        .map_err(fail)
 }
 
 /// Columns in front of those of the segments.
@@ -502,6 +546,12 @@ impl Output {
             Arc::new(Field::new("pass", DataType::UInt16, false)),
         ];
         fields.extend(rows.fields().iter().cloned());
+        let place = place_columns(table).and_then(|c| rows.index_of(c.start).ok());
+        let mut owners = None;
+        if place.is_some() {
+            fields.extend(owners::fields());
+            owners = stamp.frames.map(Owners::open).transpose()?;
+        }
         let schema = Arc::new(Schema::new(fields));
         let sorted = place_columns(table).and_then(|c| schema.index_of(c.start).ok());
         let mut properties = writer_properties(sorted);
@@ -521,6 +571,8 @@ impl Output {
             factory,
             capture: stamp.capture.to_owned(),
             pass: stamp.pass,
+            place,
+            owners,
             open: None,
             groups: 0,
             rows: 0,
@@ -546,14 +598,11 @@ impl Output {
             .create_column_writers(self.groups)
             .map_err(fail)?;
         let stamps = self.stamps(g.rows);
+        let tail = self.owners_of(g, piece)?;
         let mut group = self.writer.next_row_group().map_err(fail)?;
-        for ((mut w, array), field) in columns.into_iter().zip(stamps).zip(self.schema.fields()) {
-            for leaf in compute_leaves(field, &array).map_err(fail)? {
-                w.write(&leaf).map_err(fail)?;
-            }
-            w.close()
-                .and_then(|c| c.append_to_row_group(&mut group))
-                .map_err(fail)?;
+        let mut columns = columns.into_iter().zip(self.schema.fields().iter());
+        for ((w, field), array) in columns.by_ref().take(STAMPED).zip(stamps) {
+            encode(w, field, &array, &mut group)?;
         }
         for c in g.meta().columns() {
             let close = ColumnCloseResult {
@@ -566,11 +615,52 @@ impl Output {
             };
             group.append_column(piece, close).map_err(fail)?;
         }
+        for ((w, field), array) in columns.skip(g.meta().num_columns()).zip(tail) {
+            encode(w, field, &array, &mut group)?;
+        }
         group.close().map_err(fail)?;
         self.groups += 1;
         self.rows += g.rows as u64;
         self.copied += g.rows as u64;
         Ok(())
+    }
+
+    /// The owners' columns of a row group that is copied.
+    fn owners_of(&mut self, g: &Group, piece: &Piece) -> Result<Vec<ArrayRef>, StoreError> {
+        let (Some(place), Some(owners)) = (self.place, &mut self.owners) else {
+            return Ok(owners::unknown(g.rows).into());
+        };
+        let meta = ArrowReaderMetadata::try_new(g.meta.clone(), ArrowReaderOptions::new())
+            .map_err(fail)?;
+        let only = ProjectionMask::leaves(g.meta.file_metadata().schema_descr(), [place]);
+        let piece = Piece {
+            start: piece.start,
+            bytes: piece.bytes.clone(),
+        };
+        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(piece, meta)
+            .with_row_groups(vec![g.index])
+            .with_projection(only)
+            .with_batch_size(g.rows)
+            .build()
+            .map_err(fail)?;
+        let mut offsets = Vec::with_capacity(g.rows);
+        for b in reader {
+            let b = b.map_err(fail)?;
+            offsets.extend_from_slice(b.column(0).as_primitive::<UInt64Type>().values());
+        }
+        Ok(owners.columns(&offsets)?.into())
+    }
+
+    /// The owners' columns of rows.
+    fn owners_beside(&mut self, rows: &RecordBatch) -> Result<Vec<ArrayRef>, StoreError> {
+        let Some(place) = self.place else {
+            return Ok(Vec::new());
+        };
+        let Some(owners) = &mut self.owners else {
+            return Ok(owners::unknown(rows.num_rows()).into());
+        };
+        let offsets = rows.column(place).as_primitive::<UInt64Type>();
+        Ok(owners.columns(offsets.values())?.into())
     }
 
     /// Encodes rows, which come without the stamped columns.
@@ -589,7 +679,8 @@ impl Output {
             let n = (ROW_GROUP - before).min(batch.num_rows() - at);
             let slice = batch.slice(at, n);
             let all = self.stamps(n).into_iter();
-            let all = all.chain(slice.columns().iter().cloned());
+            let tail = self.owners_beside(&slice)?;
+            let all = all.chain(slice.columns().iter().cloned()).chain(tail);
             let mut writers = columns.iter_mut();
             for (field, array) in self.schema.fields().iter().zip(all) {
                 for leaf in compute_leaves(field, &array).map_err(fail)? {

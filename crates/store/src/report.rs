@@ -1,6 +1,6 @@
 //! Reports: how a worker hands over what an attempt found, in process or over gRPC.
 
-use crate::tables::{from_ipc, to_ipc};
+use crate::tables::{accepted, from_ipc, to_ipc};
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
 use ramsift_proto::MAX_MESSAGE;
@@ -149,11 +149,12 @@ impl Assembler {
                 Ok(())
             }
             Some(Part::Batch(b)) if self.started => {
-                let schema = crate::tables::schema(&b.table)
-                    .ok_or_else(|| format!("there is no table {:?}", b.table))?;
                 for batch in from_ipc(&b.arrow_ipc).map_err(|e| e.to_string())? {
-                    if batch.schema().fields() != schema.fields() {
-                        return Err(format!("rows of {} have another schema", b.table));
+                    if accepted(&b.table, &batch.schema()).is_none() {
+                        return Err(format!(
+                            "there is no table {:?} with the columns of these rows",
+                            b.table
+                        ));
                     }
                     self.bytes += batch_bytes(&batch);
                     self.report.batches.push((b.table.clone(), batch));

@@ -3,9 +3,8 @@
 use super::name::EVENTS;
 use arrow::array::{
     ArrayRef, FixedSizeBinaryBuilder, RecordBatch, StringBuilder, TimestampMicrosecondBuilder,
-    UInt32Builder, UInt64Builder, new_null_array,
+    UInt32Builder, UInt64Builder,
 };
-use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
 use std::sync::Arc;
 
@@ -44,6 +43,8 @@ pub struct EventRow<'a> {
     pub physical_address: Option<u64>,
     /// Bytes.
     pub length: u64,
+    /// Table and number of the row that it comes from: `linux_pslist/12`.
+    pub row: Option<&'a str>,
 }
 
 /// Collects events column by column.
@@ -65,6 +66,7 @@ pub struct EventsBuilder {
     image_offset: UInt64Builder,
     physical_address: UInt64Builder,
     length: UInt64Builder,
+    row: StringBuilder,
     rows: usize,
     bytes: usize,
 }
@@ -102,6 +104,7 @@ impl EventsBuilder {
         self.image_offset.append_value(r.image_offset);
         self.physical_address.append_option(r.physical_address);
         self.length.append_value(r.length);
+        self.row.append_option(r.row);
         self.rows += 1;
         self.bytes += 160 + r.message.len() + r.fields.map_or(0, str::len) + r.raw_time.len();
     }
@@ -111,7 +114,7 @@ impl EventsBuilder {
         let Some(mut id) = self.id.take() else {
             return Ok(None);
         };
-        let n = std::mem::take(&mut self.rows);
+        self.rows = 0;
         self.bytes = 0;
         let columns: Vec<ArrayRef> = vec![
             Arc::new(id.finish()),
@@ -130,7 +133,7 @@ impl EventsBuilder {
             Arc::new(self.image_offset.finish()),
             Arc::new(self.physical_address.finish()),
             Arc::new(self.length.finish()),
-            new_null_array(&DataType::Utf8, n),
+            Arc::new(self.row.finish()),
         ];
         let schema = super::schema(EVENTS)
             .ok_or_else(|| ArrowError::SchemaError("events has no schema".into()))?;

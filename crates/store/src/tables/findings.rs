@@ -3,9 +3,8 @@
 use super::name::FINDINGS;
 use arrow::array::{
     ArrayRef, BinaryBuilder, FixedSizeBinaryBuilder, RecordBatch, StringBuilder, UInt8Builder,
-    UInt64Builder, new_null_array,
+    UInt64Builder,
 };
-use arrow::datatypes::DataType;
 use arrow::error::ArrowError;
 use ramsift_layers::Severity;
 use std::sync::Arc;
@@ -120,7 +119,7 @@ impl FindingsBuilder {
         let Some(mut id) = self.id.take() else {
             return Ok(None);
         };
-        let n = std::mem::take(&mut self.rows);
+        self.rows = 0;
         self.bytes = 0;
         let columns: Vec<ArrayRef> = vec![
             Arc::new(id.finish()),
@@ -140,8 +139,6 @@ impl FindingsBuilder {
             Arc::new(self.path.finish()),
             Arc::new(self.artifact.finish()),
             Arc::new(self.rule.finish()),
-            new_null_array(&DataType::Utf8, n),
-            new_null_array(&DataType::UInt64, n),
         ];
         let schema = super::schema(FINDINGS)
             .ok_or_else(|| ArrowError::SchemaError("findings has no schema".into()))?;

@@ -21,8 +21,9 @@ pub use segment::{
     writer_properties,
 };
 pub use small::{
-    AnchorsBuilder, CoverageBuilder, CoverageRow, MatchRow, MatchesBuilder, SystemRow, anchor_rows,
-    coverage_rows, match_rows, system_batch, system_row,
+    AnchorsBuilder, CoverageBuilder, CoverageRow, FrameRow, FramesBuilder, MatchRow,
+    MatchesBuilder, SystemRow, ViewRow, anchor_rows, coverage_rows, match_rows, system_batch,
+    system_row, views_batch,
 };
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
@@ -47,16 +48,46 @@ pub mod name {
     pub const MATCHES: &str = "matches";
     /// The system view.
     pub const SYSTEM: &str = "system";
+    /// Who owns each page of memory.
+    pub const FRAMES: &str = "frames";
+    /// What came of each view.
+    pub const VIEWS: &str = "views";
 }
 
 /// Tables that users see, in the order in which they are made.
 pub const FINAL: &[&str] = &[
+    // First: the others are given their owners from it.
+    name::FRAMES,
     name::FINDINGS,
     name::EVENTS,
     name::ARTIFACTS,
     name::COVERAGE,
     name::SYSTEM,
+    name::VIEWS,
 ];
+
+/// Whether a table is that of one view: `linux_pslist`. Its columns are the view's; the first, `row`,
+/// numbers the rows.
+pub fn is_view(table: &str) -> bool {
+    let of_os = ["linux_", "windows_", "mac_"]
+        .iter()
+        .any(|os| table.len() > os.len() && table.starts_with(os));
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
+    of_os && table.len() <= 64 && table.bytes().all(plain)
+}
+
+/// The schema that rows of a table must have, given the schema that they come with: the table's own, or
+/// that of the rows where the table is a view's. `None` where that is not so.
+pub fn accepted(table: &str, rows: &SchemaRef) -> Option<SchemaRef> {
+    if is_view(table) {
+        let numbered = rows
+            .fields()
+            .first()
+            .is_some_and(|f| f.name() == "row" && f.data_type() == &DataType::UInt64);
+        return numbered.then(|| rows.clone());
+    }
+    schema(table).filter(|s| s.fields() == rows.fields())
+}
 
 /// Identity of a detector: its name and the version of what it does. Part of every row's id.
 pub fn detector_key(detector: &str, version: &[u8]) -> u64 {
@@ -130,8 +161,6 @@ static FINDINGS: Lazy = LazyLock::new(|| {
         text_or_null("path"),
         text_or_null("artifact"),
         text_or_null("rule"),
-        text_or_null("owner"),
-        number_or_null("virtual_address"),
     ]))
 });
 
@@ -225,7 +254,31 @@ static SYSTEM: Lazy = LazyLock::new(|| {
     ]))
 });
 
-/// Schema of a table by its name.
+static FRAMES: Lazy = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        number("image_offset"),
+        number("physical_address"),
+        number("length"),
+        text("state"),
+        text_or_null("owner"),
+        number_or_null("virtual_address"),
+        number_or_null("file_offset"),
+    ]))
+});
+
+static VIEWS: Lazy = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        text("view"),
+        text("status"),
+        number("rows"),
+        number("doubtful"),
+        number("anomalies"),
+        text_or_null("detail"),
+        number("micros"),
+    ]))
+});
+
+/// Schema of a table by its name; `None` of those of views.
 pub fn schema(table: &str) -> Option<SchemaRef> {
     let s: &Lazy = match table {
         name::FINDINGS => &FINDINGS,
@@ -235,6 +288,8 @@ pub fn schema(table: &str) -> Option<SchemaRef> {
         name::ANCHORS => &ANCHORS,
         name::MATCHES => &MATCHES,
         name::SYSTEM => &SYSTEM,
+        name::VIEWS => &VIEWS,
+        name::FRAMES => &FRAMES,
         _ => return None,
     };
     Some(Arc::clone(s))
@@ -246,6 +301,7 @@ pub fn sort_keys(table: &str) -> &'static str {
         name::FINDINGS => "image_offset, length, id",
         name::EVENTS => "image_offset, length, id",
         name::ARTIFACTS => "image_offset, size, id",
+        name::FRAMES => "image_offset",
         name::COVERAGE => "engine, start, \"end\", outcome, reason",
         _ => "1",
     }

@@ -1,6 +1,6 @@
 //! Rows of the small tables: coverage, anchors, YARA matches, the system view.
 
-use super::name::{ANCHORS, COVERAGE, MATCHES, SYSTEM};
+use super::name::{ANCHORS, COVERAGE, FRAMES, MATCHES, SYSTEM, VIEWS};
 use super::schema;
 use arrow::array::{
     Array, ArrayRef, AsArray, BinaryBuilder, RecordBatch, StringArray, StringBuilder, UInt8Builder,
@@ -313,4 +313,111 @@ pub fn system_row(b: &RecordBatch) -> Option<SystemRow> {
         page_tables: text(8)?,
         anchors: text(9)?,
     })
+}
+
+/// What came of one view.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ViewRow {
+    /// Its name: `linux/pslist`.
+    pub view: String,
+    /// `built` or `failed`.
+    pub status: String,
+    /// Rows.
+    pub rows: u64,
+    /// Places that could not be read or are doubtful.
+    pub doubtful: u64,
+    /// What is wrong with rows.
+    pub anomalies: u64,
+    /// Why it failed, or what is doubtful, in words.
+    pub detail: Option<String>,
+    /// Microseconds that it took.
+    pub micros: u64,
+}
+
+/// What came of views, as a batch.
+pub fn views_batch(rows: &[ViewRow]) -> Result<Option<RecordBatch>, ArrowError> {
+    let text = |f: fn(&ViewRow) -> &str| -> ArrayRef {
+        Arc::new(StringArray::from_iter_values(rows.iter().map(f)))
+    };
+    let number = |f: fn(&ViewRow) -> u64| -> ArrayRef {
+        Arc::new(UInt64Array::from_iter_values(rows.iter().map(f)))
+    };
+    let detail: StringArray = rows.iter().map(|r| r.detail.as_deref()).collect();
+    batch(
+        VIEWS,
+        vec![
+            text(|r| &r.view),
+            text(|r| &r.status),
+            number(|r| r.rows),
+            number(|r| r.doubtful),
+            number(|r| r.anomalies),
+            Arc::new(detail),
+            number(|r| r.micros),
+        ],
+    )
+}
+
+/// A stretch of memory of one owner.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FrameRow<'a> {
+    /// First byte.
+    pub image_offset: u64,
+    /// The same as a physical address.
+    pub physical_address: u64,
+    /// Bytes.
+    pub length: u64,
+    /// What it is used for.
+    pub state: &'a str,
+    /// Who owns it, in words.
+    pub owner: Option<&'a str>,
+    /// Its virtual address in the owner's space.
+    pub virtual_address: Option<u64>,
+    /// Its offset in a file.
+    pub file_offset: Option<u64>,
+}
+
+/// Collects stretches.
+#[derive(Debug, Default)]
+pub struct FramesBuilder {
+    image_offset: UInt64Builder,
+    physical_address: UInt64Builder,
+    length: UInt64Builder,
+    state: StringBuilder,
+    owner: StringBuilder,
+    virtual_address: UInt64Builder,
+    file_offset: UInt64Builder,
+}
+
+impl FramesBuilder {
+    /// Adds a stretch.
+    pub fn push(&mut self, r: &FrameRow<'_>) {
+        self.image_offset.append_value(r.image_offset);
+        self.physical_address.append_value(r.physical_address);
+        self.length.append_value(r.length);
+        self.state.append_value(r.state);
+        self.owner.append_option(r.owner);
+        self.virtual_address.append_option(r.virtual_address);
+        self.file_offset.append_option(r.file_offset);
+    }
+
+    /// Rows so far.
+    pub fn rows(&self) -> usize {
+        arrow::array::ArrayBuilder::len(&self.image_offset)
+    }
+
+    /// The rows as a batch. `None` without rows.
+    pub fn finish(&mut self) -> Result<Option<RecordBatch>, ArrowError> {
+        batch(
+            FRAMES,
+            vec![
+                Arc::new(self.image_offset.finish()),
+                Arc::new(self.physical_address.finish()),
+                Arc::new(self.length.finish()),
+                Arc::new(self.state.finish()),
+                Arc::new(self.owner.finish()),
+                Arc::new(self.virtual_address.finish()),
+                Arc::new(self.file_offset.finish()),
+            ],
+        )
+    }
 }

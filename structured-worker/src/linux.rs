@@ -1,0 +1,209 @@
+//! All Linux views of a job in one go: the kernel is opened once, every view gives its table, its
+//! findings and its events, and one that fails takes no other along.
+
+use crate::rows;
+use arrow::array::RecordBatch;
+use ramsift_layers::run::RunMap;
+use ramsift_os::linux::{Kernel, LinuxView, VIEWS, frames};
+use ramsift_os::table::Table;
+use ramsift_proto::v1::SegmentRef;
+use ramsift_store::report::batch_bytes;
+use ramsift_store::tables::{
+    EventsBuilder, FindingsBuilder, FrameRow, FramesBuilder, ViewRow, name, place_columns,
+    sort_batch, views_batch, write_segment,
+};
+use ramsift_store::{Keys, Objects};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::runtime::Handle;
+
+/// Bytes of rows from which on they are stored at once and not sent with the report.
+const SEGMENT: usize = 8 << 20;
+
+/// Stretches of the frame map that are taken together.
+const FRAMES: usize = 128 << 10;
+
+/// Doubts that are told one by one.
+const DOUBTS: usize = 20;
+
+/// Rows on their way into a report.
+pub(crate) struct Collector {
+    objects: Arc<dyn Objects>,
+    keys: Keys,
+    runtime: Handle,
+    attempt: String,
+    pub(crate) batches: Vec<(String, RecordBatch)>,
+    pub(crate) segments: Vec<SegmentRef>,
+    views: Vec<ViewRow>,
+}
+
+impl Collector {
+    pub(crate) fn new(objects: Arc<dyn Objects>, keys: Keys, attempt: &str) -> Self {
+        Self {
+            objects,
+            keys,
+            runtime: Handle::current(),
+            attempt: attempt.to_owned(),
+            batches: Vec::new(),
+            segments: Vec::new(),
+            views: Vec::new(),
+        }
+    }
+
+    /// Takes rows of a table: small ones go with the report, large ones to the store.
+    pub(crate) fn take(&mut self, table: &str, b: Option<RecordBatch>) -> Result<(), String> {
+        let Some(b) = b else { return Ok(()) };
+        let b = match place_columns(table) {
+            Some(c) => sort_batch(b, c).map_err(|e| e.to_string())?,
+            None => b,
+        };
+        if batch_bytes(&b) < SEGMENT {
+            self.batches.push((table.to_owned(), b));
+            return Ok(());
+        }
+        let n = self.segments.len();
+        let key = self.keys.segment(&format!("{}-{n}", self.attempt), table);
+        let rows = b.num_rows() as u64;
+        let data = write_segment(table, b.schema(), &[b]).map_err(|e| e.to_string())?;
+        let blake3 = blake3::hash(&data).to_hex().to_string();
+        let bytes = data.len() as u64;
+        self.runtime
+            .block_on(self.objects.put(&key, data.into()))
+            .map_err(|e| e.to_string())?;
+        self.segments.push(SegmentRef {
+            table: table.to_owned(),
+            key,
+            rows,
+            bytes,
+            blake3,
+            parts: Vec::new(),
+        });
+        Ok(())
+    }
+
+    /// Makes the frame map and takes it.
+    fn frames(&mut self, kernel: &Kernel<'_>, runs: &RunMap) -> Result<(), String> {
+        let started = Instant::now();
+        let mut doubts = Vec::new();
+        let (mut rows, mut failed) = (0, None);
+        let mut builder = FramesBuilder::default();
+        let made = frames(kernel, runs, &mut doubts, &mut |f| {
+            let Some(at) = runs.from_phys(f.start) else {
+                return;
+            };
+            rows += 1;
+            builder.push(&FrameRow {
+                image_offset: at.0,
+                physical_address: f.start.0,
+                length: f.len,
+                state: f.state,
+                owner: f.owner.as_deref(),
+                virtual_address: f.va,
+                file_offset: f.file_offset,
+            });
+            if builder.rows() >= FRAMES && failed.is_none() {
+                let b = builder.finish().map_err(|e| e.to_string());
+                failed = b.and_then(|b| self.take(name::FRAMES, b)).err();
+            }
+        });
+        if let Some(why) = failed {
+            return Err(why);
+        }
+        let rest = builder.finish().map_err(|e| e.to_string())?;
+        self.take(name::FRAMES, rest)?;
+        self.views.push(ViewRow {
+            view: "linux/frames".to_owned(),
+            status: if made.is_ok() { "built" } else { "failed" }.to_owned(),
+            rows,
+            doubtful: doubts.len() as u64,
+            anomalies: 0,
+            detail: made.err().map(|e| e.to_string()).or_else(|| told(&doubts)),
+            micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        });
+        Ok(())
+    }
+
+    /// Takes the rows of a view.
+    fn view(&mut self, view: &str, t: &Table, runs: &RunMap) -> Result<(), String> {
+        let own = rows::batch(t).map_err(|e| e.to_string())?;
+        self.take(&rows::table_name(view), own)?;
+        let mut findings = FindingsBuilder::default();
+        rows::findings(view, t, runs, &mut findings);
+        let findings = findings.finish().map_err(|e| e.to_string())?;
+        self.take(name::FINDINGS, findings)?;
+        let mut events = EventsBuilder::default();
+        rows::events(view, t, runs, &mut events);
+        let events = events.finish().map_err(|e| e.to_string())?;
+        self.take(name::EVENTS, events)
+    }
+
+    /// Closes the table of what came of each view.
+    pub(crate) fn finish(&mut self) -> Result<(), String> {
+        let views = std::mem::take(&mut self.views);
+        let b = views_batch(&views).map_err(|e| e.to_string())?;
+        self.take(name::VIEWS, b)
+    }
+}
+
+/// Builds every view. An error is an outage of the store.
+pub(crate) fn build_all(
+    kernel: &Kernel<'_>,
+    runs: &RunMap,
+    out: &mut Collector,
+) -> Result<(), String> {
+    for view in VIEWS {
+        let span = tracing::info_span!("view.build", view = view.name);
+        let _inside = span.enter();
+        let started = Instant::now();
+        let mut row = ViewRow {
+            view: view.name.to_owned(),
+            ..ViewRow::default()
+        };
+        match caught(kernel, view) {
+            Ok(t) => {
+                out.view(view.name, &t, runs)?;
+                row.status = "built".into();
+                row.rows = t.rows.len() as u64;
+                row.doubtful = t.doubts.len() as u64;
+                row.anomalies = t.anomalies.len() as u64;
+                row.detail = told(&t.doubts);
+            }
+            Err(why) => {
+                tracing::warn!(view = view.name, reason = %why, "view failed");
+                row.status = "failed".into();
+                row.detail = Some(why);
+            }
+        }
+        row.micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+        out.views.push(row);
+    }
+    out.frames(kernel, runs)
+}
+
+/// Builds one view; a panic is a fault of this program and costs that view alone.
+fn caught(kernel: &Kernel<'_>, view: &LinuxView) -> Result<Table, String> {
+    let built = catch_unwind(AssertUnwindSafe(|| (view.build)(kernel)));
+    match built {
+        Ok(t) => t.map_err(|e| e.to_string()),
+        Err(p) => {
+            let what = p
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| p.downcast_ref::<&str>().copied())
+                .unwrap_or("no reason given");
+            Err(format!("a fault of this program: {what}"))
+        }
+    }
+}
+
+fn told(doubts: &[String]) -> Option<String> {
+    if doubts.is_empty() {
+        return None;
+    }
+    let mut text = doubts[..doubts.len().min(DOUBTS)].join("; ");
+    if doubts.len() > DOUBTS {
+        text.push_str(&format!("; and {} more", doubts.len() - DOUBTS));
+    }
+    Some(text)
+}
