@@ -8,18 +8,21 @@
 //! Which fields a struct has decides how it is read, never the kernel's version.
 
 mod arguments;
+mod boottime;
 mod lsmod;
 mod object;
 mod open;
 mod pslist;
 mod recover;
 mod space;
+mod time;
 mod walk;
 
 pub use object::Object;
 pub use open::{OpenError, open};
 pub use recover::{Content, Extent, Recover, Recovered};
 pub use space::{AddressSpace, ReadError};
+pub use time::Clock;
 pub use walk::Walk;
 
 use crate::table::{Column, Table};
@@ -46,6 +49,7 @@ pub const VIEWS: &[LinuxView] = &[
     arguments::PSAUX,
     arguments::ENVARS,
     lsmod::LSMOD,
+    boottime::BOOTTIME,
 ];
 
 /// A view by its name.
