@@ -9,6 +9,7 @@
 
 mod arguments;
 mod frames;
+mod boottime;
 mod lsmod;
 mod object;
 mod open;
@@ -17,6 +18,7 @@ mod pslist;
 mod recover;
 mod space;
 mod vmas;
+mod time;
 mod walk;
 
 pub use frames::{Frame, frames};
@@ -26,6 +28,7 @@ pub use pages::{PageState, Pages};
 pub use recover::{Content, Extent, Recover, Recovered};
 pub use space::{AddressSpace, ReadError};
 pub use vmas::{VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE, Vma};
+pub use time::Clock;
 pub use walk::Walk;
 
 use crate::table::{Column, Table};
@@ -52,6 +55,7 @@ pub const VIEWS: &[LinuxView] = &[
     arguments::PSAUX,
     arguments::ENVARS,
     lsmod::LSMOD,
+    boottime::BOOTTIME,
 ];
 
 /// A view by its name.

@@ -5,3 +5,4 @@ mod common;
 mod frames;
 mod kernel;
 mod processes;
+mod system;
