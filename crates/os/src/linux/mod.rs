@@ -8,19 +8,29 @@
 //! Which fields a struct has decides how it is read, never the kernel's version.
 
 mod arguments;
+mod fields;
+mod files;
 mod lsmod;
+mod lsof;
+mod mountinfo;
 mod object;
 mod open;
+mod path;
 mod pslist;
 mod recover;
 mod space;
 mod walk;
+mod xarray;
 
+pub use fields::Fields;
+pub use files::OpenFile;
 pub use object::Object;
 pub use open::{OpenError, open};
+pub use path::{Dentry, Paths};
 pub use recover::{Content, Extent, Recover, Recovered};
 pub use space::{AddressSpace, ReadError};
 pub use walk::Walk;
+pub use xarray::{Slot, Visit};
 
 use crate::table::{Column, Table};
 use ramsift_symbols::{SymbolTable, TypeError};
@@ -46,6 +56,8 @@ pub const VIEWS: &[LinuxView] = &[
     arguments::PSAUX,
     arguments::ENVARS,
     lsmod::LSMOD,
+    lsof::LSOF,
+    mountinfo::MOUNTINFO,
 ];
 
 /// A view by its name.

@@ -2,5 +2,6 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
+mod files;
 mod kernel;
 mod processes;
