@@ -10,26 +10,38 @@
 mod arguments;
 mod frames;
 mod boottime;
+mod fields;
+mod files;
 mod lsmod;
+mod lsof;
+mod mountinfo;
 mod object;
 mod open;
 mod pages;
+mod path;
 mod pslist;
 mod recover;
 mod space;
 mod vmas;
 mod time;
 mod walk;
+mod xarray;
 
 pub use frames::{Frame, frames};
 pub use object::Object;
 pub use open::{OpenError, open};
 pub use pages::{PageState, Pages};
+pub use fields::Fields;
+pub use files::OpenFile;
+pub use object::Object;
+pub use open::{OpenError, open};
+pub use path::{Dentry, Paths};
 pub use recover::{Content, Extent, Recover, Recovered};
 pub use space::{AddressSpace, ReadError};
 pub use vmas::{VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE, Vma};
 pub use time::Clock;
 pub use walk::Walk;
+pub use xarray::{Slot, Visit};
 
 use crate::table::{Column, Table};
 use ramsift_symbols::{SymbolTable, TypeError, VmCoreInfo};
@@ -56,6 +68,8 @@ pub const VIEWS: &[LinuxView] = &[
     arguments::ENVARS,
     lsmod::LSMOD,
     boottime::BOOTTIME,
+    lsof::LSOF,
+    mountinfo::MOUNTINFO,
 ];
 
 /// A view by its name.

@@ -3,6 +3,7 @@
 
 mod common;
 mod frames;
+mod files;
 mod kernel;
 mod processes;
 mod system;
