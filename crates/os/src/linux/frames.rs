@@ -16,7 +16,7 @@
 
 use super::pages::{PageState, Pages};
 use super::space::task_memory;
-use super::{Kernel, LinuxError, Vma};
+use super::{Kernel, LinuxError, Paths, Vma};
 use ramsift_layers::run::RunMap;
 use ramsift_layers::translate::{Mapped, mappings};
 use ramsift_layers::{Dtb, PhysAddr};
@@ -192,6 +192,7 @@ pub fn frames(
 fn processes(kernel: &Kernel<'_>, doubts: &mut Vec<String>) -> Result<Vec<Process>, LinuxError> {
     let mut out: Vec<Process> = Vec::new();
     let mut files: HashMap<u64, String> = HashMap::new();
+    let paths = Paths::new(kernel)?;
     for task in kernel.processes(doubts)? {
         let made = (|| -> Result<Option<Process>, LinuxError> {
             let Some((mm, space)) = task_memory(kernel, &task)? else {
@@ -200,7 +201,7 @@ fn processes(kernel: &Kernel<'_>, doubts: &mut Vec<String>) -> Result<Vec<Proces
             let areas = kernel.vmas(&mm, doubts)?;
             let labels = areas
                 .iter()
-                .map(|v| kernel.area_name(&mm, v, &mut files))
+                .map(|v| kernel.area_name(&mm, v, &paths, &mut files))
                 .collect();
             Ok(Some(Process {
                 name: format!("{}[{}]", task.text("comm")?, task.int("tgid")?),

@@ -8,10 +8,10 @@
 //! Which fields a struct has decides how it is read, never the kernel's version.
 
 mod arguments;
-mod frames;
 mod boottime;
 mod fields;
 mod files;
+mod frames;
 mod lsmod;
 mod lsof;
 mod mountinfo;
@@ -22,24 +22,22 @@ mod path;
 mod pslist;
 mod recover;
 mod space;
-mod vmas;
 mod time;
+mod vmas;
 mod walk;
 mod xarray;
 
+pub use fields::Fields;
+pub use files::OpenFile;
 pub use frames::{Frame, frames};
 pub use object::Object;
 pub use open::{OpenError, open};
 pub use pages::{PageState, Pages};
-pub use fields::Fields;
-pub use files::OpenFile;
-pub use object::Object;
-pub use open::{OpenError, open};
 pub use path::{Dentry, Paths};
 pub use recover::{Content, Extent, Recover, Recovered};
 pub use space::{AddressSpace, ReadError};
-pub use vmas::{VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE, Vma};
 pub use time::Clock;
+pub use vmas::{VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE, Vma};
 pub use walk::Walk;
 pub use xarray::{Slot, Visit};
 

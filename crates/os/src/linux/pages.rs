@@ -5,7 +5,7 @@
 //!   flags        PG_slab (until 6.11), PG_head
 //!   _mapcount    a page type where nothing maps the page: free (buddy), slab (from 6.12)
 //!   private      of a free page: the order of its block
-//!   lru          of a tail page: address of the head page, plus 1
+//!   compound_head, compound_info   of a tail page: address of the head page, or a mask, plus 1
 //! ```
 //!
 //! Sources: Linux `include/linux/page-flags.h`, `kernel/crash_core.c` (what VMCOREINFO tells),
@@ -40,6 +40,8 @@ pub struct Pages<'k> {
 
 /// Orders of free blocks are below this.
 const ORDERS: u64 = 16;
+/// Addresses of the array are below this, masks above.
+const MASKS: u64 = 0xffff_ffff_0000_0000;
 /// Structs read at a time.
 const BATCH: u64 = 1024;
 
@@ -148,8 +150,13 @@ impl<'k> Pages<'k> {
         }
         let head = u64_at(self.head);
         if head & 1 == 1 {
-            // A tail page is what its head is.
-            let index = head.wrapping_sub(1).wrapping_sub(self.base) / self.size.max(1);
+            // A tail page is what its head is. Since 7.0 the word is a mask of the tail's own
+            // address, where the size of the struct is a power of two.
+            let own = self
+                .base
+                .wrapping_add((first + number).wrapping_mul(self.size));
+            let head = if head >= MASKS { own & head } else { head - 1 };
+            let index = head.wrapping_sub(self.base) / self.size.max(1);
             let index = index
                 .checked_sub(first)
                 .and_then(|i| usize::try_from(i).ok());

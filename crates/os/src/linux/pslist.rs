@@ -3,7 +3,7 @@
 //! Sources: Linux `include/linux/sched.h` (`task_struct`, `TASK_REPORT`), `fs/proc/array.c`
 //! (`task_state_array`), `include/linux/cred.h`.
 
-use super::{Kernel, LinuxError, LinuxView, Object};
+use super::{Clock, Kernel, LinuxError, LinuxView, Object};
 use crate::table::{Column, Kind, Table, Value, column};
 
 /// `linux/pslist`.
@@ -42,7 +42,12 @@ const PROCESSES: &[Column] = &[
         Kind::Flag,
         "whether it is a thread of the kernel",
     ),
-    column("start_ns", Kind::Number, "start, nanoseconds after boot"),
+    column("start", Kind::Time, "when it was started"),
+    column(
+        "start_ns",
+        Kind::Number,
+        "the same in nanoseconds after boot",
+    ),
     column("dtb", Kind::Hex, "physical address of its top page table"),
     column("task", Kind::Hex, "virtual address of its task_struct"),
     column("physical", Kind::Hex, "physical address of its task_struct"),
@@ -54,9 +59,15 @@ const PF_KTHREAD: u64 = 0x0020_0000;
 /// The processes, in the order of the list. Rows of what can't be read hold what could be.
 fn pslist(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let mut out = Table::new(PROCESSES);
+    let clock = kernel.clock();
     for task in kernel.processes(&mut out.doubts)? {
-        match row(kernel, &task) {
-            Ok(r) => out.rows.push(r),
+        match row(kernel, &task, clock.as_ref()) {
+            Ok((r, start, name)) => {
+                out.push(r);
+                if let Some(at) = start {
+                    out.event(at, "process started", format!("{name} started"));
+                }
+            }
             Err(e) => out
                 .doubts
                 .push(format!("task_struct at {:#x}: {e}", task.va)),
@@ -65,7 +76,10 @@ fn pslist(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     Ok(out)
 }
 
-fn row(kernel: &Kernel<'_>, task: &Object<'_>) -> Result<Vec<Value>, LinuxError> {
+/// A row, when its process was started, and its name for people.
+type Row = (Vec<Value>, Option<i64>, String);
+
+fn row(kernel: &Kernel<'_>, task: &Object<'_>, clock: Option<&Clock>) -> Result<Row, LinuxError> {
     let parent = task
         .follow("real_parent", "task_struct")?
         .map(|p| p.int("tgid"))
@@ -84,21 +98,26 @@ fn row(kernel: &Kernel<'_>, task: &Object<'_>) -> Result<Vec<Value>, LinuxError>
     } else {
         task.number("real_start_time")?
     };
-    Ok(vec![
-        task.int("tgid")?.into(),
+    let at = clock.and_then(|c| c.utc(start));
+    let (pid, comm) = (task.int("tgid")?, task.text("comm")?);
+    let name = format!("{comm}[{pid}]");
+    let row = vec![
+        pid.into(),
         parent.into(),
-        task.text("comm")?.into(),
+        comm.into(),
         state(task)?.into(),
         id("uid.val")?.into(),
         id("gid.val")?.into(),
         id("euid.val")?.into(),
         id("egid.val")?.into(),
         (task.number("flags")? & PF_KTHREAD != 0).into(),
+        at.into(),
         start.into(),
         dtb.into(),
         task.va.into(),
         task.physical().into(),
-    ])
+    ];
+    Ok((row, at, name))
 }
 
 /// The letter that /proc shows: the lowest bit of what is reported of `__state` and `exit_state`.

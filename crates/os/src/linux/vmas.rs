@@ -15,7 +15,7 @@
 //! Sources: Linux `include/linux/mm_types.h`, `include/linux/maple_tree.h`, `lib/maple_tree.c`,
 //! `include/linux/mm.h` (`VM_*`).
 
-use super::{Kernel, LinuxError, Object};
+use super::{Kernel, LinuxError, Object, Paths};
 use std::collections::{HashMap, HashSet};
 
 /// `VM_READ`.
@@ -88,11 +88,22 @@ impl Kernel<'_> {
 
     /// What an area is, as /proc/<pid>/maps names it: a path, `[heap]`, `[stack]`, `[vdso]`;
     /// `[anonymous]` where that says nothing. `files` keeps the paths of files already seen.
-    pub fn area_name(&self, mm: &Object<'_>, v: &Vma, files: &mut HashMap<u64, String>) -> String {
+    pub fn area_name(
+        &self,
+        mm: &Object<'_>,
+        v: &Vma,
+        paths: &Paths<'_>,
+        files: &mut HashMap<u64, String>,
+    ) -> String {
         if v.file != 0 {
             let path = || {
-                let dentry = self.object("file", v.file).number("f_path.dentry");
-                dentry.map_or_else(|_| "a file".to_owned(), |d| self.dentry_name(d))
+                let f = self.object("file", v.file);
+                let at = f
+                    .number("f_path.mnt")
+                    .ok()
+                    .zip(f.number("f_path.dentry").ok());
+                let path = at.and_then(|(mnt, dentry)| paths.path(mnt, dentry).ok());
+                path.unwrap_or_else(|| format!("file at {:#x}", v.file))
             };
             return files.entry(v.file).or_insert_with(path).clone();
         }
@@ -109,13 +120,6 @@ impl Kernel<'_> {
             "[anonymous]"
         };
         name.to_owned()
-    }
-
-    /// The last part of a path.
-    fn dentry_name(&self, dentry: u64) -> String {
-        let name = self.object("dentry", dentry).number("d_name.name");
-        let text = name.and_then(|at| self.string(at));
-        text.unwrap_or_else(|_| "a file".to_owned())
     }
 
     fn vma(&self, va: u64) -> Result<Vma, LinuxError> {

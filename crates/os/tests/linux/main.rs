@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
-mod frames;
 mod files;
+mod frames;
 mod kernel;
 mod processes;
 mod system;

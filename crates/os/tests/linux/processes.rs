@@ -42,6 +42,10 @@ fn processes_are_those_that_the_machine_listed() {
             let rest = stat.rsplit(") ").next().unwrap();
             let ticks: i128 = rest.split(' ').nth(19).unwrap().parse().unwrap();
             assert_eq!(number(&t, row, "start_ns") / 10_000_000, ticks, "{at}");
+            // btime is the boot in whole seconds.
+            let boot = i128::from(c.truth["btime"].as_i64().unwrap()) * 1_000_000;
+            let start = number(&t, row, "start") - boot - ticks * 10_000;
+            assert!((-1_000_000..2_000_000).contains(&start), "{at}: {start}");
         }
     });
 }
