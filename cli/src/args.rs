@@ -64,6 +64,8 @@ pub(crate) enum Command {
     Query(QueryArgs),
     /// Build one OS-aware view of a capture, without a job.
     View(ViewArgs),
+    /// Say whose memory physical addresses are in.
+    Owner(OwnerArgs),
     /// Write the tables of a job in another format.
     Export(ExportArgs),
     /// Write one recovered file out.
@@ -247,7 +249,7 @@ pub(crate) struct ResultsArgs {
 pub(crate) struct ViewArgs {
     /// The view: linux/pslist, ...
     pub(crate) name: Option<String>,
-    /// The capture: a file or an s3:// URL.
+    /// The capture: a file, an s3:// URL, or a job.
     pub(crate) image: Option<String>,
     /// List the views and their columns.
     #[arg(long)]
@@ -255,6 +257,16 @@ pub(crate) struct ViewArgs {
     /// How to print.
     #[arg(long, value_enum, default_value_t = Rows::Table)]
     pub(crate) format: Rows,
+}
+
+/// `ramsift owner`
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct OwnerArgs {
+    /// The capture: a file, an s3:// URL, or a job.
+    pub(crate) image: String,
+    /// Physical addresses: 0x1a2b, or decimal.
+    #[arg(required = true)]
+    pub(crate) address: Vec<String>,
 }
 
 /// `ramsift query`

@@ -194,6 +194,8 @@ pub(crate) struct Worker {
     pub(crate) follow_bytes: u64,
     pub(crate) max_artifact_bytes: u64,
     pub(crate) cache_bytes: u64,
+    /// Folder in which views without a job keep where a kernel is; empty: the user's cache.
+    pub(crate) kernels: String,
     pub(crate) patience_seconds: u64,
     pub(crate) grace_seconds: u64,
 }
@@ -207,6 +209,7 @@ impl Default for Worker {
             follow_bytes: 256 << 20,
             max_artifact_bytes: 64 << 20,
             cache_bytes: 128 << 20,
+            kernels: String::new(),
             patience_seconds: 600,
             grace_seconds: 25,
         }

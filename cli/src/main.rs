@@ -6,8 +6,10 @@ mod client;
 mod config;
 mod demo;
 mod embedded;
+mod evidence;
 mod export;
 mod glue;
+mod owner;
 mod progress;
 mod results;
 mod rules;
@@ -90,6 +92,7 @@ async fn run(args: Args) -> Result<u8> {
         Command::Results(a) => results::results(&config, a).await,
         Command::Query(a) => results::query(&config, a).await,
         Command::View(a) => view::run(&config, a).await,
+        Command::Owner(a) => owner::run(&config, a).await,
         Command::Export(a) => export::export(&config, a).await,
         Command::Artifact(a) => export::artifact(&config, a).await,
         Command::Verify(a) => verify::run(&config, a).await,

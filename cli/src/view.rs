@@ -2,12 +2,10 @@
 
 use crate::args::{Rows, ViewArgs};
 use crate::config::Config;
+use crate::evidence;
 use anyhow::{Result, anyhow, bail};
-use ramsift_coordinator::plan;
-use ramsift_layers::source::Sources;
 use ramsift_os::linux::{LinuxView, VIEWS};
 use ramsift_os::table::{Kind, Table, Value};
-use ramsift_proto::v1::JobSpec;
 use ramsift_structured_worker::view_alone;
 use std::fmt::Write as _;
 
@@ -25,21 +23,22 @@ pub(crate) async fn run(config: &Config, args: ViewArgs) -> Result<u8> {
         let all: Vec<_> = VIEWS.iter().map(|v| v.name).collect();
         anyhow!("there is no view {name}; there are: {}", all.join(", "))
     })?;
-    let sources = Sources::new(config.s3.to_layers());
-    let spec = JobSpec {
-        source: image,
-        structured: true,
-        chunk_size: config.scan.chunk_size,
-        overlap: config.scan.overlap,
-        ..JobSpec::default()
-    };
-    let (plan, source) = plan(&sources, spec).await?;
-    let got = view_alone(source, &plan, view, config.worker.cache_bytes).await?;
-    print!("{}", text(&got.table, args.format)?);
-    for d in &got.table.doubts {
+    let e = evidence::open(config, &image).await?;
+    let record = e.record(config).await;
+    let got = view_alone(
+        e.source.clone(),
+        &e.plan,
+        record.as_ref(),
+        view,
+        config.worker.cache_bytes,
+    )
+    .await?;
+    e.keep(config, got.found.as_ref()).await;
+    print!("{}", text(&got.answer, args.format)?);
+    for d in &got.answer.doubts {
         eprintln!("doubtful: {d}");
     }
-    Ok(if got.table.doubts.is_empty() { 0 } else { 3 })
+    Ok(if got.answer.doubts.is_empty() { 0 } else { 3 })
 }
 
 fn list() -> String {

@@ -1,16 +1,18 @@
-//! One view of a capture without a job.
+//! One kernel opened without a job, for whoever asks it something.
 
 use crate::anchors;
+use ramsift_layers::run::RunMap;
 use ramsift_layers::source::CachedPhys;
 use ramsift_layers::{ByteSource, SourceError};
-use ramsift_os::kernel::{Discovery, discover};
-use ramsift_os::linux::{self, LinuxError, LinuxView, OpenError};
+use ramsift_os::kernel::{Anchor, Discovery, discover};
+use ramsift_os::linux::{self, Kernel, LinuxError, LinuxView, OpenError};
 use ramsift_os::table::Table;
 use ramsift_os::view::ViewInput;
 use ramsift_store::Plan;
+use ramsift_store::kernel::{KernelRecord, Spot};
 use std::sync::Arc;
 
-/// Why there is no view.
+/// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AloneError {
@@ -36,26 +38,63 @@ pub enum AloneError {
     Thread(String),
 }
 
-/// What a view alone gave.
+/// What was asked of a kernel.
 #[derive(Debug)]
-pub struct Alone {
-    /// The kernel it was built from.
+pub struct Alone<T> {
+    /// The kernel it was asked of.
     pub discovery: Discovery,
-    /// Its rows.
-    pub table: Table,
-    /// Bytes read of the capture for the view, the pass that finds the kernel aside.
+    /// The answer.
+    pub answer: T,
+    /// Bytes read of the capture for it, the pass that finds the kernel aside.
     pub bytes_read: u64,
+    /// Where the kernel is, where that was looked for and not known before.
+    pub found: Option<KernelRecord>,
 }
 
-/// Finds the kernel in one streaming pass and builds a view. `cache`: bytes of the capture kept in
-/// memory.
-pub async fn view_alone(
+/// A record of these anchors.
+pub(crate) fn record(anchors: &[Anchor]) -> KernelRecord {
+    KernelRecord {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        spots: anchors
+            .iter()
+            .map(|a| Spot {
+                kind: a.kind.clone(),
+                image_offset: a.image_offset,
+                data: hex::encode(&a.data),
+            })
+            .collect(),
+    }
+}
+
+/// The anchors of a record; spots that are damaged are left out.
+fn known(r: &KernelRecord) -> Vec<Anchor> {
+    let anchor = |s: &Spot| {
+        Some(Anchor {
+            kind: s.kind.clone(),
+            image_offset: s.image_offset,
+            data: hex::decode(&s.data).ok()?,
+        })
+    };
+    r.spots.iter().filter_map(anchor).collect()
+}
+
+/// Opens the kernel of a capture and asks it something. Without a record, one streaming pass finds
+/// the kernel; it ends where the kernel can be opened. `cache`: bytes of the capture kept in memory.
+pub async fn with_kernel<T: Send + 'static>(
     source: Arc<dyn ByteSource>,
     plan: &Plan,
-    view: &'static LinuxView,
+    record_of: Option<&KernelRecord>,
     cache: u64,
-) -> Result<Alone, AloneError> {
-    let anchors = anchors::stream(source.clone(), plan).await?;
+    ask: impl FnOnce(&Kernel<'_>, &RunMap) -> Result<T, AloneError> + Send + 'static,
+) -> Result<Alone<T>, AloneError> {
+    let (anchors, found) = match record_of {
+        Some(r) => (known(r), None),
+        None => {
+            let anchors = anchors::stream(source.clone(), plan, cache).await?;
+            let found = record(&anchors);
+            (anchors, Some(found))
+        }
+    };
     let memory = CachedPhys::new(source.clone(), plan.layout.runs.clone(), cache);
     let layout = plan.layout.clone();
     let built = tokio::task::spawn_blocking(move || {
@@ -67,25 +106,21 @@ pub async fn view_alone(
             anchors: &anchors,
         };
         let discovery = discover(&input);
-        let table = match &discovery.impossible {
+        let answer = match &discovery.impossible {
             Some(why) => Err(AloneError::NoKernel(why.clone())),
             None => linux::open(&input, &discovery)
                 .map_err(AloneError::from)
-                .and_then(|kernel| {
-                    (view.build)(&kernel).map_err(|error| AloneError::View {
-                        view: view.name,
-                        error,
-                    })
-                }),
+                .and_then(|kernel| ask(&kernel, &layout.runs)),
         };
         // What looked like unreadable memory may have been a source that failed.
         if let Some(e) = memory.take_trouble() {
             return Err(AloneError::from(e));
         }
         Ok(Alone {
-            table: table?,
+            answer: answer?,
             bytes_read: memory.bytes_read(),
             discovery,
+            found,
         })
     });
     let built = built
@@ -93,4 +128,21 @@ pub async fn view_alone(
         .map_err(|e| AloneError::Thread(e.to_string()))??;
     source.check_pin().await?;
     Ok(built)
+}
+
+/// Builds a view.
+pub async fn view_alone(
+    source: Arc<dyn ByteSource>,
+    plan: &Plan,
+    record: Option<&KernelRecord>,
+    view: &'static LinuxView,
+    cache: u64,
+) -> Result<Alone<Table>, AloneError> {
+    let ask = move |kernel: &Kernel<'_>, _: &RunMap| {
+        (view.build)(kernel).map_err(|error| AloneError::View {
+            view: view.name,
+            error,
+        })
+    };
+    with_kernel(source, plan, record, cache, ask).await
 }

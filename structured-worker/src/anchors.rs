@@ -4,8 +4,12 @@ use ramsift_carvers::api::{
     self, Artifact, Event, Finding, LOOK_BEHIND, MoreError, ReadMore, Sink, Window,
 };
 use ramsift_carvers::{CarverOptions, CarverSet};
+use ramsift_layers::format::Layout;
+use ramsift_layers::source::CachedPhys;
 use ramsift_layers::{ByteSource, FileOffset, ImageOffset, SourceError};
-use ramsift_os::kernel::Anchor;
+use ramsift_os::kernel::{Anchor, discover};
+use ramsift_os::linux;
+use ramsift_os::view::ViewInput;
 use ramsift_store::job;
 use ramsift_store::tables::{anchor_rows, name, read_segment};
 use ramsift_store::{Keys, Objects, Plan};
@@ -86,12 +90,28 @@ impl ReadMore for Nothing {
 /// Bytes of a window of the streaming pass.
 const STEP: u64 = 16 << 20;
 
-/// One pass over the image for anchors alone.
+/// Whether a kernel can be opened with these anchors.
+fn enough(anchors: &[Anchor], memory: &CachedPhys, layout: &Layout) -> bool {
+    let input = ViewInput {
+        memory,
+        runs: &layout.runs,
+        arch: layout.arch.as_deref(),
+        dtb_hints: &layout.dtb_hints,
+        anchors,
+    };
+    let d = discover(&input);
+    d.impossible.is_none() && linux::open(&input, &d).is_ok()
+}
+
+/// One pass over the image for anchors alone. It ends as soon as a kernel can be opened with them: tables that
+/// don't translate the kernel they are found in are never confirmed.
 pub(crate) async fn stream(
     source: Arc<dyn ByteSource>,
     plan: &Plan,
+    cache: u64,
 ) -> Result<Vec<Anchor>, SourceError> {
-    let runs = plan.layout.runs.clone();
+    let layout = plan.layout.clone();
+    let memory = CachedPhys::new(source.clone(), layout.runs.clone(), cache);
     let done = tokio::task::spawn_blocking(move || {
         let only = Some(vec!["anchors".to_owned()]);
         let options = CarverOptions {
@@ -103,6 +123,8 @@ pub(crate) async fn stream(
             return Ok(Vec::new());
         };
         let mut found = Collect::default();
+        let mut told = 0;
+        let runs = &layout.runs;
         let mut buf = Vec::new();
         let runtime = Handle::current();
         for stretch in runs.stored_in(0..u64::MAX) {
@@ -131,6 +153,12 @@ pub(crate) async fn stream(
                     image_len: stretch.end,
                 };
                 carvers.scan(&window, &mut Nothing, &mut found, &|| false);
+                // Worth a try when one of those that say where everything is came in.
+                let infos = found.0.iter().filter(|a| a.kind == "vmcoreinfo").count();
+                if infos > told && enough(&found.0, &memory, &layout) {
+                    return Ok(thin(found.0));
+                }
+                told = infos;
                 at = end;
             }
         }

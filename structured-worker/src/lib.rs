@@ -8,7 +8,7 @@ mod linux;
 mod rows;
 mod sha256;
 
-pub use alone::{Alone, AloneError, view_alone};
+pub use alone::{Alone, AloneError, view_alone, with_kernel};
 
 use linux::Collector;
 use prost::Message as _;
@@ -18,7 +18,7 @@ use ramsift_os::view::{ViewInput, ViewOutput, by_name};
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{Outcome, Task, TaskReport};
 use ramsift_queue::{Consumer, Delivery, Lane, Queue, QueueError};
-use ramsift_store::job::read;
+use ramsift_store::job::{read, to_json};
 use ramsift_store::ledger::Wanted;
 use ramsift_store::tables::{SystemRow, name, system_batch};
 use ramsift_store::{Ack, Keys, Ledger, Objects, Plan, Report, Reporter};
@@ -283,11 +283,16 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     let anchors = if plan.spec.unstructured {
         anchors::reported(objects, &keys).await?
     } else {
-        match anchors::stream(source.clone(), &plan).await {
+        match anchors::stream(source.clone(), &plan, worker.config.cache).await {
             Ok(a) => a,
             Err(e) => return gone(worker, task, e),
         }
     };
+    let kernel = to_json(&alone::record(&anchors)).map_err(|e| e.to_string())?;
+    objects
+        .put(&keys.kernel(), kernel)
+        .await
+        .map_err(|e| e.to_string())?;
     let pinned = source.clone();
     let mut header = header(worker, task);
     let mut collector = Collector::new(worker.deps.objects.clone(), keys, &header.attempt);

@@ -163,6 +163,14 @@ impl RunMap {
         (off < self.runs[i].len).then(|| ImageOffset(self.starts[i] + off))
     }
 
+    /// Where a physical address is stored in the file, and how many bytes lie there in one piece.
+    pub fn stored_at(&self, pa: PhysAddr) -> Option<(FileOffset, u64)> {
+        let i = self.runs.partition_point(|r| r.pa <= pa.0).checked_sub(1)?;
+        let r = &self.runs[i];
+        let off = pa.0 - r.pa;
+        (off < r.stored).then(|| (FileOffset(r.file + off), r.stored - off))
+    }
+
     /// Where each byte of an image range is stored, in image order; missing bytes are left out.
     pub fn pieces(&self, image: Range<u64>) -> Vec<Piece> {
         let mut out: Vec<Piece> = Vec::new();
@@ -267,6 +275,10 @@ mod tests {
         assert_eq!(m.from_phys(PhysAddr(0x2000)), None, "hole");
         assert_eq!(m.from_phys(PhysAddr(0x10010)), Some(ImageOffset(0x1010)));
         assert_eq!(m.missing(), vec![0x3000..0x4000]);
+        let stored = m.stored_at(PhysAddr(0x11000));
+        assert_eq!(stored, Some((FileOffset(0x2040), 0x1000)));
+        assert_eq!(m.stored_at(PhysAddr(0x12000)), None, "missing");
+        assert_eq!(m.stored_at(PhysAddr(0x1000)), None, "hole");
         assert_eq!(m.to_phys(ImageOffset(0x4000)), None);
     }
 

@@ -73,6 +73,11 @@ impl Keys {
         self.key("plan.json")
     }
 
+    /// Where the kernel is.
+    pub fn kernel(&self) -> String {
+        self.key("kernel.json")
+    }
+
     /// Where the job stands.
     pub fn state(&self) -> String {
         self.key("state.json")

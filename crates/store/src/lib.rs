@@ -3,6 +3,7 @@
 //! ```text
 //! jobs/<job>/spec.json                   what the user asked for
 //! jobs/<job>/plan.json                   evidence pin, layout, chunk parameters: immutable
+//! jobs/<job>/kernel.json                 where the kernel is, for views that are built later
 //! jobs/<job>/verdicts.json               groups of rules to decide, once all chunks are settled
 //! jobs/<job>/splits/<task>.json          a task that was cut in two
 //! jobs/<job>/state.json                  where the job stands, under the coordinator's epoch
@@ -18,6 +19,7 @@
 //! ```
 
 pub mod job;
+pub mod kernel;
 pub mod ledger;
 pub mod merge;
 pub mod objects;

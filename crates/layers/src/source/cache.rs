@@ -5,19 +5,63 @@ use crate::run::RunMap;
 use crate::source::{ByteSource, SourceError};
 use crate::translate::{PhysError, PhysRead};
 use crate::{FileOffset, ImageOffset, PhysAddr};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::runtime::Handle;
 
-/// Bytes of a block.
-const BLOCK: u64 = 1 << 20;
+/// Bytes of a block: small, since what views read lies far apart.
+const BLOCK: u64 = 64 << 10;
 
+#[derive(Debug)]
+struct Block {
+    data: Arc<Vec<u8>>,
+    /// Used since the hand last passed.
+    used: bool,
+}
+
+/// Blocks by number, with a clock hand that looks for one to give up.
 #[derive(Debug, Default)]
 struct Blocks {
-    map: BTreeMap<u64, Arc<Vec<u8>>>,
-    /// Oldest first.
+    map: HashMap<u64, Block>,
     order: VecDeque<u64>,
+    /// The block that was read last: neighbours are read together.
+    last: Option<(u64, Arc<Vec<u8>>)>,
     read: u64,
+}
+
+impl Blocks {
+    fn get(&mut self, number: u64) -> Option<&Arc<Vec<u8>>> {
+        if self.last.as_ref().is_none_or(|(n, _)| *n != number) {
+            let b = self.map.get_mut(&number)?;
+            b.used = true;
+            self.last = Some((number, b.data.clone()));
+        }
+        self.last.as_ref().map(|(_, data)| data)
+    }
+
+    fn put(&mut self, number: u64, data: Arc<Vec<u8>>, capacity: usize) {
+        self.read += data.len() as u64;
+        self.last = Some((number, data.clone()));
+        let block = Block { data, used: true };
+        if self.map.insert(number, block).is_none() {
+            self.order.push_back(number);
+        }
+        while self.map.len() > capacity {
+            let Some(old) = self.order.pop_front() else {
+                break;
+            };
+            match self.map.get_mut(&old) {
+                // A second chance.
+                Some(b) if b.used => {
+                    b.used = false;
+                    self.order.push_back(old);
+                }
+                _ => {
+                    self.map.remove(&old);
+                }
+            }
+        }
+    }
 }
 
 /// Physical memory of a capture, read in blocks of which a bounded number is kept.
@@ -70,22 +114,26 @@ impl CachedPhys {
             .read
     }
 
-    fn block(&self, number: u64) -> Result<Arc<Vec<u8>>, String> {
-        if let Some(b) = self
-            .blocks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .map
-            .get(&number)
+    /// Copies from a block, which is fetched where it isn't kept.
+    fn copy(&self, number: u64, at: usize, buf: &mut [u8]) -> Result<(), String> {
+        let from = |data: &[u8], buf: &mut [u8]| {
+            let end = at + buf.len();
+            let short = || format!("block {number} has no bytes {at} to {end}");
+            buf.copy_from_slice(data.get(at..end).ok_or_else(short)?);
+            Ok(())
+        };
         {
-            return Ok(b.clone());
+            let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(b) = blocks.get(number) {
+                return from(b, buf);
+            }
         }
-        let at = number * BLOCK;
-        let len = BLOCK.min(self.source.len().saturating_sub(at));
+        let start = number * BLOCK;
+        let len = BLOCK.min(self.source.len().saturating_sub(start));
         let len = usize::try_from(len).map_err(|e| e.to_string())?;
         let data = self
             .runtime
-            .block_on(self.source.read_vec(FileOffset(at), len))
+            .block_on(self.source.read_vec(FileOffset(start), len))
             .map_err(|e| {
                 let text = e.to_string();
                 if !e.is_content() {
@@ -95,18 +143,10 @@ impl CachedPhys {
                 text
             })?;
         let data = Arc::new(data);
-        let mut b = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
-        b.read += len as u64;
-        if b.map.insert(number, data.clone()).is_none() {
-            b.order.push_back(number);
-        }
-        while b.map.len() > self.capacity {
-            let Some(old) = b.order.pop_front() else {
-                break;
-            };
-            b.map.remove(&old);
-        }
-        Ok(data)
+        let copied = from(&data, buf);
+        let mut blocks = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        blocks.put(number, data, self.capacity);
+        copied
     }
 
     /// Fills `buf` from an image offset.
@@ -124,25 +164,14 @@ impl PhysRead for CachedPhys {
         let mut done = 0usize;
         while done < buf.len() {
             let here = pa.saturating_add(done as u64);
-            let not_there = PhysError::NotInImage { pa: here };
-            let image = self.runs.from_phys(here).ok_or(not_there.clone())?;
-            let stretch = self.runs.stretch(image).ok_or(not_there.clone())?;
-            let want = ((buf.len() - done) as u64).min(stretch.end - image.0);
-            let pieces = self.runs.pieces(image.0..image.0 + want);
-            let p = pieces.first().ok_or(not_there)?;
-            let inside = p.file % BLOCK;
-            let n = p.len.min(BLOCK - inside);
-            let block = self
-                .block(p.file / BLOCK)
+            let stored = self.runs.stored_at(here);
+            let (file, len) = stored.ok_or(PhysError::NotInImage { pa: here })?;
+            let inside = file.0 % BLOCK;
+            let n = len.min(BLOCK - inside).min((buf.len() - done) as u64);
+            let n = usize::try_from(n).unwrap_or(usize::MAX);
+            let at = usize::try_from(inside).unwrap_or(usize::MAX);
+            self.copy(file.0 / BLOCK, at, &mut buf[done..done + n])
                 .map_err(|detail| PhysError::Source { pa: here, detail })?;
-            let (a, n) = (
-                usize::try_from(inside).unwrap_or(usize::MAX),
-                usize::try_from(n).unwrap_or(usize::MAX),
-            );
-            let from = block
-                .get(a..a + n)
-                .ok_or(PhysError::NotInImage { pa: here })?;
-            buf[done..done + n].copy_from_slice(from);
             done += n;
         }
         Ok(())

@@ -1,0 +1,101 @@
+//! `ramsift owner`: whose a byte of physical memory is.
+
+use crate::args::OwnerArgs;
+use crate::config::Config;
+use crate::evidence;
+use anyhow::{Context, Result, bail};
+use ramsift_layers::PhysAddr;
+use ramsift_os::linux::{Frame, frames};
+use ramsift_structured_worker::{AloneError, with_kernel};
+
+/// An address as people write it: hexadecimal with 0x, else decimal.
+fn address(s: &str) -> Result<u64> {
+    let parsed = match s.strip_prefix("0x").or_else(|| s.strip_prefix("0X")) {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => s.parse(),
+    };
+    parsed.with_context(|| format!("{s:?} is no address; write it as 0x1a2b or in decimal"))
+}
+
+/// Says who owns physical addresses.
+pub(crate) async fn run(config: &Config, args: OwnerArgs) -> Result<u8> {
+    let wanted: Vec<u64> = args
+        .address
+        .iter()
+        .map(|a| address(a))
+        .collect::<Result<_>>()?;
+    let e = evidence::open(config, &args.image).await?;
+    for pa in &wanted {
+        if e.plan.layout.runs.from_phys(PhysAddr(*pa)).is_none() {
+            bail!("physical address {pa:#x} is not in the image");
+        }
+    }
+    let record = e.record(config).await;
+    let asked = wanted.clone();
+    let ask = move |kernel: &ramsift_os::linux::Kernel<'_>, runs: &ramsift_layers::run::RunMap| {
+        let mut found: Vec<Option<Frame>> = vec![None; asked.len()];
+        let mut doubts = Vec::new();
+        frames(kernel, runs, &mut doubts, &mut |f| {
+            for (pa, slot) in asked.iter().zip(&mut found) {
+                if f.start.0 <= *pa && *pa < f.start.0 + f.len {
+                    *slot = Some(f.clone());
+                }
+            }
+        })
+        .map_err(|e| AloneError::NoKernel(e.to_string()))?;
+        Ok((found, doubts))
+    };
+    let cache = config.worker.cache_bytes;
+    let got = with_kernel(e.source.clone(), &e.plan, record.as_ref(), cache, ask).await?;
+    e.keep(config, got.found.as_ref()).await;
+    let (found, doubts) = got.answer;
+    for (pa, f) in wanted.iter().zip(found) {
+        println!("{}", line(*pa, f.as_ref()));
+    }
+    for d in &doubts {
+        eprintln!("doubtful: {d}");
+    }
+    Ok(if doubts.is_empty() { 0 } else { 3 })
+}
+
+fn line(pa: u64, f: Option<&Frame>) -> String {
+    let Some(f) = f else {
+        return format!("{pa:#x}  unknown");
+    };
+    let inside = pa - f.start.0;
+    let mut out = format!("{pa:#x}  {}", f.state);
+    if let Some(o) = &f.owner {
+        out.push_str(&format!("  {}", o.escape_debug()));
+    }
+    if let Some(va) = f.va {
+        out.push_str(&format!("  virtual {:#x}", va.wrapping_add(inside)));
+    }
+    if let Some(at) = f.file_offset {
+        out.push_str(&format!("  file offset {:#x}", at.wrapping_add(inside)));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_and_lines() {
+        assert_eq!(address("0x10").expect("hex"), 16);
+        assert_eq!(address("10").expect("decimal"), 10);
+        assert!(address("ten").expect_err("no").to_string().contains("ten"));
+        let f = Frame {
+            start: PhysAddr(0x1000),
+            len: 0x2000,
+            state: "process",
+            owner: Some("sshd[8] [heap]".into()),
+            va: Some(0x5000),
+            file_offset: None,
+        };
+        assert_eq!(
+            line(0x1234, Some(&f)),
+            "0x1234  process  sshd[8] [heap]  virtual 0x5234"
+        );
+    }
+}
