@@ -10,11 +10,14 @@
 mod arguments;
 mod fields;
 mod files;
+mod hlist;
+mod inode;
 mod lsmod;
 mod lsof;
 mod mountinfo;
 mod object;
 mod open;
+mod pagecache;
 mod path;
 mod pslist;
 mod recover;
@@ -24,6 +27,7 @@ mod xarray;
 
 pub use fields::Fields;
 pub use files::OpenFile;
+pub use inode::{Inode, Inodes, Pages};
 pub use object::Object;
 pub use open::{OpenError, open};
 pub use path::{Dentry, Paths};
@@ -58,6 +62,7 @@ pub const VIEWS: &[LinuxView] = &[
     lsmod::LSMOD,
     lsof::LSOF,
     mountinfo::MOUNTINFO,
+    pagecache::PAGECACHE_FILES,
 ];
 
 /// A view by its name.
