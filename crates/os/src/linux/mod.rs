@@ -22,6 +22,7 @@ mod path;
 mod pslist;
 mod recover;
 mod space;
+mod tree;
 mod walk;
 mod xarray;
 
@@ -33,6 +34,7 @@ pub use open::{OpenError, open};
 pub use path::{Dentry, Paths};
 pub use recover::{Content, Extent, Recover, Recovered};
 pub use space::{AddressSpace, ReadError};
+pub use tree::{FileNode, FileTree};
 pub use walk::Walk;
 pub use xarray::{Slot, Visit};
 

@@ -292,3 +292,35 @@ fn whole_files_of_the_page_cache_have_the_hash_that_the_machine_computed() {
         );
     });
 }
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn the_tree_leads_to_the_files_that_the_machine_listed() {
+    each(|c, k| {
+        let tree = linux::FileTree::new(k).unwrap();
+        assert_eq!(tree.doubts, Vec::<String>::new(), "{}", c.name);
+        let inodes = linux::Inodes::new(k).unwrap();
+        for f in truth(c) {
+            let at = format!("{} {}", c.name, f.path);
+            let id = tree.find(f.path).unwrap_or_else(|| panic!("{at}"));
+            assert_eq!(tree.path(id), f.path, "{at}");
+            let inode = inodes.read(tree.node(id).unwrap().inode).unwrap();
+            assert_eq!(Some(inode.number), f.of["ino"].as_u64(), "{at}");
+        }
+        let id = tree.find("/srv/docs/link-to-report").unwrap();
+        let link = inodes.read(tree.node(id).unwrap().inode).unwrap();
+        assert!(link.is_symlink(), "{}", c.name);
+        assert_eq!(tree.find("/srv/docs/nothing-of-this-name"), None);
+        // The one place where the names of /mnt/ramdisk are is the file system mounted there.
+        let names = |path: &str| -> BTreeSet<String> {
+            let id = tree.find(path).unwrap();
+            let there = tree.children(id).filter(|(_, n)| n.inode != 0);
+            there.map(|(_, n)| n.name.clone()).collect()
+        };
+        let want = ["dropper.sh", "keys.bin"].map(str::to_owned).into();
+        assert_eq!(names("/mnt/ramdisk"), want, "{}", c.name);
+    });
+}
