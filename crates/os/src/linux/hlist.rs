@@ -13,16 +13,21 @@ impl Kernel<'_> {
     /// Follows the `hlist_head` or `hlist_nulls_head` at `head`. A node lies `offset` bytes into the
     /// struct whose address is given.
     pub fn hlist(&self, head: u64, offset: u64) -> Result<Walk, ReadError> {
+        Ok(self.chain(self.space.u64(head)?, offset))
+    }
+
+    /// The same from the first node on.
+    pub fn chain(&self, first: u64, offset: u64) -> Walk {
         let mut out = Walk::default();
-        let mut at = self.space.u64(head)?;
+        let mut at = first;
         if at == 0 || at & 1 != 0 {
-            return Ok(out);
+            return out;
         }
         let mut seen = HashSet::new();
         while at != 0 && at & 1 == 0 {
             if out.items.len() == MAX || !seen.insert(at) {
                 out.broken = Some(format!(
-                    "the chain at {head:#x} runs into itself at {at:#x}"
+                    "the chain from {first:#x} on runs into itself at {at:#x}"
                 ));
                 break;
             }
@@ -33,11 +38,13 @@ impl Kernel<'_> {
                     at = next;
                 }
                 Err(e) => {
-                    out.broken = Some(format!("the chain at {head:#x} breaks off at {at:#x}: {e}"));
+                    out.broken = Some(format!(
+                        "the chain from {first:#x} on breaks off at {at:#x}: {e}"
+                    ));
                     break;
                 }
             }
         }
-        Ok(out)
+        out
     }
 }

@@ -21,6 +21,8 @@ mod pagecache;
 mod path;
 mod pslist;
 mod recover;
+mod sock;
+mod sockstat;
 mod space;
 mod tree;
 mod walk;
@@ -65,6 +67,7 @@ pub const VIEWS: &[LinuxView] = &[
     lsof::LSOF,
     mountinfo::MOUNTINFO,
     pagecache::PAGECACHE_FILES,
+    sockstat::SOCKSTAT,
 ];
 
 /// A view by its name.

@@ -4,4 +4,5 @@
 mod common;
 mod files;
 mod kernel;
+mod network;
 mod processes;
