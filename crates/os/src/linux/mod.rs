@@ -12,24 +12,31 @@ mod boottime;
 mod fields;
 mod files;
 mod frames;
+mod hlist;
+mod inode;
 mod lsmod;
 mod lsof;
 mod mountinfo;
 mod object;
 mod open;
 mod pages;
+mod pagecache;
 mod path;
 mod pslist;
 mod recover;
+mod sock;
+mod sockstat;
 mod space;
 mod time;
 mod vmas;
+mod tree;
 mod walk;
 mod xarray;
 
 pub use fields::Fields;
 pub use files::OpenFile;
 pub use frames::{Frame, frames};
+pub use inode::{Inode, Inodes, Pages};
 pub use object::Object;
 pub use open::{OpenError, open};
 pub use pages::{PageState, Pages};
@@ -38,6 +45,7 @@ pub use recover::{Content, Extent, Recover, Recovered};
 pub use space::{AddressSpace, ReadError};
 pub use time::Clock;
 pub use vmas::{VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE, Vma};
+pub use tree::{FileNode, FileTree};
 pub use walk::Walk;
 pub use xarray::{Slot, Visit};
 
@@ -68,6 +76,8 @@ pub const VIEWS: &[LinuxView] = &[
     boottime::BOOTTIME,
     lsof::LSOF,
     mountinfo::MOUNTINFO,
+    pagecache::PAGECACHE_FILES,
+    sockstat::SOCKSTAT,
 ];
 
 /// A view by its name.

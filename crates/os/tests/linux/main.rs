@@ -5,5 +5,6 @@ mod common;
 mod files;
 mod frames;
 mod kernel;
+mod network;
 mod processes;
 mod system;

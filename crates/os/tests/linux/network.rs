@@ -1,0 +1,284 @@
+//! Views of the network.
+
+use crate::common::{Capture, build, each, number, text};
+use ramsift_os::table::{Table, Value};
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+/// A cell as text; nothing where it is null.
+fn cell(t: &Table, row: usize, column: &str) -> String {
+    match t.cell(row, column) {
+        Some(Value::Number(n)) => n.to_string(),
+        Some(Value::Text(s)) => s.clone(),
+        _ => String::new(),
+    }
+}
+
+/// An end as /proc/net writes it: words of memory in hexadecimal, a port.
+fn end(s: &str) -> (String, String) {
+    let (address, port) = s.split_once(':').unwrap();
+    let words: Vec<u8> = (0..address.len())
+        .step_by(8)
+        .flat_map(|i| {
+            let w = u32::from_str_radix(&address[i..i + 8], 16).unwrap();
+            w.to_le_bytes()
+        })
+        .collect();
+    let text = match <[u8; 4]>::try_from(words.as_slice()) {
+        Ok(v4) => Ipv4Addr::from(v4).to_string(),
+        Err(_) => Ipv6Addr::from(<[u8; 16]>::try_from(words.as_slice()).unwrap()).to_string(),
+    };
+    (text, u16::from_str_radix(port, 16).unwrap().to_string())
+}
+
+const STATES: [&str; 13] = [
+    "",
+    "ESTABLISHED",
+    "SYN_SENT",
+    "SYN_RECV",
+    "FIN_WAIT1",
+    "FIN_WAIT2",
+    "TIME_WAIT",
+    "CLOSE",
+    "CLOSE_WAIT",
+    "LAST_ACK",
+    "LISTEN",
+    "CLOSING",
+    "NEW_SYN_RECV",
+];
+
+/// Files of /proc/net by namespace, parsed into fields.
+fn files(c: &Capture) -> BTreeMap<(i128, String), Vec<Vec<String>>> {
+    let mut out = BTreeMap::new();
+    for (link, all) in c.truth["net_by_ns"].as_object().unwrap() {
+        let n = link.trim_start_matches("net:[").trim_end_matches(']');
+        for (name, content) in all.as_object().unwrap() {
+            let lines = content.as_str().unwrap_or_default().lines().skip(1);
+            let fields = |l: &str| l.split_whitespace().map(str::to_owned).collect();
+            out.insert(
+                (n.parse().unwrap(), name.clone()),
+                lines.map(fields).collect(),
+            );
+        }
+    }
+    out
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn internet_sockets_are_those_of_proc_net() {
+    each(|c, k| {
+        let t = build(k, "linux/sockstat");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        let truth = files(c);
+        let nets: BTreeSet<i128> = truth.keys().map(|k| k.0).collect();
+        for name in ["tcp", "tcp6", "udp", "udp6", "raw", "raw6"] {
+            let (protocol, family) = match name.strip_suffix('6') {
+                Some(p) => (p, "ipv6"),
+                None => (name, "ipv4"),
+            };
+            // Unlike the other tables, /proc/net/udp has no sockets without a port.
+            let mut got: BTreeMap<i128, BTreeSet<Vec<String>>> = BTreeMap::new();
+            for r in 0..t.rows.len() {
+                let is = |column: &str, what: &str| text(&t, r, column) == what;
+                if !is("protocol", protocol) || !is("family", family) {
+                    continue;
+                }
+                let state = cell(&t, r, "state");
+                // Those come to their end between the truth and the dump.
+                if state == "TIME_WAIT" || cell(&t, r, "table").is_empty() {
+                    continue;
+                }
+                let all = [
+                    "local",
+                    "local_port",
+                    "remote",
+                    "remote_port",
+                    "tx_queue",
+                    "rx_queue",
+                    "uid",
+                    "inode_number",
+                ];
+                let mut row: Vec<String> = all.iter().map(|n| cell(&t, r, n)).collect();
+                row.push(if protocol == "raw" {
+                    "CLOSE".into()
+                } else {
+                    state
+                });
+                got.entry(number(&t, r, "namespace"))
+                    .or_default()
+                    .insert(row);
+            }
+            for net in &nets {
+                let want: BTreeSet<Vec<String>> = truth[&(*net, name.to_owned())]
+                    .iter()
+                    .filter(|f| f[3] != "06")
+                    .map(|f| {
+                        let ((local, lport), (remote, rport)) = (end(&f[1]), end(&f[2]));
+                        let queue = |s: &str| u64::from_str_radix(s, 16).unwrap().to_string();
+                        let (tx, rx) = f[4].split_once(':').unwrap();
+                        let state = usize::from_str_radix(&f[3], 16).unwrap();
+                        vec![
+                            local,
+                            lport,
+                            remote,
+                            rport,
+                            queue(tx),
+                            queue(rx),
+                            f[7].clone(),
+                            f[9].clone(),
+                            STATES[state].to_owned(),
+                        ]
+                    })
+                    .collect();
+                let got = got.remove(net).unwrap_or_default();
+                assert_eq!(got, want, "{} {name} of {net}", c.name);
+            }
+        }
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn other_sockets_are_those_of_proc_net() {
+    each(|c, k| {
+        let t = build(k, "linux/sockstat");
+        for ((net, name), lines) in files(c) {
+            let rows = |columns: &[&str]| -> BTreeSet<Vec<String>> {
+                (0..t.rows.len())
+                    .filter(|r| {
+                        cell(&t, *r, "protocol") == name
+                            && cell(&t, *r, "namespace") == net.to_string()
+                    })
+                    .map(|r| columns.iter().map(|n| cell(&t, r, n)).collect())
+                    .collect()
+            };
+            let at = format!("{} {name} of {net}", c.name);
+            match name.as_str() {
+                "unix" => {
+                    let want: BTreeSet<Vec<String>> = lines
+                        .iter()
+                        .map(|f| {
+                            let state = match (f[3].as_str(), f[5].as_str()) {
+                                ("00010000", _) => "LISTEN",
+                                (_, "03") => "ESTABLISHED",
+                                _ => "CLOSE",
+                            };
+                            let ty = ["", "stream", "dgram", "", "", "seqpacket"]
+                                [f[4].parse::<usize>().unwrap()];
+                            let path = f.get(7).cloned().unwrap_or_default();
+                            vec![f[6].clone(), ty.to_owned(), state.to_owned(), path]
+                        })
+                        .collect();
+                    let got = rows(&["inode_number", "type", "state", "local"]);
+                    assert_eq!(got, want, "{at}");
+                }
+                "packet" => {
+                    let want: BTreeSet<Vec<String>> = lines
+                        .iter()
+                        .map(|f| {
+                            let protocol = u16::from_str_radix(&f[3], 16).unwrap().to_string();
+                            vec![f[8].clone(), protocol, f[7].clone()]
+                        })
+                        .collect();
+                    let got = rows(&["inode_number", "protocol_number", "uid"]);
+                    assert_eq!(got, want, "{at}");
+                }
+                "netlink" => {
+                    let want: BTreeSet<Vec<String>> = lines
+                        .iter()
+                        .map(|f| vec![f[9].clone(), f[1].clone(), f[2].clone()])
+                        .collect();
+                    let got = rows(&["inode_number", "protocol_number", "local_port"]);
+                    assert_eq!(got, want, "{at}");
+                }
+                _ => {}
+            }
+        }
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn sockets_lead_to_the_processes_that_ss_named() {
+    each(|c, k| {
+        let t = build(k, "linux/sockstat");
+        let mut owners: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for r in 0..t.rows.len() {
+            let of = cell(&t, r, "owners");
+            let of = of.split_whitespace().map(str::to_owned).collect();
+            owners.insert(cell(&t, r, "inode_number"), of);
+        }
+        let mut checked = 0;
+        for line in c.truth["ss"].as_str().unwrap().lines() {
+            let Some((_, ino)) = line.split_once(" ino:") else {
+                continue;
+            };
+            let ino = ino.split(' ').next().unwrap();
+            // What waits for its end has neither; it is looked for below.
+            if line.contains("TIME-WAIT") {
+                continue;
+            }
+            let want: BTreeSet<String> = line
+                .split("pid=")
+                .skip(1)
+                .map(|p| {
+                    let (pid, rest) = p.split_once(",fd=").unwrap();
+                    format!("{pid}/{}", rest.split(')').next().unwrap())
+                })
+                .collect();
+            assert_eq!(owners.get(ino), Some(&want), "{} {line}", c.name);
+            checked += 1;
+        }
+        assert!(checked > 5, "{}", c.name);
+        // All that wait for their end were waiting when the machine was asked, and of those that then
+        // had half a minute to go all are there.
+        let lines = c.truth["ss"].as_str().unwrap().lines();
+        let waiting: BTreeMap<String, u32> = lines
+            .filter(|l| l.contains("TIME-WAIT"))
+            .map(|l| {
+                let ends: Vec<&str> = l.split_whitespace().skip(4).take(2).collect();
+                let left = l.split_once("(timewait,").unwrap().1;
+                let left = left.split_once("sec").map_or(0, |l| l.0.parse().unwrap());
+                (ends.join(" "), left)
+            })
+            .collect();
+        let got: BTreeSet<String> = (0..t.rows.len())
+            .filter(|r| cell(&t, *r, "state") == "TIME_WAIT")
+            .map(|r| {
+                let of = |n: &str| cell(&t, r, n);
+                format!(
+                    "{}:{} {}:{}",
+                    of("local"),
+                    of("local_port"),
+                    of("remote"),
+                    of("remote_port")
+                )
+            })
+            .collect();
+        for ends in &got {
+            assert!(waiting.contains_key(ends), "{} {ends}", c.name);
+        }
+        for (ends, left) in &waiting {
+            assert!(got.contains(ends) || *left < 30, "{} {ends}", c.name);
+        }
+        // Nothing else is wrong on these machines than what was planted.
+        let flagged: BTreeSet<(&str, i128)> = t
+            .anomalies
+            .iter()
+            .map(|a| (a.rule, number(&t, a.row, "pid")))
+            .collect();
+        let planted = i128::from(c.truth["notes"]["raw_packet"].as_u64().unwrap());
+        let want = [("packet_socket", planted), ("raw_socket", planted)].into();
+        assert_eq!(flagged, want, "{}", c.name);
+    });
+}
