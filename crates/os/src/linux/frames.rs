@@ -14,7 +14,7 @@
 //! Sources: Linux `include/linux/page-flags.h` (`PG_slab`, page types), `include/linux/mm_types.h`
 //! (`struct page`), `kernel/crash_core.c` (`PAGE_BUDDY_MAPCOUNT_VALUE`, `SIZE(page)`).
 
-use super::pages::{PageState, Pages};
+use super::pages::{PageState, PageStates};
 use super::space::task_memory;
 use super::{Kernel, LinuxError, Paths, Vma};
 use ramsift_layers::run::RunMap;
@@ -152,7 +152,7 @@ pub fn frames(
     out: &mut dyn FnMut(Frame),
 ) -> Result<(), LinuxError> {
     let processes = processes(kernel, doubts)?;
-    let pages = Pages::new(kernel)
+    let pages = PageStates::new(kernel)
         .inspect_err(|e| doubts.push(format!("the state of pages is not known: {e}")))
         .ok();
     let mut todo: Vec<Range<u64>> = Vec::new();
@@ -292,7 +292,7 @@ fn kernel_image(kernel: &Kernel<'_>, w: &mut Window) {
     }
 }
 
-/// Pages of files, where the view of the page cache can give them.
+/// PageStates of files, where the view of the page cache can give them.
 fn cached_files(kernel: &Kernel<'_>, w: &mut Window, doubts: &mut Vec<String>) {
     let Some(recover) = super::by_name("linux/pagecache_files").and_then(|v| v.recover) else {
         return;
@@ -316,7 +316,7 @@ fn cached_files(kernel: &Kernel<'_>, w: &mut Window, doubts: &mut Vec<String>) {
 /// Turns claims into stretches; `last` may still grow.
 fn emit(
     mut w: Window,
-    pages: Option<&Pages<'_>>,
+    pages: Option<&PageStates<'_>>,
     last: &mut Option<Frame>,
     out: &mut dyn FnMut(Frame),
 ) {

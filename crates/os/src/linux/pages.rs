@@ -26,7 +26,7 @@ pub enum PageState {
 
 /// The array of `struct page`.
 #[derive(Debug)]
-pub struct Pages<'k> {
+pub struct PageStates<'k> {
     kernel: &'k Kernel<'k>,
     base: u64,
     size: u64,
@@ -45,7 +45,7 @@ const MASKS: u64 = 0xffff_ffff_0000_0000;
 /// Structs read at a time.
 const BATCH: u64 = 1024;
 
-impl<'k> Pages<'k> {
+impl<'k> PageStates<'k> {
     /// Finds the array.
     pub fn new(kernel: &'k Kernel<'_>) -> Result<Self, LinuxError> {
         let info = &kernel.info;
