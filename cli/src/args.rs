@@ -64,6 +64,12 @@ pub(crate) enum Command {
     Query(QueryArgs),
     /// Build one OS-aware view of a capture, without a job.
     View(ViewArgs),
+    /// List a directory as the captured machine had it in memory.
+    Ls(LsArgs),
+    /// Print a file of the page cache.
+    Cat(CatArgs),
+    /// Write every file of the page cache into a folder.
+    Recover(RecoverArgs),
     /// Say whose memory physical addresses are in.
     Owner(OwnerArgs),
     /// Write the tables of a job in another format.
@@ -257,6 +263,32 @@ pub(crate) struct ViewArgs {
     /// How to print.
     #[arg(long, value_enum, default_value_t = Rows::Table)]
     pub(crate) format: Rows,
+}
+
+/// `ramsift ls`
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct LsArgs {
+    /// The capture (a file, an s3:// URL, or a job) and a path: image.mem:/var/log.
+    pub(crate) target: String,
+    /// Everything below it too.
+    #[arg(short = 'R', long)]
+    pub(crate) recursive: bool,
+}
+
+/// `ramsift cat`
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct CatArgs {
+    /// The capture (a file, an s3:// URL, or a job) and a path: image.mem:/etc/passwd.
+    pub(crate) target: String,
+}
+
+/// `ramsift recover`
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct RecoverArgs {
+    /// The capture (a file, an s3:// URL, or a job), and a path below which files are wanted.
+    pub(crate) target: String,
+    /// The folder.
+    pub(crate) dir: PathBuf,
 }
 
 /// `ramsift owner`

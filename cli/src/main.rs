@@ -8,6 +8,7 @@ mod demo;
 mod embedded;
 mod evidence;
 mod export;
+mod files;
 mod glue;
 mod owner;
 mod progress;
@@ -92,6 +93,9 @@ async fn run(args: Args) -> Result<u8> {
         Command::Results(a) => results::results(&config, a).await,
         Command::Query(a) => results::query(&config, a).await,
         Command::View(a) => view::run(&config, a).await,
+        Command::Ls(a) => files::ls(&config, a).await,
+        Command::Cat(a) => files::cat(&config, a).await,
+        Command::Recover(a) => files::recover(&config, a).await,
         Command::Owner(a) => owner::run(&config, a).await,
         Command::Export(a) => export::export(&config, a).await,
         Command::Artifact(a) => export::artifact(&config, a).await,

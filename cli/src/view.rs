@@ -61,6 +61,10 @@ fn cell(v: &Value, kind: Kind) -> String {
     match v {
         Value::Null => String::new(),
         Value::Number(n) if kind == Kind::Hex => format!("{n:#x}"),
+        Value::Number(n) if kind == Kind::Time => i64::try_from(*n)
+            .ok()
+            .and_then(|n| jiff::Timestamp::from_microsecond(n).ok())
+            .map_or_else(|| n.to_string(), |t| t.to_string()),
         Value::Number(n) => n.to_string(),
         Value::Text(s) => s.chars().flat_map(visible).collect(),
         Value::Flag(b) => if *b { "yes" } else { "no" }.to_owned(),
@@ -112,7 +116,7 @@ fn text(t: &Table, format: Rows) -> Result<String> {
                 let row: serde_json::Map<String, serde_json::Value> = r
                     .iter()
                     .zip(t.columns)
-                    .map(|(v, c)| (c.name.to_owned(), json(v)))
+                    .map(|(v, c)| (c.name.to_owned(), json(v, c.kind)))
                     .collect();
                 out.push_str(&serde_json::to_string(&row)?);
                 out.push('\n');
@@ -131,9 +135,10 @@ fn text(t: &Table, format: Rows) -> Result<String> {
     Ok(out)
 }
 
-fn json(v: &Value) -> serde_json::Value {
+fn json(v: &Value, kind: Kind) -> serde_json::Value {
     match v {
         Value::Null => serde_json::Value::Null,
+        Value::Number(_) if kind == Kind::Time => cell(v, kind).into(),
         Value::Number(n) => u64::try_from(*n)
             .map(serde_json::Value::from)
             .or_else(|_| i64::try_from(*n).map(serde_json::Value::from))

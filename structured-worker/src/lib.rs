@@ -325,6 +325,7 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
             let collected = collected?;
             header.bytes_read = bytes_read;
             header.segments = collected.segments;
+            header.objects = collected.refs;
             Ok(Report {
                 header,
                 batches: collected.batches,

@@ -4,15 +4,17 @@
 use crate::rows;
 use arrow::array::RecordBatch;
 use ramsift_layers::run::RunMap;
-use ramsift_os::linux::{Kernel, LinuxView, VIEWS, frames};
+use ramsift_os::linux::{Kernel, LinuxView, Recovered, VIEWS, frames};
 use ramsift_os::table::Table;
-use ramsift_proto::v1::SegmentRef;
+use ramsift_proto::v1::{ObjectRef, SegmentRef};
+use ramsift_store::packs::{Meta, PackWriter, Spool};
 use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
-    EventsBuilder, FindingsBuilder, FrameRow, FramesBuilder, ViewRow, name, place_columns,
-    sort_batch, views_batch, write_segment,
+    EventsBuilder, FindingsBuilder, FrameRow, FramesBuilder, ViewRow, detector_key, name,
+    place_columns, row_id, sort_batch, views_batch, write_segment,
 };
 use ramsift_store::{Keys, Objects};
+use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Instant;
@@ -20,6 +22,12 @@ use tokio::runtime::Handle;
 
 /// Bytes of rows from which on they are stored at once and not sent with the report.
 const SEGMENT: usize = 8 << 20;
+
+/// Bytes of recovered content that a job stores at most; larger files are for `ramsift recover`.
+const LARGEST: u64 = 256 << 20;
+
+/// Holes that are named one by one.
+const HOLES: usize = 64;
 
 /// Stretches of the frame map that are taken together.
 const FRAMES: usize = 128 << 10;
@@ -35,6 +43,7 @@ pub(crate) struct Collector {
     attempt: String,
     pub(crate) batches: Vec<(String, RecordBatch)>,
     pub(crate) segments: Vec<SegmentRef>,
+    pub(crate) refs: Vec<ObjectRef>,
     views: Vec<ViewRow>,
 }
 
@@ -47,6 +56,7 @@ impl Collector {
             attempt: attempt.to_owned(),
             batches: Vec::new(),
             segments: Vec::new(),
+            refs: Vec::new(),
             views: Vec::new(),
         }
     }
@@ -80,6 +90,57 @@ impl Collector {
             parts: Vec::new(),
         });
         Ok(())
+    }
+
+    /// Stores what views can recover: content with holes as zeros, the holes told.
+    fn artifacts(&mut self, kernel: &Kernel<'_>, runs: &RunMap) -> Result<(), String> {
+        let mut packs = PackWriter::new(
+            self.objects.clone(),
+            self.keys.clone(),
+            self.runtime.clone(),
+        );
+        for view in VIEWS {
+            let Some(recover) = view.recover else {
+                continue;
+            };
+            let started = Instant::now();
+            let (mut doubts, mut rows, mut failed) = (Vec::new(), 0, None);
+            let mut large = Vec::new();
+            let made = recover(kernel, &mut doubts, &mut |r| {
+                if r.content.size() > LARGEST {
+                    large.push(format!("{} has {} bytes", r.name, r.content.size()));
+                    return ControlFlow::Continue(());
+                }
+                rows += 1;
+                match store(kernel, runs, view.name, &r, &mut packs) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(e) => {
+                        failed = Some(e);
+                        ControlFlow::Break(())
+                    }
+                }
+            });
+            if let Some(why) = failed {
+                return Err(why);
+            }
+            let large = large
+                .iter()
+                .map(|l| format!("not stored, since it is large: {l}; ramsift recover writes it"));
+            doubts.extend(large);
+            self.views.push(ViewRow {
+                view: format!("{} (content)", view.name),
+                status: if made.is_ok() { "built" } else { "failed" }.to_owned(),
+                rows,
+                doubtful: doubts.len() as u64,
+                anomalies: 0,
+                detail: made.err().map(|e| e.to_string()).or_else(|| told(&doubts)),
+                micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+            });
+        }
+        packs.flush().map_err(|e| e.to_string())?;
+        self.refs = std::mem::take(&mut packs.refs);
+        let rows = packs.rows.finish().map_err(|e| e.to_string())?;
+        self.take(name::ARTIFACTS, rows)
     }
 
     /// Makes the frame map and takes it.
@@ -178,7 +239,48 @@ pub(crate) fn build_all(
         row.micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
         out.views.push(row);
     }
+    out.artifacts(kernel, runs)?;
     out.frames(kernel, runs)
+}
+
+/// Stores one recovered content and its row.
+fn store(
+    kernel: &Kernel<'_>,
+    runs: &RunMap,
+    view: &'static str,
+    r: &Recovered,
+    packs: &mut PackWriter,
+) -> Result<(), String> {
+    let mut spool = Spool::new(&std::env::temp_dir());
+    let lost = r
+        .content
+        .write(kernel.space.memory(), &mut spool)
+        .map_err(|e| format!("temporary file: {e}"))?;
+    let missing: u64 = lost.iter().map(|l| l.end - l.start).sum();
+    let size = r.content.size();
+    let gap = (missing > 0).then(|| format!("{missing} of {size} bytes are not in memory"));
+    let first = r.content.extents().first();
+    let image = first.and_then(|e| runs.from_phys(e.pa));
+    let holes: Vec<[u64; 2]> = lost.iter().take(HOLES).map(|l| [l.start, l.end]).collect();
+    let fields = serde_json::json!({
+        "object": format!("{:#x}", r.object),
+        "holes": holes,
+        "more_holes": lost.len().saturating_sub(HOLES),
+    });
+    let at = image.map_or(0, |i| i.0);
+    let path = format!("{}:{:#x}", r.name, r.object);
+    let meta = Meta {
+        id: row_id(detector_key(view, rows::VERSION), "view", &path, at, size),
+        detector: view,
+        kind: r.kind,
+        name: Some(r.name.clone()),
+        image_offset: at,
+        physical_address: first.filter(|_| image.is_some()).map(|e| e.pa.0),
+        gap,
+        fields: Some(fields.to_string()),
+    };
+    let stored = packs.add_spooled(meta, spool);
+    stored.map(|_| ()).map_err(|e| e.to_string())
 }
 
 /// Builds one view; a panic is a fault of this program and costs that view alone.

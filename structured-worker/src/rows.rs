@@ -15,7 +15,7 @@ use ramsift_store::tables::{
 use std::sync::Arc;
 
 /// Version of what views do: part of the ids of their rows.
-const VERSION: &[u8] = &[1];
+pub(crate) const VERSION: &[u8] = &[1];
 
 /// The table of a view: `linux/pslist` is `linux_pslist`.
 pub(crate) fn table_name(view: &str) -> String {

@@ -36,7 +36,7 @@ mod xarray;
 pub use fields::Fields;
 pub use files::OpenFile;
 pub use frames::{Frame, frames};
-pub use inode::{Inode, Inodes, Pages};
+pub use inode::{Inode, Inodes, Pages as InodePages};
 pub use object::Object;
 pub use open::{OpenError, open};
 pub use pages::{PageState, PageStates};

@@ -29,6 +29,7 @@ pub struct Content {
 
 /// Bytes that are copied at a time.
 const STEP: usize = 64 << 10;
+const PAGE: usize = 4096;
 
 impl Content {
     /// Empty content of this many bytes: one hole.
@@ -83,42 +84,58 @@ impl Content {
         out
     }
 
-    /// Writes it, holes as zeros. Gives the ranges that were zeros for want of bytes, those that the
-    /// image claims and can't give included. Fails only if `out` does.
-    pub fn write(&self, memory: &dyn PhysRead, out: &mut dyn Write) -> io::Result<Vec<Range<u64>>> {
+    /// Hands over what there is, with its place in the content. Gives the ranges for which there are no
+    /// bytes, those that the image claims and can't give included. Fails only if `out` does.
+    pub fn pieces(
+        &self,
+        memory: &dyn PhysRead,
+        out: &mut dyn FnMut(u64, &[u8]) -> io::Result<()>,
+    ) -> io::Result<Vec<Range<u64>>> {
         let mut lost: Vec<Range<u64>> = Vec::new();
         let mut lose = |r: Range<u64>| match lost.last_mut() {
             Some(l) if l.end == r.start => l.end = r.end,
-            _ => lost.push(r),
+            _ if r.start < r.end => lost.push(r),
+            _ => {}
         };
         let mut buf = vec![0; STEP];
-        let mut at = 0;
+        let mut end = 0;
         for e in &self.extents {
-            zeros(out, e.offset - at)?;
-            if e.offset > at {
-                lose(at..e.offset);
-            }
-            at = e.offset;
-            let end = e.offset + e.len;
+            lose(end..e.offset);
+            end = e.offset + e.len;
+            let mut at = e.offset;
             while at < end {
                 let n = (end - at).min(STEP as u64);
                 let piece = &mut buf[..usize::try_from(n).unwrap_or(STEP)];
                 let pa = e.pa.saturating_add(at - e.offset);
-                for (i, page) in piece.chunks_mut(4096).enumerate() {
-                    let inside = i as u64 * 4096;
-                    if memory.read_phys(pa.saturating_add(inside), page).is_err() {
-                        page.fill(0);
-                        lose(at + inside..at + inside + page.len() as u64);
+                if memory.read_phys(pa, piece).is_ok() {
+                    out(at, piece)?;
+                } else {
+                    for (i, page) in piece.chunks_mut(PAGE).enumerate() {
+                        let inside = (i * PAGE) as u64;
+                        if memory.read_phys(pa.saturating_add(inside), page).is_ok() {
+                            out(at + inside, page)?;
+                        } else {
+                            lose(at + inside..at + inside + page.len() as u64);
+                        }
                     }
                 }
-                out.write_all(piece)?;
                 at += n;
             }
         }
-        zeros(out, self.size - at)?;
-        if self.size > at {
-            lose(at..self.size);
-        }
+        lose(end..self.size);
+        Ok(lost)
+    }
+
+    /// Writes it, holes as zeros. Gives the ranges that were zeros for want of bytes, as
+    /// [`pieces`](Self::pieces) does.
+    pub fn write(&self, memory: &dyn PhysRead, out: &mut dyn Write) -> io::Result<Vec<Range<u64>>> {
+        let mut done = 0;
+        let lost = self.pieces(memory, &mut |at, piece| {
+            zeros(out, at - done)?;
+            done = at + piece.len() as u64;
+            out.write_all(piece)
+        })?;
+        zeros(out, self.size - done)?;
         Ok(lost)
     }
 }
