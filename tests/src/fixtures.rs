@@ -15,6 +15,35 @@ pub struct Planted {
     pub rules: PathBuf,
 }
 
+/// A capture of a real machine and what the machine said of itself.
+#[derive(Clone, Debug)]
+pub struct Capture {
+    /// The raw image.
+    pub image: PathBuf,
+    /// What the machine said.
+    pub truth: serde_json::Value,
+}
+
+/// The capture for everyday tests, which `tests/run` has built by `tests/captures`.
+pub fn capture() -> &'static Capture {
+    static OPENED: OnceLock<Capture> = OnceLock::new();
+    OPENED.get_or_init(|| {
+        let all = std::env::var_os("RAMSIFT_CAPTURES").map_or_else(
+            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.test-tools/captures"),
+            PathBuf::from,
+        );
+        let dir = all.join("deb6.1-cloud-256m-zerofree");
+        let (image, truth) = (dir.join("memory.raw"), dir.join("truth.json"));
+        let text = std::fs::read(&truth).unwrap_or_else(|e| {
+            panic!("{}: {e}; tests/captures builds it", truth.display());
+        });
+        Capture {
+            image: image.canonicalize().expect("memory.raw beside truth.json"),
+            truth: serde_json::from_slice(&text).expect("truth is JSON"),
+        }
+    })
+}
+
 /// The 64 MiB planted image, made once.
 pub fn planted() -> &'static Planted {
     static MADE: OnceLock<Planted> = OnceLock::new();

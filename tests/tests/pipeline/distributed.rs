@@ -28,12 +28,16 @@ pub(crate) fn submit(c: &Cluster, args: &[&str]) -> String {
 }
 
 /// All rows of a job's tables as text, without what names the run.
-fn tables(objects: Arc<dyn Objects>, job: &str) -> Vec<(String, Vec<String>)> {
+pub(crate) fn tables(
+    objects: Arc<dyn Objects>,
+    job: &str,
+    names: &[&str],
+) -> Vec<(String, Vec<String>)> {
     block_on(async {
         let t = Tables::new(objects, &QueryLimits::default()).expect("session");
         t.register_jobs(&[job.to_owned()]).await.expect("tables");
         let mut out = Vec::new();
-        for table in ["findings", "events", "artifacts", "coverage", "system"] {
+        for table in names.iter().copied() {
             // A pack lies in its job's folder; its name after that is the hash of its content.
             let columns = match table {
                 "artifacts" => "* EXCLUDE (object), regexp_replace(object, '^.*/', '') AS object",
@@ -146,9 +150,10 @@ fn results_survive_killed_workers_aggregator_broker_and_ledger() {
     let local_job = block_on(local.list_folders("jobs/"))
         .expect("jobs")
         .remove(0);
-    for ((table, a), (_, b)) in tables(results, &job)
+    let names = ["findings", "events", "artifacts", "coverage", "system"];
+    for ((table, a), (_, b)) in tables(results, &job, &names)
         .into_iter()
-        .zip(tables(local, &local_job))
+        .zip(tables(local, &local_job, &names))
     {
         assert!(!a.is_empty(), "{table} is empty");
         let (a, b) = (without_inference(a), without_inference(b));

@@ -6,5 +6,6 @@ mod embedded;
 mod faults;
 mod helm;
 mod measure;
+mod structured;
 mod telemetry;
 mod yara_oracle;
