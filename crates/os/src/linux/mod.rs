@@ -9,21 +9,31 @@
 
 mod arguments;
 mod boottime;
+mod fields;
+mod files;
 mod lsmod;
+mod lsof;
+mod mountinfo;
 mod object;
 mod open;
+mod path;
 mod pslist;
 mod recover;
 mod space;
 mod time;
 mod walk;
+mod xarray;
 
+pub use fields::Fields;
+pub use files::OpenFile;
 pub use object::Object;
 pub use open::{OpenError, open};
+pub use path::{Dentry, Paths};
 pub use recover::{Content, Extent, Recover, Recovered};
 pub use space::{AddressSpace, ReadError};
 pub use time::Clock;
 pub use walk::Walk;
+pub use xarray::{Slot, Visit};
 
 use crate::table::{Column, Table};
 use ramsift_symbols::{SymbolTable, TypeError};
@@ -50,6 +60,8 @@ pub const VIEWS: &[LinuxView] = &[
     arguments::ENVARS,
     lsmod::LSMOD,
     boottime::BOOTTIME,
+    lsof::LSOF,
+    mountinfo::MOUNTINFO,
 ];
 
 /// A view by its name.

@@ -20,6 +20,11 @@ impl<'k> Object<'k> {
         Self { kernel, ty, va }
     }
 
+    /// The kernel that it belongs to.
+    pub fn kernel(&self) -> &'k Kernel<'k> {
+        self.kernel
+    }
+
     fn field(&self, path: &str) -> Result<Field, TypeError> {
         self.kernel.symbols.types().field(self.ty, path)
     }

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod common;
+mod files;
 mod kernel;
 mod processes;
 mod system;
