@@ -7,13 +7,25 @@
 //!
 //! Which fields a struct has decides how it is read, never the kernel's version.
 
+mod areas;
 mod arguments;
 mod boottime;
+mod check_idt;
+mod check_syscall;
+mod code;
 mod fields;
 mod files;
+mod ftrace;
+mod hidden_modules;
+mod hooks;
+mod keyboard_notifiers;
+mod kprobes;
 mod lsmod;
 mod lsof;
+mod machine;
+mod module;
 mod mountinfo;
+mod netfilter;
 mod object;
 mod open;
 mod path;
@@ -24,8 +36,10 @@ mod time;
 mod walk;
 mod xarray;
 
+pub use code::{CodeMap, Owner};
 pub use fields::Fields;
 pub use files::OpenFile;
+pub use module::Part;
 pub use object::Object;
 pub use open::{OpenError, open};
 pub use path::{Dentry, Paths};
@@ -60,6 +74,13 @@ pub const VIEWS: &[LinuxView] = &[
     arguments::ENVARS,
     lsmod::LSMOD,
     boottime::BOOTTIME,
+    hidden_modules::HIDDEN_MODULES,
+    check_syscall::CHECK_SYSCALL,
+    check_idt::CHECK_IDT,
+    netfilter::NETFILTER,
+    ftrace::FTRACE,
+    kprobes::KPROBES,
+    keyboard_notifiers::KEYBOARD_NOTIFIERS,
     lsof::LSOF,
     mountinfo::MOUNTINFO,
 ];

@@ -3,6 +3,7 @@
 
 mod common;
 mod files;
+mod integrity;
 mod kernel;
 mod processes;
 mod system;
