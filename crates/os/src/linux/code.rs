@@ -134,6 +134,16 @@ pub(super) struct Hidden {
     pub(super) parts: Vec<Part>,
 }
 
+/// A piece of generated code.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Generated {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) name: String,
+    /// What /proc/kallsyms has in the module's place.
+    pub(super) of: &'static str,
+}
+
 type Symbols = Rc<Vec<ModuleSymbol>>;
 
 /// The kernel's code, by address.
@@ -142,6 +152,7 @@ pub struct CodeMap<'k> {
     kernel: &'k Kernel<'k>,
     regions: BTreeMap<u64, Region>,
     hidden: Vec<Hidden>,
+    generated: Vec<Generated>,
     symbols: RefCell<HashMap<u64, Symbols>>,
 }
 
@@ -156,6 +167,7 @@ impl<'k> CodeMap<'k> {
             kernel,
             regions: BTreeMap::new(),
             hidden: Vec::new(),
+            generated: Vec::new(),
             symbols: RefCell::default(),
         };
         let (start, end) = (kernel.address("_stext")?, kernel.address("_etext")?);
@@ -187,6 +199,15 @@ impl<'k> CodeMap<'k> {
         if start < end && !self.regions.contains_key(&start) {
             self.regions.insert(start, Region { end, text, whose });
         }
+    }
+
+    fn note(&mut self, start: u64, end: u64, name: &str, of: &'static str) {
+        self.generated.push(Generated {
+            start,
+            end,
+            name: name.into(),
+            of,
+        });
     }
 
     fn modules(&mut self, doubts: &mut Vec<String>) -> Result<(), LinuxError> {
@@ -231,7 +252,9 @@ impl<'k> CodeMap<'k> {
         for va in walk.items {
             let [start, end] = fields.read(kernel, va)?;
             let name = kernel.object("bpf_ksym", va).text("name")?;
-            self.add(start, end, end, Whose::Bpf(name.as_str().into()));
+            let name: Rc<str> = name.as_str().into();
+            self.note(start, end, &name, "bpf");
+            self.add(start, end, end, Whose::Bpf(name));
         }
         Ok(())
     }
@@ -263,6 +286,7 @@ impl<'k> CodeMap<'k> {
                 of: format!("ftrace trampoline of {handler}").as_str().into(),
                 known: handler.is_known(),
             };
+            self.note(start, end, "ftrace_trampoline", "__builtin__ftrace");
             self.add(start, end, end, whose);
         }
         Ok(())
@@ -275,9 +299,13 @@ impl<'k> CodeMap<'k> {
             .types()
             .field("kprobe_insn_cache", "pages")?
             .offset;
-        for (name, of) in [
-            ("kprobe_insn_slots", "slot of a kprobe"),
-            ("kprobe_optinsn_slots", "slot of an optimised kprobe"),
+        for (name, page, of) in [
+            ("kprobe_insn_slots", "kprobe_insn_page", "slot of a kprobe"),
+            (
+                "kprobe_optinsn_slots",
+                "kprobe_optinsn_page",
+                "slot of an optimised kprobe",
+            ),
         ] {
             let Ok(cache) = kernel.address(name) else {
                 continue;
@@ -287,6 +315,7 @@ impl<'k> CodeMap<'k> {
             for va in walk.items {
                 let start = kernel.object("kprobe_insn_page", va).number("insns")?;
                 let end = start.saturating_add(4096);
+                self.note(start, end, page, "__builtin__kprobes");
                 let whose = Whose::Trampoline {
                     of: of.into(),
                     known: true,
@@ -300,6 +329,11 @@ impl<'k> CodeMap<'k> {
     /// Modules that are missing from the list.
     pub(super) fn hidden(&self) -> &[Hidden] {
         &self.hidden
+    }
+
+    /// Generated code, under the names that /proc/kallsyms has for it.
+    pub(super) fn generated(&self) -> &[Generated] {
+        &self.generated
     }
 
     /// The region that an address lies in: of regions inside each other (a program in its pack)

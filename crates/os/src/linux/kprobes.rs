@@ -13,6 +13,7 @@
 use super::hooks::judge;
 use super::{CodeMap, Kernel, LinuxError, LinuxView, Object};
 use crate::table::{Column, Kind, Table, Value, column};
+use std::collections::BTreeSet;
 
 /// `linux/kprobes`.
 pub(super) const KPROBES: LinuxView = LinuxView {
@@ -134,4 +135,25 @@ fn row(
         judge(out, code, "kprobe_hook", &what, handler);
     }
     Ok(())
+}
+
+/// The addresses that are probed.
+pub(super) fn addresses(
+    kernel: &Kernel<'_>,
+    doubts: &mut Vec<String>,
+) -> Result<BTreeSet<u64>, LinuxError> {
+    let table = kernel.address("kprobe_table")?;
+    let types = kernel.symbols.types();
+    let node = types.field("kprobe", "hlist")?.offset;
+    let addr = types.field("kprobe", "addr")?.offset;
+    let mut out = BTreeSet::new();
+    for i in 0..BUCKETS {
+        let first = kernel.space.u64(table.wrapping_add(i * 8))?;
+        let walk = kernel.chain(first, 0, 0);
+        doubts.extend(walk.broken);
+        for n in walk.items {
+            out.insert(kernel.space.u64(n.wrapping_sub(node).wrapping_add(addr))?);
+        }
+    }
+    Ok(out)
 }

@@ -10,20 +10,26 @@
 mod areas;
 mod arguments;
 mod boottime;
+mod check_afinfo;
 mod check_idt;
 mod check_syscall;
 mod code;
+mod ebpf;
 mod fields;
 mod files;
 mod ftrace;
 mod hidden_modules;
 mod hooks;
+mod inline_hooks;
+mod kallsyms;
 mod keyboard_notifiers;
+mod kmsg;
 mod kprobes;
 mod lsmod;
 mod lsof;
 mod machine;
 mod module;
+mod module_extract;
 mod mountinfo;
 mod netfilter;
 mod object;
@@ -33,6 +39,8 @@ mod pslist;
 mod recover;
 mod space;
 mod time;
+mod tty_check;
+mod uname;
 mod walk;
 mod xarray;
 
@@ -74,13 +82,22 @@ pub const VIEWS: &[LinuxView] = &[
     arguments::ENVARS,
     lsmod::LSMOD,
     boottime::BOOTTIME,
+    uname::UNAME,
+    uname::CMDLINE,
+    kmsg::KMSG,
+    kallsyms::KALLSYMS,
+    ebpf::EBPF,
+    module_extract::MODULE_EXTRACT,
     hidden_modules::HIDDEN_MODULES,
     check_syscall::CHECK_SYSCALL,
     check_idt::CHECK_IDT,
+    check_afinfo::CHECK_AFINFO,
     netfilter::NETFILTER,
     ftrace::FTRACE,
     kprobes::KPROBES,
     keyboard_notifiers::KEYBOARD_NOTIFIERS,
+    tty_check::TTY_CHECK,
+    inline_hooks::INLINE_HOOKS,
     lsof::LSOF,
     mountinfo::MOUNTINFO,
 ];

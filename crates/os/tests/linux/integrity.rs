@@ -303,3 +303,104 @@ fn a_hidden_module_is_found_in_every_other_place() {
         );
     });
 }
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn patched_functions_are_those_that_are_probed() {
+    each(|c, k| {
+        let (t, rows) = flagged(c, k, "linux/inline_hooks", "inline_hook");
+        let name = |r: usize| text(&t, r, "function");
+        let got: BTreeSet<&str> = (0..t.rows.len()).map(name).collect();
+        // The scenario's kprobe, in all captures; and what the tampering module hooked.
+        let mut want: BTreeSet<&str> = ["do_sys_openat2"].into();
+        let tamper = &c.truth["tamper"];
+        for hook in ["kprobe", "ftrace"] {
+            want.extend(tamper[hook]["function"].as_str());
+        }
+        assert_eq!(got, want, "{}", c.name);
+        if tamper.is_null() {
+            return;
+        }
+        let [row] = rows[..] else {
+            panic!("{}: {rows:?}", c.name)
+        };
+        assert_eq!(name(row), tamper["ftrace"]["function"].as_str().unwrap());
+        assert_eq!(number(&t, row, "va"), hex(&tamper["ftrace"]["address"]));
+        // /sys/kernel/tracing/enabled_functions tells the trampoline.
+        let line = tamper["ftrace"]["enabled_functions"]
+            .as_str()
+            .unwrap()
+            .lines();
+        let line = line.filter(|l| l.starts_with("vfs_rmdir")).next().unwrap();
+        let at = line
+            .split("tramp: 0x")
+            .nth(1)
+            .unwrap()
+            .split(' ')
+            .next()
+            .unwrap();
+        let at = i128::from_str_radix(at, 16).unwrap();
+        assert_eq!(number(&t, row, "target"), at);
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn files_of_proc_net_are_the_kernels() {
+    each(|c, k| {
+        let (t, _) = flagged(c, k, "linux/check_afinfo", "proc_net_hook");
+        assert_eq!(t.anomalies, [], "{}", c.name);
+        let init = c.truth["ps"]["1"]["ns"]["net"].as_str().unwrap();
+        let init: i128 = init[5..init.len() - 1].parse().unwrap();
+        let names: BTreeSet<&str> = (0..t.rows.len())
+            .filter(|r| number(&t, *r, "net_ns") == init && text(&t, *r, "member") == "show")
+            .map(|r| text(&t, r, "name"))
+            .collect();
+        // All files that the truth could read; 7.x has no udplite.
+        for (name, content) in c.truth["net"].as_object().unwrap() {
+            assert!(
+                content.is_null() || names.contains(&name[..]),
+                "{} {name}",
+                c.name
+            );
+        }
+        let show = |r: &usize| text(&t, *r, "name") == "tcp" && text(&t, *r, "member") == "show";
+        for r in (0..t.rows.len()).filter(show) {
+            assert_eq!(text(&t, r, "symbol"), "tcp4_seq_show", "{}", c.name);
+        }
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn terminals_are_the_kernels() {
+    each(|c, k| {
+        let (t, _) = flagged(c, k, "linux/tty_check", "tty_hook");
+        assert_eq!(t.anomalies, [], "{}", c.name);
+        let all = 0..t.rows.len();
+        let has = |name: &str, kind: &str, member: &str, symbol: &str| {
+            all.clone().any(|r| {
+                text(&t, r, "name") == name
+                    && text(&t, r, "kind") == kind
+                    && text(&t, r, "member") == member
+                    && text(&t, r, "symbol") == symbol
+            })
+        };
+        // The console that every guest has.
+        assert!(has("ttyS", "driver", "write", "uart_write"), "{}", c.name);
+        assert!(
+            has("ttyS0", "discipline", "receive_buf", "n_tty_receive_buf"),
+            "{}",
+            c.name
+        );
+    });
+}
