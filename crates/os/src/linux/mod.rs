@@ -7,16 +7,34 @@
 //!
 //! Which fields a struct has decides how it is read, never the kernel's version.
 
+mod areas;
 mod arguments;
 mod boottime;
+mod check_afinfo;
+mod check_idt;
+mod check_syscall;
+mod code;
+mod ebpf;
 mod fields;
 mod files;
 mod frames;
 mod hlist;
 mod inode;
+mod ftrace;
+mod hidden_modules;
+mod hooks;
+mod inline_hooks;
+mod kallsyms;
+mod keyboard_notifiers;
+mod kmsg;
+mod kprobes;
 mod lsmod;
 mod lsof;
+mod machine;
+mod module;
+mod module_extract;
 mod mountinfo;
+mod netfilter;
 mod object;
 mod open;
 mod pagecache;
@@ -30,13 +48,17 @@ mod space;
 mod time;
 mod tree;
 mod vmas;
+mod tty_check;
+mod uname;
 mod walk;
 mod xarray;
 
+pub use code::{CodeMap, Owner};
 pub use fields::Fields;
 pub use files::OpenFile;
 pub use frames::{Frame, frames};
 pub use inode::{Inode, Inodes, Pages as InodePages};
+pub use module::Part;
 pub use object::Object;
 pub use open::{OpenError, open};
 pub use pages::{PageState, PageStates};
@@ -74,6 +96,22 @@ pub const VIEWS: &[LinuxView] = &[
     arguments::ENVARS,
     lsmod::LSMOD,
     boottime::BOOTTIME,
+    uname::UNAME,
+    uname::CMDLINE,
+    kmsg::KMSG,
+    kallsyms::KALLSYMS,
+    ebpf::EBPF,
+    module_extract::MODULE_EXTRACT,
+    hidden_modules::HIDDEN_MODULES,
+    check_syscall::CHECK_SYSCALL,
+    check_idt::CHECK_IDT,
+    check_afinfo::CHECK_AFINFO,
+    netfilter::NETFILTER,
+    ftrace::FTRACE,
+    kprobes::KPROBES,
+    keyboard_notifiers::KEYBOARD_NOTIFIERS,
+    tty_check::TTY_CHECK,
+    inline_hooks::INLINE_HOOKS,
     lsof::LSOF,
     mountinfo::MOUNTINFO,
     pagecache::PAGECACHE_FILES,

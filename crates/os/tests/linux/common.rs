@@ -50,6 +50,7 @@ pub(crate) struct Capture {
     pub(crate) name: String,
     pub(crate) image: Image,
     pub(crate) truth: serde_json::Value,
+    pub(crate) info: serde_json::Value,
     pub(crate) anchors: Vec<Anchor>,
     pub(crate) runs: RunMap,
 }
@@ -146,6 +147,7 @@ fn open(dir: &Path) -> Capture {
         name: dir.file_name().unwrap().to_string_lossy().into_owned(),
         image: Image { bytes, base },
         truth: json("truth.json"),
+        info: json("info.json"),
         anchors,
         runs,
     }

@@ -4,6 +4,7 @@
 mod common;
 mod files;
 mod frames;
+mod integrity;
 mod kernel;
 mod network;
 mod processes;

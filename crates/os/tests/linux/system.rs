@@ -1,6 +1,10 @@
 //! Views of the machine as a whole: clocks, names, logs.
 
-use crate::common::{build, each, number};
+use crate::common::{build, each, number, text};
+use ramsift_os::linux;
+use ramsift_os::table::Value;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 
 #[test]
 #[cfg_attr(
@@ -31,5 +35,265 @@ fn the_clock_is_the_machines() {
             "{}",
             c.name
         );
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn the_log_is_what_dmesg_showed() {
+    each(|c, k| {
+        let t = build(k, "linux/kmsg");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        let levels = [
+            "emerg", "alert", "crit", "err", "warn", "notice", "info", "debug",
+        ];
+        let mut got = Vec::new();
+        for r in 0..t.rows.len() {
+            let level = levels
+                .iter()
+                .position(|l| *l == text(&t, r, "level"))
+                .unwrap();
+            let priority = number(&t, r, "facility") * 8 + level as i128;
+            let ns = number(&t, r, "time_ns");
+            // dmesg cuts the time to microseconds.
+            // Further lines of a record stand below the first one's text.
+            let (s, us) = (ns / 1_000_000_000, ns % 1_000_000_000 / 1000);
+            let mut start = format!("<{priority}>[{s:>5}.{us:06}] ");
+            for line in text(&t, r, "text").split('\n') {
+                got.push(format!("{start}{line}"));
+                start = " ".repeat(start.len());
+            }
+        }
+        let want: Vec<&str> = c.truth["dmesg"].as_str().unwrap().lines().collect();
+        // What was logged after the truth comes behind it.
+        let equal = got.len() >= want.len() && got.iter().zip(&want).all(|(g, w)| g == w);
+        let differ = got.iter().zip(&want).find(|(g, w)| g != w);
+        assert!(
+            equal,
+            "{}: {} of {}: {differ:?}",
+            c.name,
+            got.len(),
+            want.len()
+        );
+        let clock = k.clock().unwrap();
+        for e in &t.events {
+            let ns = u64::try_from(number(&t, e.row, "time_ns")).unwrap();
+            assert_eq!(Some(e.time), clock.utc(ns), "{}", c.name);
+        }
+        assert_eq!(t.events.len(), t.rows.len(), "{}", c.name);
+        // Only a module from outside taints.
+        let tainted = c.truth["taint"].as_str().unwrap().trim() != "0";
+        assert_eq!(
+            !t.anomalies.is_empty(),
+            tainted,
+            "{}: {:?}",
+            c.name,
+            t.anomalies
+        );
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn names_and_command_line_are_the_machines() {
+    each(|c, k| {
+        let t = build(k, "linux/cmdline");
+        let want = c.truth["cmdline"].as_str().unwrap();
+        assert_eq!(
+            text(&t, 0, "command_line"),
+            want.trim_end_matches('\n'),
+            "{}",
+            c.name
+        );
+        let t = build(k, "linux/uname");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        let mut want: BTreeMap<i128, i128> = BTreeMap::new();
+        for p in c.truth["ps"].as_object().unwrap().values() {
+            if let Some(ns) = p["ns"]["uts"].as_str() {
+                *want
+                    .entry(ns[5..ns.len() - 1].parse().unwrap())
+                    .or_default() += 1;
+            }
+        }
+        let rows = 0..t.rows.len();
+        let got: BTreeSet<i128> = rows.clone().map(|r| number(&t, r, "uts_ns")).collect();
+        assert_eq!(got, want.keys().copied().collect(), "{}", c.name);
+        let init = c.truth["ps"]["1"]["ns"]["uts"].as_str().unwrap();
+        let init: i128 = init[5..init.len() - 1].parse().unwrap();
+        let row = rows
+            .clone()
+            .find(|r| number(&t, *r, "uts_ns") == init)
+            .unwrap();
+        let names = c.truth["uname"].as_array().unwrap();
+        for (column, name) in ["sysname", "nodename", "release", "version", "machine"]
+            .iter()
+            .zip(names)
+        {
+            assert_eq!(text(&t, row, column), name.as_str().unwrap(), "{}", c.name);
+        }
+        // The scenario's namespace has a name of its own.
+        assert!(
+            rows.clone()
+                .any(|r| text(&t, r, "nodename") == "lab-container"),
+            "{}",
+            c.name
+        );
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn symbols_are_those_of_proc_kallsyms() {
+    each(|c, k| {
+        let t = build(k, "linux/kallsyms");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        let row = |r: usize| {
+            let module = match t.cell(r, "module") {
+                Some(Value::Text(m)) => format!("\t[{m}]"),
+                _ => String::new(),
+            };
+            let (va, kind) = (number(&t, r, "va"), text(&t, r, "kind"));
+            format!("{va:016x} {kind} {}{module}", text(&t, r, "name"))
+        };
+        let all: BTreeSet<String> = (0..t.rows.len()).map(row).collect();
+        for line in c.truth["kallsyms"].as_array().unwrap() {
+            let line = line.as_str().unwrap();
+            assert!(all.contains(line), "{}: {line}", c.name);
+        }
+        let own = c.truth["tamper"]["module"]["kallsyms"].as_object();
+        for (name, at) in own.into_iter().flatten() {
+            // Its init function is freed, and in ftrace's names only.
+            let gone = name == "lab_tamper_init";
+            let end = format!(" {name}\t[lab_tamper]");
+            let start = at.as_str().unwrap();
+            let has = all
+                .iter()
+                .any(|l| l.starts_with(start) && l.ends_with(&end));
+            assert!(has || gone, "{}: {name}", c.name);
+        }
+        // As many as the machine counted. A hidden module's are not among those, but for the init
+        // function in ftrace's names.
+        let hidden = |r: &usize| t.cell(*r, "hidden") == Some(&Value::Flag(true));
+        let hidden = (0..t.rows.len()).filter(hidden).count();
+        let left = c.truth["tamper"]["hidden"]["left in /proc/kallsyms"].as_object();
+        let lines = t.rows.len() - hidden + left.map_or(0, |l| l.len());
+        assert_eq!(
+            Some(lines as i64),
+            c.truth["kallsyms_lines"].as_i64(),
+            "{}",
+            c.name
+        );
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn the_scenarios_program_is_there() {
+    each(|c, k| {
+        let t = build(k, "linux/ebpf");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        let named = |r: &usize| text(&t, *r, "name") == "lab_filter";
+        let rows: Vec<usize> = (0..t.rows.len()).filter(named).collect();
+        let [row] = rows[..] else {
+            panic!("{}: {rows:?}", c.name)
+        };
+        assert_eq!(text(&t, row, "type"), "socket_filter", "{}", c.name);
+        assert_eq!(number(&t, row, "uid"), 0, "{}", c.name);
+        assert_eq!(number(&t, row, "instructions"), 2, "{}", c.name);
+        // Loaded by a process that started at most a minute before.
+        let pid = c.truth["notes"]["ebpf"].as_i64().unwrap().to_string();
+        let stat = c.truth["ps"][&pid]["stat"].as_str().unwrap();
+        let ticks: i128 = stat
+            .rsplit(") ")
+            .next()
+            .unwrap()
+            .split(' ')
+            .nth(19)
+            .unwrap()
+            .parse()
+            .unwrap();
+        let started = i128::from(k.clock().unwrap().boot().unwrap()) + ticks * 10_000;
+        let loaded = number(&t, row, "loaded");
+        assert!(
+            (started..started + 60_000_000).contains(&loaded),
+            "{}: {started} {loaded}",
+            c.name
+        );
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn recovered_modules_hold_their_sections() {
+    each(|c, k| {
+        let t = build(k, "linux/module_extract");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        let mut content = BTreeMap::new();
+        let mut doubts = Vec::new();
+        let recover = linux::by_name("linux/module_extract")
+            .unwrap()
+            .recover
+            .unwrap();
+        recover(k, &mut doubts, &mut |r| {
+            content.insert(r.name.clone(), r);
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+        assert_eq!(doubts, Vec::<String>::new(), "{}", c.name);
+        let modules = c.truth["modules"].as_str().unwrap().lines();
+        let mut names: BTreeSet<&str> = modules.map(|l| l.split(' ').next().unwrap()).collect();
+        names.extend(c.truth["tamper"]["module"]["name"].as_str());
+        let got: BTreeSet<&str> = content.keys().map(String::as_str).collect();
+        assert_eq!(got, names, "{}", c.name);
+        for (name, r) in &content {
+            let at = format!("{} {name}", c.name);
+            let c = &r.content;
+            assert!(
+                c.size() > 0 && c.present() == c.size(),
+                "{at}: {}",
+                c.present()
+            );
+            // The struct module is in it, and begins with its state and list; its name follows.
+            let mut out = Vec::new();
+            assert_eq!(c.write(k.space.memory(), &mut out).unwrap(), [], "{at}");
+            let needle = format!("{name}\0");
+            assert!(
+                out.windows(needle.len()).any(|w| w == needle.as_bytes()),
+                "{at}"
+            );
+        }
+        // Bytes at the place of a part are those at its address.
+        for row in 0..t.rows.len() {
+            let r = &content[text(&t, row, "name")];
+            let mut out = Vec::new();
+            r.content.write(k.space.memory(), &mut out).unwrap();
+            let (offset, base) = (
+                number(&t, row, "offset") as usize,
+                number(&t, row, "base") as u64,
+            );
+            let mut want = vec![0; number(&t, row, "size") as usize];
+            k.space.read(base, &mut want).unwrap();
+            assert_eq!(
+                out[offset..offset + want.len()],
+                want,
+                "{} row {row}",
+                c.name
+            );
+        }
     });
 }
