@@ -8,6 +8,7 @@
 //! Which fields a struct has decides how it is read, never the kernel's version.
 
 mod arguments;
+mod bash;
 mod fields;
 mod files;
 mod hlist;
@@ -15,6 +16,8 @@ mod inode;
 mod lsmod;
 mod lsof;
 mod mountinfo;
+mod neighbours;
+mod netdev;
 mod object;
 mod open;
 mod pagecache;
@@ -68,6 +71,9 @@ pub const VIEWS: &[LinuxView] = &[
     mountinfo::MOUNTINFO,
     pagecache::PAGECACHE_FILES,
     sockstat::SOCKSTAT,
+    netdev::IP_ADDR,
+    neighbours::NEIGHBOURS,
+    bash::BASH,
 ];
 
 /// A view by its name.

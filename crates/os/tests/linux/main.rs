@@ -6,3 +6,4 @@ mod files;
 mod kernel;
 mod network;
 mod processes;
+mod shell;
