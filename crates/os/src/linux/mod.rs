@@ -24,6 +24,7 @@ mod pagecache;
 mod path;
 mod pslist;
 mod recover;
+mod routes;
 mod sock;
 mod sockstat;
 mod space;
@@ -72,6 +73,7 @@ pub const VIEWS: &[LinuxView] = &[
     pagecache::PAGECACHE_FILES,
     sockstat::SOCKSTAT,
     netdev::IP_ADDR,
+    routes::IP_ROUTE,
     neighbours::NEIGHBOURS,
     bash::BASH,
 ];

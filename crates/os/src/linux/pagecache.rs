@@ -118,6 +118,9 @@ struct Place {
     mounts: Vec<(String, String)>,
 }
 
+/// Called for each inode, with its file system and the doubts so far.
+type Visit<'v> = dyn FnMut(&Inode, &Place, &mut Vec<String>) -> ControlFlow<()> + 'v;
+
 /// Names the files of all super blocks.
 pub(super) struct Namer<'k> {
     paths: Paths<'k>,
@@ -232,11 +235,7 @@ impl<'k> Namer<'k> {
     }
 
     /// Visits every cached inode until the visitor breaks off.
-    fn each(
-        &self,
-        doubts: &mut Vec<String>,
-        visit: &mut dyn FnMut(&Inode, &Place, &mut Vec<String>) -> ControlFlow<()>,
-    ) {
+    fn each(&self, doubts: &mut Vec<String>, visit: &mut Visit<'_>) {
         let mut order: Vec<_> = self.places.iter().collect();
         order.sort_by_key(|(sb, p)| (p.device, **sb));
         // An inode that is met in two lists is in a torn one.
