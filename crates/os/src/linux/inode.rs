@@ -77,6 +77,8 @@ impl Inode {
 const PAGE: u64 = 4096;
 /// Bytes of a recovered file at most; what a file claims beyond is cut behind its last page.
 const MAX_SIZE: u64 = 1 << 44;
+/// Separate stretches of a file in memory at most: 100 MB of them.
+const MAX_EXTENTS: usize = 4 << 20;
 /// Doubts about single pages of a file that are told one by one.
 const TOLD: usize = 4;
 
@@ -221,6 +223,19 @@ fn micros(seconds: u64, nanoseconds: u64) -> i64 {
     (seconds as i64)
         .saturating_mul(1_000_000)
         .saturating_add(fraction as i64)
+}
+
+/// Adds a stretch; neighbours in both spaces become one.
+fn gather(found: &mut Vec<Extent>, e: Extent) {
+    match found.last_mut() {
+        Some(l)
+            if l.offset.checked_add(l.len) == Some(e.offset)
+                && l.pa.0.checked_add(l.len) == Some(e.pa.0) =>
+        {
+            l.len = l.len.saturating_add(e.len);
+        }
+        _ => found.push(e),
+    }
 }
 
 /// Finds the memory of pages by their descriptors.

@@ -28,6 +28,8 @@ mod routes;
 mod sock;
 mod sockstat;
 mod space;
+#[cfg(test)]
+mod testing;
 mod tree;
 mod walk;
 mod xarray;

@@ -78,6 +78,8 @@ const ROUTES: &[Column] = &[
 const CHAINS: u64 = 256;
 /// Nodes of one table at most: more than the whole Internet's routes.
 const MAX: usize = 8 << 20;
+/// Bits of a node of the trie at most: it has two to the power of that as children.
+const MAX_BITS: u64 = 22;
 /// Next hops of one route at most.
 const MAX_HOPS: u64 = 1024;
 /// `RTN_RTINFO`: the node has routes of its own.
@@ -208,7 +210,7 @@ impl<'k> Reader<'k> {
             };
             let children = f.address(at, 3);
             if bits != 0 {
-                if pos.saturating_add(bits) > 32 {
+                if pos.saturating_add(bits) > 32 || stack.len() >= MAX || bits > MAX_BITS {
                     out.doubts
                         .push(format!("key_vector at {at:#x}: {bits} bits from bit {pos}"));
                     continue;
