@@ -3,6 +3,7 @@
 
 mod common;
 mod files;
+mod hostile;
 mod kernel;
 mod network;
 mod processes;
