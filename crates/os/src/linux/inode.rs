@@ -77,6 +77,10 @@ impl Inode {
 const PAGE: u64 = 4096;
 /// Bytes of a recovered file at most; what a file claims beyond is cut behind its last page.
 const MAX_SIZE: u64 = 1 << 44;
+/// Separate stretches of a file in memory at most: 100 MB of them.
+const MAX_EXTENTS: usize = 4 << 20;
+/// Pages of a large page at most: 1 GiB of them.
+const MAX_FOLIO: u64 = 1 << 18;
 /// Doubts about single pages of a file that are told one by one.
 const TOLD: usize = 4;
 
@@ -223,6 +227,19 @@ fn micros(seconds: u64, nanoseconds: u64) -> i64 {
         .saturating_add(fraction as i64)
 }
 
+/// Adds a stretch; neighbours in both spaces become one.
+fn gather(found: &mut Vec<Extent>, e: Extent) {
+    match found.last_mut() {
+        Some(l)
+            if l.offset.checked_add(l.len) == Some(e.offset)
+                && l.pa.0.checked_add(l.len) == Some(e.pa.0) =>
+        {
+            l.len = l.len.saturating_add(e.len);
+        }
+        _ => found.push(e),
+    }
+}
+
 /// Finds the memory of pages by their descriptors.
 #[derive(Clone, Debug)]
 pub struct Pages<'k> {
@@ -272,18 +289,22 @@ impl<'k> Pages<'k> {
 
     /// What an entry of a page cache says about `count` pages from `index` on: their place in memory,
     /// or why there is none.
-    fn place(&self, mapping: u64, index: u64, entry: u64) -> Result<PhysAddr, String> {
+    fn place(&self, mapping: u64, index: u64, count: u64, entry: u64) -> Result<Extent, String> {
         let bad = |why: String| format!("struct page at {entry:#x}: {why}");
+        let (Some(offset), 1..=MAX_FOLIO) = (index.checked_mul(PAGE), count) else {
+            return Err(bad(format!("{count} pages of a file from {index} on")));
+        };
         let [owner, at, flags, compound] = self
             .page
             .read(self.kernel, entry)
             .map_err(|e| bad(e.to_string()))?;
-        let pa = self
+        let mut pa = self
             .physical(entry)
             .ok_or_else(|| bad("it is no page descriptor".into()))?;
+        let len = count * PAGE;
         // Of the pages behind the first of a large one only the first says whose it is.
         if compound & 1 != 0 {
-            return Ok(pa);
+            return Ok(Extent { offset, pa, len });
         }
         if owner != mapping {
             return Err(bad(format!(
@@ -292,18 +313,19 @@ impl<'k> Pages<'k> {
         }
         let large = flags & 1u64.checked_shl(self.head_bit).unwrap_or(0) != 0;
         match index.checked_sub(at) {
-            Some(0) => Ok(pa),
+            Some(0) => {}
             // Older kernels enter the first page of a large one in each slot.
-            Some(n) if large && n < 1 << 18 => Ok(PhysAddr(pa.0.saturating_add(n * PAGE))),
-            _ => Err(bad(format!("it is page {at} of the file, not {index}"))),
+            Some(n) if large && n < MAX_FOLIO => pa = PhysAddr(pa.0.saturating_add(n * PAGE)),
+            _ => return Err(bad(format!("it is page {at} of the file, not {index}"))),
         }
+        Ok(Extent { offset, pa, len })
     }
 
     /// The cached content of a file, holes where pages are not in memory.
     pub fn content(&self, i: &Inode, doubts: &mut Vec<String>) -> Result<Content, LinuxError> {
         let size = u64::try_from(i.size).unwrap_or(0);
         let mut found: Vec<Extent> = Vec::new();
-        let (mut bad, mut swapped) = (Vec::new(), 0u64);
+        let (mut told, mut bad, mut swapped) = (Vec::new(), 0usize, 0u64);
         let tree = self.kernel.object("address_space", i.mapping);
         let root = if tree.has("i_pages") {
             tree.at("i_pages")?
@@ -311,27 +333,34 @@ impl<'k> Pages<'k> {
             tree.at("page_tree")?
         };
         let mut broken = Vec::new();
-        self.kernel
-            .xarray(root, &mut broken, &mut |index, count, slot| {
-                match slot {
-                    Slot::Pointer(p) => match self.place(i.mapping, index, p) {
-                        Ok(pa) => {
-                            let (offset, len) = (index.checked_mul(PAGE), count.checked_mul(PAGE));
-                            if let (Some(offset), Some(len)) = (offset, len) {
-                                found.push(Extent { offset, pa, len });
-                            }
-                        }
-                        Err(e) => bad.push(e),
-                    },
-                    Slot::Value(_) => swapped += count,
+        let mut visit = |index: u64, count: u64, slot: Slot| {
+            let Slot::Pointer(entry) = slot else {
+                swapped = swapped.saturating_add(count);
+                return ControlFlow::Continue(());
+            };
+            match self.place(i.mapping, index, count, entry) {
+                Ok(e) => gather(&mut found, e),
+                Err(e) => {
+                    bad += 1;
+                    if told.len() < TOLD {
+                        told.push(e);
+                    }
                 }
-                ControlFlow::Continue(())
-            })?;
+            }
+            match found.len() {
+                ..MAX_EXTENTS => ControlFlow::Continue(()),
+                _ => ControlFlow::Break(()),
+            }
+        };
+        self.kernel.xarray(root, &mut broken, &mut visit)?;
         let what = |d: &str| format!("inode {} at {:#x}: {d}", i.number, i.va);
         doubts.extend(broken.iter().map(|d| what(d)));
-        doubts.extend(bad.iter().take(TOLD).map(|d| what(d)));
-        if bad.len() > TOLD {
-            doubts.push(what(&format!("{} more such pages", bad.len() - TOLD)));
+        doubts.extend(told.iter().map(|d| what(d)));
+        if bad > TOLD {
+            doubts.push(what(&format!("{} more such pages", bad - TOLD)));
+        }
+        if found.len() >= MAX_EXTENTS {
+            doubts.push(what("it lies in too many pieces, the rest is left out"));
         }
         // In other file systems than tmpfs these remember when a page was dropped.
         if swapped > 0 && self.is_shmem(i) {

@@ -15,6 +15,7 @@ mod check_idt;
 mod check_syscall;
 mod code;
 mod ebpf;
+mod bash;
 mod fields;
 mod files;
 mod frames;
@@ -35,6 +36,8 @@ mod module;
 mod module_extract;
 mod mountinfo;
 mod netfilter;
+mod neighbours;
+mod netdev;
 mod object;
 mod open;
 mod pagecache;
@@ -42,10 +45,13 @@ mod pages;
 mod path;
 mod pslist;
 mod recover;
+mod routes;
 mod sock;
 mod sockstat;
 mod space;
 mod time;
+#[cfg(test)]
+mod testing;
 mod tree;
 mod vmas;
 mod tty_check;
@@ -116,6 +122,10 @@ pub const VIEWS: &[LinuxView] = &[
     mountinfo::MOUNTINFO,
     pagecache::PAGECACHE_FILES,
     sockstat::SOCKSTAT,
+    netdev::IP_ADDR,
+    routes::IP_ROUTE,
+    neighbours::NEIGHBOURS,
+    bash::BASH,
 ];
 
 /// A view by its name.

@@ -118,6 +118,29 @@ struct Place {
     mounts: Vec<(String, String)>,
 }
 
+/// All super blocks; where the kernel doesn't name their list, those that are mounted.
+fn super_blocks(
+    kernel: &Kernel<'_>,
+    inodes: &Inodes<'_>,
+    doubts: &mut Vec<String>,
+) -> Result<Vec<u64>, LinuxError> {
+    if kernel.address("super_blocks").is_ok() {
+        let walk = inodes.super_blocks()?;
+        doubts.extend(walk.broken);
+        return Ok(walk.items);
+    }
+    let mut found = HashSet::new();
+    for (ns, _) in namespaces(kernel, doubts)? {
+        for m in mounts(kernel, ns, doubts)? {
+            found.insert(kernel.object("mount", m).number("mnt.mnt_sb")?);
+        }
+    }
+    Ok(found.into_iter().collect())
+}
+
+/// Called for each inode, with its file system and the doubts so far.
+type Visit<'v> = dyn FnMut(&Inode, &Place, &mut Vec<String>) -> ControlFlow<()> + 'v;
+
 /// Names the files of all super blocks.
 pub(super) struct Namer<'k> {
     paths: Paths<'k>,
@@ -135,9 +158,7 @@ impl<'k> Namer<'k> {
             inodes: Inodes::new(kernel)?,
             places: HashMap::new(),
         };
-        let walk = n.inodes.super_blocks()?;
-        doubts.extend(walk.broken);
-        for sb in walk.items {
+        for sb in super_blocks(kernel, &n.inodes, doubts)? {
             let object = kernel.object("super_block", sb);
             let kind = object
                 .follow("s_type", "file_system_type")
@@ -232,11 +253,7 @@ impl<'k> Namer<'k> {
     }
 
     /// Visits every cached inode until the visitor breaks off.
-    fn each(
-        &self,
-        doubts: &mut Vec<String>,
-        visit: &mut dyn FnMut(&Inode, &Place, &mut Vec<String>) -> ControlFlow<()>,
-    ) {
+    fn each(&self, doubts: &mut Vec<String>, visit: &mut Visit<'_>) {
         let mut order: Vec<_> = self.places.iter().collect();
         order.sort_by_key(|(sb, p)| (p.device, **sb));
         // An inode that is met in two lists is in a torn one.

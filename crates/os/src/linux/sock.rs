@@ -58,6 +58,10 @@ impl Sockets {
 
 /// Buckets of a table at most: the kernel's own limit for TCP is 512 Ki.
 const MAX_BUCKETS: u64 = 16 << 20;
+/// Sockets of a table at most.
+const MAX_SOCKETS: usize = 8 << 20;
+/// Chains that break off and are told one by one.
+const TOLD: usize = 16;
 /// `SOCKFS_MAGIC` of `include/uapi/linux/magic.h`.
 const SOCKFS_MAGIC: u64 = 0x534f_434b;
 /// Protocols of netlink (`MAX_LINKS`).
@@ -68,10 +72,28 @@ pub(super) fn namespaces(
     kernel: &Kernel<'_>,
     doubts: &mut Vec<String>,
 ) -> Result<BTreeMap<u64, u64>, LinuxError> {
-    let walk = kernel.list(kernel.address("net_namespace_list")?, "net", "list")?;
-    doubts.extend(walk.broken);
+    let found = match kernel.address("net_namespace_list") {
+        Ok(head) => {
+            let walk = kernel.list(head, "net", "list")?;
+            doubts.extend(walk.broken);
+            walk.items
+        }
+        // Without names of data: those that processes are in.
+        Err(_) => {
+            let init = kernel.object("task_struct", kernel.address("init_task")?);
+            let mut tasks = vec![init];
+            tasks.extend(kernel.processes(doubts)?);
+            let mut nets = Vec::new();
+            for t in tasks {
+                if let Some(proxy) = t.follow("nsproxy", "nsproxy")? {
+                    nets.push(proxy.number("net_ns")?);
+                }
+            }
+            nets
+        }
+    };
     let mut out = BTreeMap::new();
-    for net in walk.items {
+    for net in found {
         match kernel.object("net", net).number("ns.inum") {
             Ok(n) => {
                 out.insert(net, n & 0xffff_ffff);
@@ -173,6 +195,15 @@ fn buckets(
     }
     let bytes = count * step;
     let mut raw = vec![0; usize::try_from(PIECE + step).unwrap_or(0)];
+    let mut bad = 0usize;
+    let mut tell = |why: String, doubts: &mut Vec<String>| {
+        bad += 1;
+        match bad {
+            ..=TOLD => doubts.push(why),
+            n if n == TOLD + 1 => doubts.push(format!("more like that in the table at {first:#x}")),
+            _ => {}
+        }
+    };
     let mut at = 0;
     while at < bytes {
         // Whole buckets.
@@ -181,15 +212,24 @@ fn buckets(
             .get_mut(..usize::try_from(n).unwrap_or(0))
             .unwrap_or_default();
         if let Err(e) = kernel.space.read(first.wrapping_add(at), piece) {
-            doubts.push(format!("buckets at {:#x}: {e}", first.wrapping_add(at)));
+            tell(
+                format!("buckets at {:#x}: {e}", first.wrapping_add(at)),
+                doubts,
+            );
         } else {
             for b in piece.chunks_exact(usize::try_from(step).unwrap_or(8)) {
                 let Some(head) = b.first_chunk::<8>() else {
                     continue;
                 };
                 let walk = kernel.chain(u64::from_le_bytes(*head), node);
-                doubts.extend(walk.broken);
+                if let Some(b) = walk.broken {
+                    tell(b, doubts);
+                }
                 out.extend(walk.items);
+                if out.len() > MAX_SOCKETS {
+                    doubts.push(format!("the table at {first:#x} has too many sockets"));
+                    return out;
+                }
             }
         }
         at += n;

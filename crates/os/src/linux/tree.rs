@@ -1,5 +1,5 @@
 //! The directory tree as the captured machine saw it: names that are in memory, through the mounts
-//! of the first mount namespace.
+//! of a mount namespace.
 //!
 //! ```text
 //! root mount -> dentry -> children: d_subdirs/d_child, from 6.8 d_children/d_sib
@@ -15,7 +15,7 @@
 
 use super::mountinfo::mounts;
 use super::path::{DELETED, Paths};
-use super::{Kernel, LinuxError};
+use super::{Kernel, LinuxError, Object};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 /// Nodes at most.
@@ -66,8 +66,20 @@ struct Builder<'k> {
 }
 
 impl FileTree {
-    /// The tree of the first process's mount namespace.
+    /// The tree of the first process: that of the machine.
     pub fn new(kernel: &Kernel<'_>) -> Result<Self, LinuxError> {
+        let mut doubts = Vec::new();
+        let tasks = kernel.processes(&mut doubts)?;
+        let mut tree = match tasks.first() {
+            Some(first) => Self::of(kernel, first)?,
+            None => Self::default(),
+        };
+        tree.doubts.splice(0..0, doubts);
+        Ok(tree)
+    }
+
+    /// The tree below the root of a task, with the mounts of its namespace: that of its container.
+    pub fn of(kernel: &Kernel<'_>, task: &Object<'_>) -> Result<Self, LinuxError> {
         let types = kernel.symbols.types();
         let children = match types.field("dentry", "d_children") {
             Ok(f) => Children::Chain(f.offset, types.field("dentry", "d_sib")?.offset),
@@ -81,20 +93,9 @@ impl FileTree {
             seen: HashSet::new(),
             tree: Self::default(),
         };
-        let mut doubts = Vec::new();
-        let tasks = kernel.processes(&mut doubts)?;
-        let first = tasks
-            .first()
-            .copied()
-            .map_or_else(|| kernel.address("init_task"), |t| Ok(t.va))?;
-        let first = kernel.object("task_struct", first);
-        b.tree.doubts = doubts;
-        b.mounts(
-            first
-                .follow("nsproxy", "nsproxy")?
-                .map_or(Ok(0), |p| p.number("mnt_ns"))?,
-        )?;
-        if let Some(fs) = first.follow("fs", "fs_struct")? {
+        let proxy = task.follow("nsproxy", "nsproxy")?;
+        b.mounts(proxy.map_or(Ok(0), |p| p.number("mnt_ns"))?)?;
+        if let Some(fs) = task.follow("fs", "fs_struct")? {
             let mount = b.paths.mount_of(fs.number("root.mnt")?);
             b.build(mount, fs.number("root.dentry")?);
         }

@@ -230,6 +230,19 @@ fn cached_inodes_are_the_files_that_the_machine_listed() {
         }
         let link = by_path["/srv/docs/link-to-report"];
         assert_eq!(text(&t, link, "type"), "LNK");
+        assert_eq!(
+            text(&t, link, "target"),
+            "/srv/docs/report.txt",
+            "{}",
+            c.name
+        );
+        // The times of files are on the timeline, those of /proc and /sys are not.
+        let at = |path: &str| t.events.iter().filter(|e| e.row == by_path[path]).count();
+        assert_eq!(at("/srv/docs/report.txt"), 3, "{}", c.name);
+        for e in &t.events {
+            let fs = text(&t, e.row, "filesystem");
+            assert!(!["proc", "sysfs"].contains(&fs), "{} {e:?}", c.name);
+        }
     });
 }
 
@@ -299,6 +312,7 @@ fn whole_files_of_the_page_cache_have_the_hash_that_the_machine_computed() {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn the_tree_leads_to_the_files_that_the_machine_listed() {
+    let inside = std::cell::Cell::new(0);
     each(|c, k| {
         let tree = linux::FileTree::new(k).unwrap();
         assert_eq!(tree.doubts, Vec::<String>::new(), "{}", c.name);
@@ -322,5 +336,19 @@ fn the_tree_leads_to_the_files_that_the_machine_listed() {
         };
         let want = ["dropper.sh", "keys.bin"].map(str::to_owned).into();
         assert_eq!(names("/mnt/ramdisk"), want, "{}", c.name);
+        // A container's own root.
+        if let Some(pid) = c.truth["notes"]["engine_child"].as_i64() {
+            inside.set(inside.get() + 1);
+            let tasks = k.processes(&mut Vec::new()).unwrap();
+            let is = |t: &&linux::Object<'_>| t.int("tgid").unwrap() == pid;
+            let task = tasks.iter().find(is).unwrap();
+            let tree = linux::FileTree::of(k, task).unwrap();
+            assert_eq!(tree.doubts, Vec::<String>::new(), "{}", c.name);
+            assert!(tree.find("/etc/lab-web.conf").is_some(), "{}", c.name);
+            assert_eq!(tree.find("/srv/docs/report.txt"), None, "{}", c.name);
+        }
     });
+    let made = |c: &Capture| c.truth["notes"]["engine_child"].is_i64();
+    let made = crate::common::captures().iter().filter(|c| made(c)).count();
+    assert_eq!(inside.get(), made);
 }

@@ -9,3 +9,8 @@ mod kernel;
 mod network;
 mod processes;
 mod system;
+mod hostile;
+mod kernel;
+mod network;
+mod processes;
+mod shell;

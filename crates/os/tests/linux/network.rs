@@ -282,3 +282,231 @@ fn sockets_lead_to_the_processes_that_ss_named() {
         assert_eq!(flagged, want, "{}", c.name);
     });
 }
+
+/// The namespace of the process that asked for the truth.
+fn first_namespace(c: &Capture) -> i128 {
+    let link = c.truth["ps"]["1"]["ns"]["net"].as_str().unwrap();
+    let n = link.trim_start_matches("net:[").trim_end_matches(']');
+    n.parse().unwrap()
+}
+
+/// Rows of the first namespace.
+fn rows(c: &Capture, t: &Table) -> Vec<usize> {
+    let first = first_namespace(c);
+    (0..t.rows.len())
+        .filter(|r| number(t, *r, "namespace") == first)
+        .collect()
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn interfaces_and_addresses_are_those_of_ip() {
+    each(|c, k| {
+        let t = build(k, "linux/ip_addr");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        let columns = [
+            "index",
+            "interface",
+            "mac",
+            "mtu",
+            "state",
+            "address",
+            "prefix",
+        ];
+        let got: BTreeSet<Vec<String>> = rows(c, &t)
+            .iter()
+            .map(|r| columns.iter().map(|n| cell(&t, *r, n)).collect())
+            .collect();
+        let mut want = BTreeSet::new();
+        let mut promiscuous = BTreeSet::new();
+        for i in c.truth["ip_addr"].as_array().unwrap() {
+            let of = |v: &serde_json::Value| v.as_str().map_or(v.to_string(), str::to_owned);
+            let interface: Vec<String> = ["ifindex", "ifname", "address", "mtu", "operstate"]
+                .iter()
+                .map(|n| of(&i[n]))
+                .collect();
+            let addresses = i["addr_info"].as_array().unwrap();
+            for a in addresses {
+                let mut row = interface.clone();
+                row.extend([of(&a["local"]), of(&a["prefixlen"])]);
+                want.insert(row);
+            }
+            if addresses.is_empty() {
+                let mut row = interface.clone();
+                row.extend([String::new(), String::new()]);
+                want.insert(row);
+            }
+            let flags = i["flags"].as_array().unwrap();
+            if flags.iter().any(|f| f == "PROMISC") {
+                promiscuous.insert(interface[1].clone());
+            }
+        }
+        assert_eq!(got, want, "{}", c.name);
+        let flagged: BTreeSet<String> = t
+            .anomalies
+            .iter()
+            .map(|a| {
+                assert_eq!(a.rule, "promiscuous_interface");
+                cell(&t, a.row, "interface")
+            })
+            .collect();
+        assert_eq!(flagged, promiscuous, "{}", c.name);
+        assert_eq!(t.anomalies.len(), 1, "{}", c.name);
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn neighbours_are_those_of_ip() {
+    each(|c, k| {
+        let t = build(k, "linux/neighbours");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        let got: BTreeMap<(String, String), (String, String)> = rows(c, &t)
+            .into_iter()
+            // ip leaves those out that need no neighbour: multicast, the loopback device.
+            .filter(|r| !["NOARP", "NONE"].contains(&text(&t, *r, "state")))
+            .map(|r| {
+                let of = |n: &str| cell(&t, r, n);
+                ((of("interface"), of("address")), (of("mac"), of("state")))
+            })
+            .collect();
+        let truth = c.truth["ip_neigh"].as_array().unwrap();
+        assert!(!truth.is_empty(), "{}", c.name);
+        assert_eq!(got.len(), truth.len(), "{}: {got:?}", c.name);
+        for n in truth {
+            let of = |key: &str| n[key].as_str().unwrap_or_default().to_owned();
+            let (mac, state) = &got[&(of("dev"), of("dst"))];
+            assert_eq!(*mac, of("lladdr"), "{} {n}", c.name);
+            // Its state goes on from one to the next in the seconds until the dump.
+            let was = n["state"][0].as_str().unwrap();
+            let fixed = ["PERMANENT", "STALE"];
+            assert!(
+                state == was || !fixed.contains(&was),
+                "{} {n}: {state}",
+                c.name
+            );
+        }
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn routes_are_those_of_ip() {
+    each(|c, k| {
+        let t = build(k, "linux/ip_route");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        let of = |r: usize, n: &str| cell(&t, r, n);
+        let route = |r: usize| {
+            let columns = [
+                "destination",
+                "prefix",
+                "gateway",
+                "interface",
+                "source",
+                "metric",
+                "protocol",
+                "scope",
+            ];
+            columns.iter().map(|n| of(r, n)).collect::<Vec<_>>()
+        };
+        let first = rows(c, &t);
+        let is = |r: &usize, family: &str, table: &str| {
+            of(*r, "family") == family && of(*r, "table") == table
+        };
+        let got: BTreeSet<Vec<String>> = first
+            .iter()
+            .filter(|r| is(r, "ipv4", "254"))
+            .map(|r| route(*r))
+            .collect();
+        let truth = c.truth["ip_route"].as_array().unwrap();
+        let want: BTreeSet<Vec<String>> = truth
+            .iter()
+            .map(|r| {
+                let of = |key: &str| r[key].as_str().unwrap_or_default().to_owned();
+                let (destination, prefix) = match r["dst"].as_str().unwrap() {
+                    "default" => ("0.0.0.0", "0"),
+                    d => d.split_once('/').unwrap_or((d, "32")),
+                };
+                let number = |key: &str, names: &[(&str, &str)], none: &str| {
+                    let name = r[key].as_str().unwrap_or(none);
+                    let n = names.iter().find(|n| n.0 == name);
+                    n.unwrap_or_else(|| panic!("{r}")).1.to_owned()
+                };
+                vec![
+                    destination.to_owned(),
+                    prefix.to_owned(),
+                    of("gateway"),
+                    of("dev"),
+                    of("prefsrc"),
+                    r["metric"].as_u64().unwrap_or(0).to_string(),
+                    // ip leaves out what is usual.
+                    number(
+                        "protocol",
+                        &[("kernel", "2"), ("boot", "3"), ("dhcp", "16")],
+                        "boot",
+                    ),
+                    number("scope", &[("link", "253"), ("global", "0")], "global"),
+                ]
+            })
+            .collect();
+        assert_eq!(got, want, "{}", c.name);
+        for r in &first {
+            if of(*r, "family") == "ipv6" {}
+        }
+        // Each address makes the machine its end, and its network one that is reached directly.
+        let has =
+            |family: &str, table: &str, ty: &str, destination: &str, prefix: u64, dev: &str| {
+                first.iter().any(|r| {
+                    is(r, family, table)
+                        && of(*r, "type") == ty
+                        && of(*r, "destination") == destination
+                        && of(*r, "prefix") == prefix.to_string()
+                        && (of(*r, "interface") == dev || dev.is_empty())
+                })
+            };
+        let mut sixes = 0;
+        for i in c.truth["ip_addr"].as_array().unwrap() {
+            let dev = i["ifname"].as_str().unwrap();
+            for a in i["addr_info"].as_array().unwrap() {
+                let local = a["local"].as_str().unwrap();
+                let prefix = a["prefixlen"].as_u64().unwrap();
+                if a["family"] == "inet" {
+                    assert!(
+                        has("ipv4", "255", "local", local, 32, dev),
+                        "{} {a}",
+                        c.name
+                    );
+                    continue;
+                }
+                sixes += 1;
+                assert!(
+                    has("ipv6", "255", "local", local, 128, ""),
+                    "{} {a}",
+                    c.name
+                );
+                // An address that is the whole network needs no other route.
+                if prefix == 128 {
+                    continue;
+                }
+                let bits = u128::from(local.parse::<Ipv6Addr>().unwrap());
+                let mask = u128::MAX << (128 - prefix);
+                let network = Ipv6Addr::from(bits & mask).to_string();
+                assert!(
+                    has("ipv6", "254", "unicast", &network, prefix, dev),
+                    "{} {a}",
+                    c.name
+                );
+            }
+        }
+        assert!(sixes > 2, "{}", c.name);
+    });
+}
