@@ -66,6 +66,7 @@ impl Machine {
             user.join(",")
         );
         Kernel {
+            info: ramsift_symbols::VmCoreInfo::default(),
             space: AddressSpace::new(self, X86_64, Dtb(0x1000)),
             symbols: ramsift_symbols::isf::parse("test", isf.as_bytes()).expect("an ISF"),
         }

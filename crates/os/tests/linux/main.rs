@@ -4,13 +4,10 @@
 mod common;
 mod files;
 mod frames;
+mod hostile;
 mod integrity;
 mod kernel;
 mod network;
 mod processes;
-mod system;
-mod hostile;
-mod kernel;
-mod network;
-mod processes;
 mod shell;
+mod system;
