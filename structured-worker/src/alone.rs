@@ -1,10 +1,11 @@
 //! One kernel opened without a job, for whoever asks it something.
 
 use crate::anchors;
+use ramsift_layers::format::Layout;
 use ramsift_layers::run::RunMap;
 use ramsift_layers::source::CachedPhys;
 use ramsift_layers::{ByteSource, SourceError};
-use ramsift_os::kernel::{Anchor, Discovery, discover};
+use ramsift_os::kernel::{Anchor, Discovery, discover, raw_base};
 use ramsift_os::linux::{self, Kernel, LinuxError, LinuxView, OpenError};
 use ramsift_os::table::Table;
 use ramsift_os::view::ViewInput;
@@ -78,6 +79,28 @@ fn known(r: &KernelRecord) -> Vec<Anchor> {
     r.spots.iter().filter_map(anchor).collect()
 }
 
+/// Physical memory of a capture and its runs: those of the container, unless the kernel says that
+/// the memory of a raw image begins elsewhere. Must be called where blocking is allowed.
+pub(crate) fn memory(
+    source: Arc<dyn ByteSource>,
+    layout: &Layout,
+    anchors: &[Anchor],
+    cache: u64,
+) -> (CachedPhys, RunMap) {
+    let memory = CachedPhys::new(source.clone(), layout.runs.clone(), cache);
+    let base = raw_base(&ViewInput {
+        memory: &memory,
+        runs: &layout.runs,
+        arch: layout.arch.as_deref(),
+        dtb_hints: &layout.dtb_hints,
+        anchors,
+    });
+    match base.map(|b| layout.runs.moved_up(b)) {
+        Some(Ok(runs)) => (CachedPhys::new(source, runs.clone(), cache), runs),
+        _ => (memory, layout.runs.clone()),
+    }
+}
+
 /// Opens the kernel of a capture and asks it something. Without a record, one streaming pass finds
 /// the kernel; it ends where the kernel can be opened. `cache`: bytes of the capture kept in memory.
 pub async fn with_kernel<T: Send + 'static>(
@@ -95,12 +118,13 @@ pub async fn with_kernel<T: Send + 'static>(
             (anchors, Some(found))
         }
     };
-    let memory = CachedPhys::new(source.clone(), plan.layout.runs.clone(), cache);
     let layout = plan.layout.clone();
+    let of = source.clone();
     let built = tokio::task::spawn_blocking(move || {
+        let (memory, runs) = memory(of, &layout, &anchors, cache);
         let input = ViewInput {
             memory: &memory,
-            runs: &layout.runs,
+            runs: &runs,
             arch: layout.arch.as_deref(),
             dtb_hints: &layout.dtb_hints,
             anchors: &anchors,
@@ -110,7 +134,7 @@ pub async fn with_kernel<T: Send + 'static>(
             Some(why) => Err(AloneError::NoKernel(why.clone())),
             None => linux::open(&input, &discovery)
                 .map_err(AloneError::from)
-                .and_then(|kernel| ask(&kernel, &layout.runs)),
+                .and_then(|kernel| ask(&kernel, &runs)),
         };
         // What looked like unreadable memory may have been a source that failed.
         if let Some(e) = memory.take_trouble() {

@@ -1,11 +1,11 @@
 //! Anchors: from the reports of the chunk workers, or from a pass of our own.
 
+use crate::alone::memory;
 use ramsift_carvers::api::{
     self, Artifact, Event, Finding, LOOK_BEHIND, MoreError, ReadMore, Sink, Window,
 };
 use ramsift_carvers::{CarverOptions, CarverSet};
 use ramsift_layers::format::Layout;
-use ramsift_layers::source::CachedPhys;
 use ramsift_layers::{ByteSource, FileOffset, ImageOffset, SourceError};
 use ramsift_os::kernel::{Anchor, discover};
 use ramsift_os::linux;
@@ -91,16 +91,19 @@ impl ReadMore for Nothing {
 const STEP: u64 = 16 << 20;
 
 /// Whether a kernel can be opened with these anchors.
-fn enough(anchors: &[Anchor], memory: &CachedPhys, layout: &Layout) -> bool {
+fn enough(source: &Arc<dyn ByteSource>, anchors: &[Anchor], layout: &Layout, cache: u64) -> bool {
+    let (memory, runs) = memory(source.clone(), layout, anchors, cache);
     let input = ViewInput {
-        memory,
-        runs: &layout.runs,
+        memory: &memory,
+        runs: &runs,
         arch: layout.arch.as_deref(),
         dtb_hints: &layout.dtb_hints,
         anchors,
     };
     let d = discover(&input);
-    d.impossible.is_none() && linux::open(&input, &d).is_ok()
+    // Without its first task a kernel is no use: its name may come later.
+    d.impossible.is_none()
+        && linux::open(&input, &d).is_ok_and(|k| k.symbols.address("init_task").is_some())
 }
 
 /// One pass over the image for anchors alone. It ends as soon as a kernel can be opened with them: tables that
@@ -111,7 +114,6 @@ pub(crate) async fn stream(
     cache: u64,
 ) -> Result<Vec<Anchor>, SourceError> {
     let layout = plan.layout.clone();
-    let memory = CachedPhys::new(source.clone(), layout.runs.clone(), cache);
     let done = tokio::task::spawn_blocking(move || {
         let only = Some(vec!["anchors".to_owned()]);
         let options = CarverOptions {
@@ -153,12 +155,16 @@ pub(crate) async fn stream(
                     image_len: stretch.end,
                 };
                 carvers.scan(&window, &mut Nothing, &mut found, &|| false);
-                // Worth a try when one of those that say where everything is came in.
-                let infos = found.0.iter().filter(|a| a.kind == "vmcoreinfo").count();
-                if infos > told && enough(&found.0, &memory, &layout) {
+                // Worth a try when one of those that say where things are came in.
+                let count = |kind: &str| found.0.iter().filter(|a| a.kind == kind).count();
+                let telling = count("vmcoreinfo") + count("swapper");
+                if telling > told
+                    && count("vmcoreinfo") > 0
+                    && enough(&source, &found.0, &layout, cache)
+                {
                     return Ok(thin(found.0));
                 }
-                told = infos;
+                told = telling;
                 at = end;
             }
         }

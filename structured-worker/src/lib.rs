@@ -12,7 +12,7 @@ pub use alone::{Alone, AloneError, view_alone, with_kernel};
 
 use linux::Collector;
 use prost::Message as _;
-use ramsift_layers::source::{CachedPhys, SourceError, Sources};
+use ramsift_layers::source::{SourceError, Sources};
 use ramsift_os::linux::open;
 use ramsift_os::view::{ViewInput, ViewOutput, by_name};
 use ramsift_proto::v1::task::Work;
@@ -296,12 +296,13 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     let pinned = source.clone();
     let mut header = header(worker, task);
     let mut collector = Collector::new(worker.deps.objects.clone(), keys, &header.attempt);
-    let memory = CachedPhys::new(source, plan.layout.runs.clone(), worker.config.cache);
     let layout = plan.layout.clone();
+    let cache = worker.config.cache;
     let built = tokio::task::spawn_blocking(move || {
+        let (memory, runs) = alone::memory(source, &layout, &anchors, cache);
         let input = ViewInput {
             memory: &memory,
-            runs: &layout.runs,
+            runs: &runs,
             arch: layout.arch.as_deref(),
             dtb_hints: &layout.dtb_hints,
             anchors: &anchors,

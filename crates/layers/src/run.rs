@@ -113,6 +113,16 @@ impl RunMap {
         }
     }
 
+    /// The same image with every physical address moved up: a raw image of a machine whose memory does not
+    /// begin at 0. Image offsets stay.
+    pub fn moved_up(&self, by: u64) -> Result<Self, RunError> {
+        let up = |r: &Run| Run {
+            pa: r.pa.wrapping_add(by),
+            ..*r
+        };
+        Self::new(self.runs.iter().map(up).collect())
+    }
+
     /// The runs in physical order.
     pub fn runs(&self) -> &[Run] {
         &self.runs

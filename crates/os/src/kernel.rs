@@ -9,7 +9,9 @@
 //! `va - 0xffffffff80000000 + phys_base`; on arm64 `va - kimage_voffset`.
 
 use crate::view::ViewInput;
-use ramsift_layers::translate::{AARCH64_4K_48, PhysRead, Shape, X86_64, X86_64_LA57, walk};
+use ramsift_layers::translate::{
+    AARCH64_4K_48, PhysError, PhysRead, Shape, X86_64, X86_64_LA57, walk,
+};
 use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
 use ramsift_symbols::VmCoreInfo;
 use std::collections::BTreeMap;
@@ -180,6 +182,63 @@ fn from_vmcoreinfo(memory: &dyn PhysRead, v: &VmCoreInfo, d: &mut Discovery) {
     });
 }
 
+/// Physical memory whose addresses begin at `base`.
+struct Above<'m> {
+    memory: &'m dyn PhysRead,
+    base: u64,
+}
+
+impl PhysRead for Above<'_> {
+    fn read_phys(&self, pa: PhysAddr, buf: &mut [u8]) -> Result<(), PhysError> {
+        let below = pa.0.checked_sub(self.base);
+        let below = below.ok_or(PhysError::NotInImage { pa })?;
+        self.memory.read_phys(PhysAddr(below), buf)
+    }
+}
+
+/// Bases that are tried are multiples of this.
+const BASE_STEP: u64 = 1 << 20;
+/// Bases that are tried at most.
+const BASES: u64 = 1 << 20;
+
+/// Where the physical memory of a raw image begins, if not at 0: arm64 machines often have theirs
+/// at 1 GiB, and a raw image does not say so. The base counts with which the release stands where
+/// VMCOREINFO says and the kernel's own table translates `_stext`.
+pub fn raw_base(input: &ViewInput<'_>) -> Option<u64> {
+    let [run] = input.runs.runs() else {
+        return None;
+    };
+    if run.pa != 0 {
+        return None;
+    }
+    let infos = of_kind(input, "vmcoreinfo").filter_map(|a| VmCoreInfo::parse(&a.data).ok());
+    infos.filter(|v| v.len() > 10).find_map(|v| {
+        let offset = v.number("kimage_voffset")?;
+        let release = v.release()?;
+        let at = |name: &str| Some(v.symbol(name)?.wrapping_sub(offset));
+        let (names, root, text) = (at("init_uts_ns")?, at("swapper_pg_dir")?, at("_stext")?);
+        if holds(input.memory, PhysAddr(names), release) {
+            return None;
+        }
+        let lowest = names
+            .saturating_sub(run.len)
+            .next_multiple_of(BASE_STEP)
+            .max(BASE_STEP);
+        let bases = (0..BASES)
+            .map(|i| lowest + i * BASE_STEP)
+            .take_while(|b| *b <= names);
+        bases.into_iter().find(|base| {
+            let memory = Above {
+                memory: input.memory,
+                base: *base,
+            };
+            let va = VirtAddr(text.wrapping_add(offset));
+            holds(&memory, PhysAddr(names), release)
+                && walk(&memory, &AARCH64_4K_48, Dtb(root), va).is_ok_and(|t| t.pa.0 == text)
+        })
+    })
+}
+
 /// Whether `text` stands in the 512 bytes from `pa`.
 fn holds(memory: &dyn PhysRead, pa: PhysAddr, text: &str) -> bool {
     let mut buf = [0; 512];
@@ -210,7 +269,6 @@ fn reason(d: &Discovery) -> Option<String> {
 mod tests {
     use super::*;
     use ramsift_layers::run::RunMap;
-    use ramsift_layers::translate::PhysError;
 
     struct Nothing;
 

@@ -162,6 +162,11 @@ impl SymbolTable {
         Self::new(new, types, provenance)
     }
 
+    /// Adds symbols of the kernel itself that its table leaves out and that were found otherwise.
+    pub fn add<'a>(&mut self, symbols: impl IntoIterator<Item = NewSymbol<'a>>) {
+        self.enter(symbols, 0);
+    }
+
     /// Adds the symbols of a module.
     pub fn add_module<'a>(
         &mut self,

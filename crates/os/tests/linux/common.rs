@@ -122,6 +122,7 @@ fn open(dir: &Path) -> Capture {
             32,
         ),
         ("btf", b"\x9f\xeb\x01", 24),
+        ("swapper", b"swapper/0", 16),
     ] {
         for at in memchr::memmem::find_iter(&bytes, needle) {
             let data = &bytes[at..(at + len).min(bytes.len())];
