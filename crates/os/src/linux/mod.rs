@@ -11,6 +11,7 @@ mod areas;
 mod arguments;
 mod boottime;
 mod check_afinfo;
+mod check_fops;
 mod check_idt;
 mod check_syscall;
 mod code;
@@ -92,6 +93,7 @@ pub const VIEWS: &[LinuxView] = &[
     check_syscall::CHECK_SYSCALL,
     check_idt::CHECK_IDT,
     check_afinfo::CHECK_AFINFO,
+    check_fops::CHECK_FOPS,
     netfilter::NETFILTER,
     ftrace::FTRACE,
     kprobes::KPROBES,

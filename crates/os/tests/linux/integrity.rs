@@ -4,7 +4,7 @@
 use crate::common::{Capture, build, each, number, text};
 use ramsift_os::linux::{CodeMap, Kernel, Owner};
 use ramsift_os::table::{Table, Value};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Functions among the symbols that the truth has.
 const FUNCTIONS: [&str; 8] = [
@@ -399,6 +399,43 @@ fn terminals_are_the_kernels() {
         assert!(has("ttyS", "driver", "write", "uart_write"), "{}", c.name);
         assert!(
             has("ttyS0", "discipline", "receive_buf", "n_tty_receive_buf"),
+            "{}",
+            c.name
+        );
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn functions_of_files_are_the_kernels() {
+    each(|c, k| {
+        let (t, _) = flagged(c, k, "linux/check_fops", "file_operations_hook");
+        assert_eq!(t.anomalies, [], "{}", c.name);
+        let mut users = BTreeMap::new();
+        for r in 0..t.rows.len() {
+            assert!(number(&t, r, "functions") > 0 || number(&t, r, "unknown") == 0);
+            if let Some(Value::Text(s)) = t.cell(r, "symbol") {
+                users.insert(s.as_str(), number(&t, r, "users"));
+            }
+        }
+        // What every machine has open or mounted, ext4 of whose disk is a module or built in.
+        for ops in [
+            "proc_sops",
+            "socket_file_ops",
+            "shmem_aops",
+            "proc_root_operations",
+        ] {
+            assert!(users.contains_key(ops), "{} {ops}: {users:?}", c.name);
+        }
+        // Each socket in /proc/<pid>/fd is a file with these functions.
+        let fds = c.truth["ps"].as_object().unwrap().values();
+        let fds = fds.flat_map(|p| p["fd"].as_object().unwrap().values());
+        let sockets = fds.filter(|l| l.as_str().is_some_and(|l| l.starts_with("socket:")));
+        assert!(
+            users["socket_file_ops"] >= sockets.count() as i128,
             "{}",
             c.name
         );
