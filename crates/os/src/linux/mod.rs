@@ -26,6 +26,11 @@ mod kallsyms;
 mod keyboard_notifiers;
 mod kmsg;
 mod kprobes;
+mod bash;
+mod fields;
+mod files;
+mod hlist;
+mod inode;
 mod lsmod;
 mod lsof;
 mod machine;
@@ -33,15 +38,24 @@ mod module;
 mod module_extract;
 mod mountinfo;
 mod netfilter;
+mod neighbours;
+mod netdev;
 mod object;
 mod open;
+mod pagecache;
 mod path;
 mod pslist;
 mod recover;
+mod routes;
+mod sock;
+mod sockstat;
 mod space;
 mod time;
 mod tty_check;
 mod uname;
+#[cfg(test)]
+mod testing;
+mod tree;
 mod walk;
 mod xarray;
 
@@ -49,12 +63,14 @@ pub use code::{CodeMap, Owner};
 pub use fields::Fields;
 pub use files::OpenFile;
 pub use module::Part;
+pub use inode::{Inode, Inodes, Pages};
 pub use object::Object;
 pub use open::{OpenError, open};
 pub use path::{Dentry, Paths};
 pub use recover::{Content, Extent, Recover, Recovered};
 pub use space::{AddressSpace, ReadError};
 pub use time::Clock;
+pub use tree::{FileNode, FileTree};
 pub use walk::Walk;
 pub use xarray::{Slot, Visit};
 
@@ -102,6 +118,12 @@ pub const VIEWS: &[LinuxView] = &[
     inline_hooks::INLINE_HOOKS,
     lsof::LSOF,
     mountinfo::MOUNTINFO,
+    pagecache::PAGECACHE_FILES,
+    sockstat::SOCKSTAT,
+    netdev::IP_ADDR,
+    routes::IP_ROUTE,
+    neighbours::NEIGHBOURS,
+    bash::BASH,
 ];
 
 /// A view by its name.

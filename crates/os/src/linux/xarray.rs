@@ -32,8 +32,10 @@ pub enum Slot {
 /// Called for each used slot with its index and how many indices it covers.
 pub type Visit<'v> = dyn FnMut(u64, u64, Slot) -> ControlFlow<()> + 'v;
 
-/// Nodes of one tree at most: enough for 4 TiB of cached file.
-const MAX_NODES: usize = 1 << 24;
+/// Nodes of one tree at most: enough for 256 GiB of cached file.
+const MAX_NODES: usize = 1 << 20;
+/// Nodes that can't be read and are told one by one.
+const TOLD: usize = 16;
 /// Bits of an index that a node decides.
 const CHUNK: u32 = 6;
 const SLOTS: usize = 1 << CHUNK;
@@ -114,14 +116,20 @@ struct Walker<'k, 'd> {
     shape: Shape,
     seen: HashSet<u64>,
     doubts: &'d mut Vec<String>,
+    bad: usize,
 }
 
 impl Walker<'_, '_> {
     /// Reads a node that must lie below `above` in shift.
     fn level(&mut self, node: u64, base: u64, above: u32) -> Option<Level> {
-        let mut why = |w: String| self.doubts.push(format!("tree node at {node:#x}: {w}"));
+        let mut why = |w: String| {
+            self.bad += 1;
+            if self.bad <= TOLD {
+                self.doubts.push(format!("tree node at {node:#x}: {w}"));
+            }
+        };
         if self.seen.len() >= MAX_NODES || !self.seen.insert(node) {
-            why("it was there before".into());
+            why("it was there before, or is one too many".into());
             return None;
         }
         match read_node(self.kernel, &self.shape, node) {
@@ -172,6 +180,7 @@ impl Kernel<'_> {
             shape,
             seen: HashSet::new(),
             doubts,
+            bad: 0,
         };
         let mut levels: Vec<Level> = Vec::new();
         match w.shape.decode(head, 0) {
@@ -206,6 +215,10 @@ impl Kernel<'_> {
                 Entry::Empty | Entry::Sibling(_) => {}
             }
         }
+        if let Some(more) = w.bad.checked_sub(TOLD).filter(|n| *n > 0) {
+            w.doubts
+                .push(format!("tree at {va:#x}: {more} more nodes like that"));
+        }
         Ok(())
     }
 
@@ -225,5 +238,128 @@ impl Kernel<'_> {
             ControlFlow::Continue(())
         })?;
         Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{FREE, Machine, Type};
+    use super::*;
+
+    const XARRAY: &[Type<'_>] = &[
+        ("xarray", 16, &[("xa_head", 8, "pointer")]),
+        (
+            "xa_node",
+            576,
+            &[("shift", 0, "byte"), ("slots", 40, "pointer")],
+        ),
+    ];
+    const RADIX: &[Type<'_>] = &[
+        ("radix_tree_root", 16, &[("rnode", 8, "pointer")]),
+        (
+            "radix_tree_node",
+            576,
+            &[("shift", 0, "byte"), ("slots", 40, "pointer")],
+        ),
+    ];
+    const TOP: u64 = FREE + 0x100;
+    const LOW: u64 = FREE + 0x800;
+
+    fn walk(k: &Kernel<'_>) -> (Vec<(u64, u64, Slot)>, Vec<String>) {
+        let (mut out, mut doubts) = (Vec::new(), Vec::new());
+        k.xarray(FREE, &mut doubts, &mut |index, count, slot| {
+            out.push((index, count, slot));
+            ControlFlow::Continue(())
+        })
+        .expect("its types are there");
+        (out, doubts)
+    }
+
+    fn slot(node: u64, i: u64) -> u64 {
+        node + 40 + i * 8
+    }
+
+    #[test]
+    fn levels_siblings_and_values() {
+        let mut m = Machine::new(0x5000);
+        m.put(FREE + 8, TOP + 2);
+        m.put(TOP, 6);
+        m.put(slot(TOP, 2), LOW + 2);
+        m.put(slot(LOW, 0), 0x1000);
+        m.put(slot(LOW, 4), 0x2000);
+        for i in 5..8 {
+            m.put(slot(LOW, i), 4 << 2 | 2);
+        }
+        m.put(slot(LOW, 9), 0x77 << 1 | 1);
+        // Being changed by somebody; reserved.
+        m.put(slot(LOW, 10), 256 << 2 | 2);
+        m.put(slot(LOW, 11), 257 << 2 | 2);
+        // One entry for all that a slot of the upper node covers.
+        m.put(slot(TOP, 3), 0x3000);
+        let (got, doubts) = walk(&m.kernel(XARRAY));
+        assert_eq!(doubts, Vec::<String>::new());
+        let want = [
+            (128, 1, Slot::Pointer(0x1000)),
+            (132, 4, Slot::Pointer(0x2000)),
+            (137, 1, Slot::Value(0x77)),
+            (192, 64, Slot::Pointer(0x3000)),
+        ];
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn a_single_entry_needs_no_node() {
+        let mut m = Machine::new(0x5000);
+        m.put(FREE + 8, 0x1000);
+        let (got, _) = walk(&m.kernel(XARRAY));
+        assert_eq!(got, [(0, 1, Slot::Pointer(0x1000))]);
+    }
+
+    #[test]
+    fn the_radix_tree_marks_nodes_otherwise() {
+        let mut m = Machine::new(0x5000);
+        m.put(FREE + 8, TOP + 1);
+        m.put(TOP, 6);
+        m.put(slot(TOP, 1), LOW + 1);
+        m.put(slot(LOW, 0), 0x1000);
+        m.put(slot(LOW, 1), slot(LOW, 0) + 1);
+        m.put(slot(LOW, 3), 0x77 << 2 | 2);
+        let (got, doubts) = walk(&m.kernel(RADIX));
+        assert_eq!(doubts, Vec::<String>::new());
+        let want = [(64, 2, Slot::Pointer(0x1000)), (67, 1, Slot::Value(0x77))];
+        assert_eq!(got, want);
+    }
+
+    #[test]
+    fn a_tree_that_leads_back_ends() {
+        let mut m = Machine::new(0x5000);
+        m.put(FREE + 8, TOP + 2);
+        m.put(TOP, 6);
+        for i in 0..64 {
+            m.put(slot(TOP, i), LOW + 2);
+            m.put(slot(LOW, i), TOP + 2);
+        }
+        m.put(slot(TOP, 9), 0x1234_5670_0002);
+        let (got, doubts) = walk(&m.kernel(XARRAY));
+        assert_eq!(got, []);
+        assert_eq!(doubts.len(), TOLD + 1, "{doubts:?}");
+    }
+
+    #[test]
+    fn chains_end_at_null_at_odd_numbers_and_where_they_come_back() {
+        let mut m = Machine::new(0x5000);
+        let k = |m: &Machine| m.kernel(XARRAY).hlist(FREE, 0x10).expect("mapped");
+        assert_eq!(k(&m), crate::linux::Walk::default());
+        m.put(FREE, 0x4010);
+        m.put(0x4010, 0x4110);
+        m.put(0x4110, 0x17);
+        assert_eq!(k(&m).items, [0x4000, 0x4100]);
+        assert_eq!(k(&m).broken, None);
+        m.put(0x4110, 0x4010);
+        assert_eq!(k(&m).items, [0x4000, 0x4100]);
+        assert!(k(&m).broken.is_some());
+        m.put(0x4110, 0x99_0000);
+        assert_eq!(k(&m).items, [0x4000, 0x4100]);
+        assert!(k(&m).broken.is_some());
     }
 }

@@ -4,6 +4,9 @@
 mod common;
 mod files;
 mod integrity;
+mod hostile;
 mod kernel;
+mod network;
 mod processes;
 mod system;
+mod shell;
