@@ -116,9 +116,9 @@ impl Kernel<'_> {
         }
     }
 
-    /// The nodes of a chain that ends with a null (or at `end`): `first` is the address of the first
+    /// The nodes of a chain that ends at `end` (or with a null): `first` is the address of the first
     /// one, and each has the next one's at `next`.
-    pub fn chain(&self, first: u64, next: u64, end: u64) -> Walk {
+    pub fn chain_until(&self, first: u64, next: u64, end: u64) -> Walk {
         let mut out = Walk::default();
         let mut seen = HashSet::new();
         let mut at = first;

@@ -3,10 +3,10 @@
 
 mod common;
 mod files;
-mod integrity;
 mod hostile;
+mod integrity;
 mod kernel;
 mod network;
 mod processes;
-mod system;
 mod shell;
+mod system;
