@@ -53,7 +53,7 @@ fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let end = kernel.address("ftrace_list_end")?;
     let code = CodeMap::new(kernel, &mut out.doubts)?;
     let next = kernel.symbols.types().field("ftrace_ops", "next")?.offset;
-    let walk = kernel.linked(first, next, end);
+    let walk = kernel.chain_until(first, next, end);
     out.doubts.extend(walk.broken);
     for va in walk.items {
         let ops = kernel.object("ftrace_ops", va);
@@ -140,7 +140,7 @@ fn filter(
     let mut out = Vec::new();
     for i in 0..1u64 << bits.min(MAX_BITS) {
         let first = kernel.space.u64(buckets.wrapping_add(i * 8))?;
-        let walk = kernel.linked(first, 0, 0);
+        let walk = kernel.chain(first, 0);
         doubts.extend(walk.broken);
         for n in walk.items {
             out.push(kernel.space.u64(n.wrapping_sub(node).wrapping_add(ip))?);

@@ -47,7 +47,7 @@ fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
         .types()
         .field("notifier_block", "next")?
         .offset;
-    let walk = kernel.linked(head.number("head")?, next, 0);
+    let walk = kernel.chain_until(head.number("head")?, next, 0);
     out.doubts.extend(walk.broken);
     for va in walk.items {
         let block = kernel.object("notifier_block", va);

@@ -65,7 +65,7 @@ fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let node = kernel.symbols.types().field("kprobe", "hlist")?.offset;
     for i in 0..BUCKETS {
         let first = kernel.space.u64(table.wrapping_add(i * 8))?;
-        let walk = kernel.linked(first, 0, 0);
+        let walk = kernel.chain(first, 0);
         out.doubts.extend(walk.broken);
         for n in walk.items {
             let probe = kernel.object("kprobe", n.wrapping_sub(node));
@@ -149,7 +149,7 @@ pub(super) fn addresses(
     let mut out = BTreeSet::new();
     for i in 0..BUCKETS {
         let first = kernel.space.u64(table.wrapping_add(i * 8))?;
-        let walk = kernel.linked(first, 0, 0);
+        let walk = kernel.chain(first, 0);
         doubts.extend(walk.broken);
         for n in walk.items {
             out.insert(kernel.space.u64(n.wrapping_sub(node).wrapping_add(addr))?);

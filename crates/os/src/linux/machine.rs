@@ -116,9 +116,9 @@ impl Kernel<'_> {
         }
     }
 
-    /// The nodes of a chain that ends with a null (or at `end`): `first` is the address of the first
+    /// The nodes of a chain that ends at `end` (or with a null): `first` is the address of the first
     /// one, and each has the next one's at `next`.
-    pub fn linked(&self, first: u64, next: u64, end: u64) -> Walk {
+    pub fn chain_until(&self, first: u64, next: u64, end: u64) -> Walk {
         let mut out = Walk::default();
         let mut seen = HashSet::new();
         let mut at = first;
@@ -139,5 +139,57 @@ impl Kernel<'_> {
             }
         }
         out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{FREE, Machine, Type};
+
+    const TREE: &[Type<'_>] = &[(
+        "rb_node",
+        24,
+        &[("rb_right", 8, "pointer"), ("rb_left", 16, "pointer")],
+    )];
+
+    /// A node of its children.
+    fn node(m: &mut Machine, at: u64, left: u64, right: u64) {
+        m.put(at + 16, left);
+        m.put(at + 8, right);
+    }
+
+    #[test]
+    fn trees_are_walked_in_order_and_rings_in_them_end_it() {
+        let (root, a, b, c, d) = (FREE, FREE + 32, FREE + 64, FREE + 96, FREE + 128);
+        let mut m = Machine::new(0x5000);
+        m.put(root, c);
+        node(&mut m, c, a, d);
+        node(&mut m, a, 0, b);
+        let walk = m.kernel(TREE).rb_tree(root).expect("its types are there");
+        assert_eq!((walk.items, walk.broken), (vec![a, b, c, d], None));
+        node(&mut m, b, c, 0);
+        let walk = m.kernel(TREE).rb_tree(root).expect("its types are there");
+        assert!(walk.broken.is_some_and(|b| b.contains("runs into itself")));
+        // A child that nobody holds: the rest goes on.
+        node(&mut m, b, 0x7fff_0000, 0);
+        let walk = m.kernel(TREE).rb_tree(root).expect("its types are there");
+        assert!(walk.items.ends_with(&[c, d]), "{:x?}", walk.items);
+        assert!(walk.broken.is_some());
+    }
+
+    #[test]
+    fn chains_end_at_their_end_at_null_and_where_they_close() {
+        let (a, b, c) = (FREE, FREE + 32, FREE + 64);
+        let mut m = Machine::new(0x5000);
+        m.put(a + 8, b);
+        m.put(b + 8, c);
+        let walk = m.kernel(TREE).chain_until(a, 8, c);
+        assert_eq!((walk.items, walk.broken), (vec![a, b], None));
+        let walk = m.kernel(TREE).chain_until(a, 8, 0);
+        assert_eq!((walk.items, walk.broken), (vec![a, b, c], None));
+        m.put(c + 8, a);
+        let walk = m.kernel(TREE).chain_until(a, 8, 0);
+        assert_eq!(walk.items, [a, b, c]);
+        assert!(walk.broken.is_some_and(|b| b.contains("runs into itself")));
     }
 }

@@ -12,6 +12,7 @@ mod arguments;
 mod bash;
 mod boottime;
 mod check_afinfo;
+mod check_fops;
 mod check_idt;
 mod check_syscall;
 mod code;
@@ -64,6 +65,7 @@ pub use fields::Fields;
 pub use files::OpenFile;
 pub use frames::{Frame, frames};
 pub use inode::{Inode, Inodes, Pages as InodePages};
+pub use inode::{Inode, Inodes, Pages};
 pub use module::Part;
 pub use object::Object;
 pub use open::{OpenError, open};
@@ -112,6 +114,7 @@ pub const VIEWS: &[LinuxView] = &[
     check_syscall::CHECK_SYSCALL,
     check_idt::CHECK_IDT,
     check_afinfo::CHECK_AFINFO,
+    check_fops::CHECK_FOPS,
     netfilter::NETFILTER,
     ftrace::FTRACE,
     kprobes::KPROBES,

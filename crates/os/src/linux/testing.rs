@@ -7,6 +7,9 @@ use ramsift_layers::{Dtb, PhysAddr};
 /// Memory with tables in its first pages; what lies behind is the test's.
 pub(super) struct Machine(Vec<u8>);
 
+/// A struct: name, size, fields with offset and type.
+pub(super) type Type<'t> = (&'t str, u64, &'t [(&'t str, u64, &'t str)]);
+
 /// The first address that is free.
 pub(super) const FREE: u64 = 0x3000;
 
@@ -33,8 +36,8 @@ impl Machine {
         self.0[at..at + 8].copy_from_slice(&word.to_le_bytes());
     }
 
-    /// A kernel with these types: name, size, fields with offset and type.
-    pub(super) fn kernel(&self, types: &[(&str, u64, &[(&str, u64, &str)])]) -> Kernel<'_> {
+    /// A kernel with these types.
+    pub(super) fn kernel(&self, types: &[Type<'_>]) -> Kernel<'_> {
         let of = |ty: &str| match ty {
             "pointer" => r#"{"kind":"pointer","subtype":{"kind":"base","name":"void"}}"#.to_owned(),
             n => format!(r#"{{"kind":"base","name":"{n}"}}"#),

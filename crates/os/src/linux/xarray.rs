@@ -243,10 +243,10 @@ impl Kernel<'_> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{FREE, Machine};
+    use super::super::testing::{FREE, Machine, Type};
     use super::*;
 
-    const XARRAY: &[(&str, u64, &[(&str, u64, &str)])] = &[
+    const XARRAY: &[Type<'_>] = &[
         ("xarray", 16, &[("xa_head", 8, "pointer")]),
         (
             "xa_node",
@@ -254,7 +254,7 @@ mod tests {
             &[("shift", 0, "byte"), ("slots", 40, "pointer")],
         ),
     ];
-    const RADIX: &[(&str, u64, &[(&str, u64, &str)])] = &[
+    const RADIX: &[Type<'_>] = &[
         ("radix_tree_root", 16, &[("rnode", 8, "pointer")]),
         (
             "radix_tree_node",

@@ -30,7 +30,7 @@ impl PhysRead for Liar<'_> {
         let first = pa.0 & !7;
         for word in (first..pa.0 + buf.len() as u64).step_by(8) {
             let chance = mix(word ^ self.seed);
-            if chance % self.one_in != 0 {
+            if !chance.is_multiple_of(self.one_in) {
                 continue;
             }
             let lie = match chance >> 60 {

@@ -1,10 +1,26 @@
 //! Views that say whether the kernel was tampered with. What was planted is in the truth of the
 //! tampered capture; every other capture is clean and must give no anomaly.
 
-use crate::common::{Capture, build, each, number, text};
-use ramsift_os::linux::{CodeMap, Kernel, Owner};
+use crate::common::{Capture, build, captures, each, has_data_symbols, number, text};
+use ramsift_os::kernel::discover;
+use ramsift_os::linux::{self, CodeMap, Kernel, LinuxError, Owner};
 use ramsift_os::table::{Table, Value};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The views of this file.
+const VIEWS: [&str; 11] = [
+    "linux/hidden_modules",
+    "linux/check_syscall",
+    "linux/check_idt",
+    "linux/check_afinfo",
+    "linux/check_fops",
+    "linux/netfilter",
+    "linux/ftrace",
+    "linux/kprobes",
+    "linux/keyboard_notifiers",
+    "linux/tty_check",
+    "linux/inline_hooks",
+];
 
 /// Functions among the symbols that the truth has.
 const FUNCTIONS: [&str; 8] = [
@@ -330,11 +346,11 @@ fn patched_functions_are_those_that_are_probed() {
         assert_eq!(name(row), tamper["ftrace"]["function"].as_str().unwrap());
         assert_eq!(number(&t, row, "va"), hex(&tamper["ftrace"]["address"]));
         // /sys/kernel/tracing/enabled_functions tells the trampoline.
-        let line = tamper["ftrace"]["enabled_functions"]
+        let mut lines = tamper["ftrace"]["enabled_functions"]
             .as_str()
             .unwrap()
             .lines();
-        let line = line.filter(|l| l.starts_with("vfs_rmdir")).next().unwrap();
+        let line = lines.find(|l| l.starts_with("vfs_rmdir")).unwrap();
         let at = line
             .split("tramp: 0x")
             .nth(1)
@@ -403,4 +419,63 @@ fn terminals_are_the_kernels() {
             c.name
         );
     });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn functions_of_files_are_the_kernels() {
+    each(|c, k| {
+        let (t, _) = flagged(c, k, "linux/check_fops", "file_operations_hook");
+        assert_eq!(t.anomalies, [], "{}", c.name);
+        let mut users = BTreeMap::new();
+        for r in 0..t.rows.len() {
+            assert_eq!(number(&t, r, "unknown"), 0, "{}", c.name);
+            if let Some(Value::Text(s)) = t.cell(r, "symbol") {
+                users.insert(s.as_str(), number(&t, r, "users"));
+            }
+        }
+        // What every machine has open or mounted, ext4 of whose disk is a module or built in.
+        for ops in [
+            "proc_sops",
+            "socket_file_ops",
+            "shmem_aops",
+            "proc_root_operations",
+        ] {
+            assert!(users.contains_key(ops), "{} {ops}: {users:?}", c.name);
+        }
+        // Each socket in /proc/<pid>/fd is a file with these functions.
+        let fds = c.truth["ps"].as_object().unwrap().values();
+        let fds = fds.flat_map(|p| p["fd"].as_object().unwrap().values());
+        let sockets = fds.filter(|l| l.as_str().is_some_and(|l| l.starts_with("socket:")));
+        assert!(
+            users["socket_file_ops"] >= sockets.count() as i128,
+            "{}",
+            c.name
+        );
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn kernels_that_lack_names_give_reasons_and_no_anomalies() {
+    for c in captures().iter().filter(|c| c.truth["tamper"].is_null()) {
+        let d = discover(&c.input());
+        let k = c.kernel(&d);
+        for view in VIEWS {
+            match (linux::by_name(view).unwrap().build)(&k) {
+                Ok(t) => assert_eq!(t.anomalies, [], "{} {view}", c.name),
+                // Debian's arm64 kernels have no names of data, nor what is of x86.
+                Err(LinuxError::Symbol(_) | LinuxError::Type(_)) => {
+                    assert!(!has_data_symbols(&k), "{} {view}", c.name);
+                }
+                Err(e) => panic!("{} {view}: {e}", c.name),
+            }
+        }
+    }
 }

@@ -3,6 +3,7 @@
 
 mod common;
 mod files;
+mod forged;
 mod frames;
 mod hostile;
 mod integrity;
