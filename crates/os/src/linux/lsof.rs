@@ -4,7 +4,7 @@
 //! `include/linux/kdev_t.h`, `include/uapi/linux/stat.h`.
 
 use super::fields::Fields;
-use super::path::{DELETED, Paths};
+use super::path::Paths;
 use super::{Kernel, LinuxError, LinuxView, Object};
 use crate::table::{Column, Kind, Table, Value, column};
 
@@ -150,7 +150,7 @@ fn file(r: &Reader<'_>, va: u64) -> Result<Vec<Value>, LinuxError> {
     Ok(vec![
         path.as_str().into(),
         file_type(i_mode).into(),
-        path.ends_with(DELETED).into(),
+        r.paths.is_deleted(dentry)?.into(),
         number.into(),
         device(dev).into(),
         special.then(|| device(rdev)).into(),

@@ -9,7 +9,7 @@
 use super::inode::{Inode, Inodes, Pages};
 use super::lsof::{device, file_type};
 use super::mountinfo::{mounts, namespaces};
-use super::path::{DELETED, Paths};
+use super::path::Paths;
 use super::{Kernel, LinuxError, LinuxView, Recovered};
 use crate::table::{Column, Kind, Table, Value, column};
 use std::collections::{HashMap, HashSet};
@@ -231,8 +231,8 @@ impl<'k> Namer<'k> {
         })
     }
 
-    /// The paths of an inode; those that are gone last.
-    fn paths(&self, inode: &Inode, doubts: &mut Vec<String>) -> Vec<String> {
+    /// The paths of an inode and whether they are gone; those last.
+    fn paths(&self, inode: &Inode, doubts: &mut Vec<String>) -> Vec<(String, bool)> {
         let walk = match self.inodes.dentries(inode.va) {
             Ok(w) => w,
             Err(e) => {
@@ -243,12 +243,13 @@ impl<'k> Namer<'k> {
         doubts.extend(walk.broken);
         let mut out = Vec::new();
         for dentry in walk.items {
-            match self.path(inode.super_block, dentry) {
+            let path = self.path(inode.super_block, dentry);
+            match path.and_then(|p| Ok((p, self.paths.is_deleted(dentry)?))) {
                 Ok(p) => out.push(p),
                 Err(e) => doubts.push(format!("dentry at {dentry:#x}: {e}")),
             }
         }
-        out.sort_by_key(|p| p.ends_with(DELETED));
+        out.sort_by_key(|p| p.1);
         out
     }
 
@@ -293,9 +294,9 @@ fn pagecache_files(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     namer.each(&mut doubts, &mut |i, place, doubts| {
         let mut paths = namer.paths(i, doubts).into_iter();
         let path = paths.next();
-        let others: Vec<String> = paths.collect();
-        out.push(row(kernel, &namer, i, place, path.as_deref(), &others));
-        if let Some(path) = &path {
+        let others: Vec<String> = paths.map(|p| p.0).collect();
+        out.push(row(kernel, &namer, i, place, path.as_ref(), &others));
+        if let Some((path, _)) = &path {
             events(&mut out, i, place, path);
         }
         ControlFlow::Continue(())
@@ -309,12 +310,13 @@ fn row(
     namer: &Namer<'_>,
     i: &Inode,
     place: &Place,
-    path: Option<&str>,
+    path: Option<&(String, bool)>,
     others: &[String],
 ) -> Vec<Value> {
-    let deleted = path.is_some_and(|p| p.ends_with(DELETED));
+    // Without a name in memory the count of links tells.
+    let deleted = path.map_or(i.is_regular() && i.links == 0, |p| p.1);
     vec![
-        path.map(str::to_owned).into(),
+        path.map(|p| p.0.as_str()).into(),
         (!others.is_empty()).then(|| others.join("\n")).into(),
         namer.inodes.target(i).into(),
         file_type(i.mode).into(),
@@ -376,7 +378,7 @@ fn recover(
                 let unnamed = || format!("{} inode {}", device(place.device), i.number);
                 visit(Recovered {
                     kind: "cached_file",
-                    name: name.unwrap_or_else(unnamed),
+                    name: name.map_or_else(unnamed, |n| n.0),
                     object: i.va,
                     content,
                 })

@@ -175,6 +175,17 @@ impl<'k> Paths<'k> {
         Ok(path)
     }
 
+    /// Whether the name of a dentry is gone, or never was one in a directory. The path alone doesn't
+    /// tell: a file may be called `x (deleted)`.
+    pub fn is_deleted(&self, dentry: u64) -> Result<bool, LinuxError> {
+        let d = self.dentry(dentry)?;
+        let made_up = self.made_up(&d)?;
+        Ok(match made_up {
+            Some(name) => name.ends_with(DELETED),
+            None => d.deleted(),
+        })
+    }
+
     /// Collects names up to the root of the mount namespace.
     fn through(
         &self,

@@ -28,7 +28,10 @@ fn open_files_are_those_that_proc_showed() {
         for r in 0..t.rows.len() {
             let fds = got.entry(number(&t, r, "pid")).or_default();
             let fd = number(&t, r, "fd").to_string();
-            fds.insert(fd, text(&t, r, "path").to_owned());
+            let path = text(&t, r, "path");
+            fds.insert(fd, path.to_owned());
+            let deleted = Value::Flag(path.ends_with(" (deleted)"));
+            assert_eq!(t.cell(r, "deleted"), Some(&deleted), "{} {path}", c.name);
         }
         let mut some = 0;
         for (pid, p) in listed(c) {
