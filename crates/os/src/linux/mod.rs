@@ -65,7 +65,6 @@ pub use fields::Fields;
 pub use files::OpenFile;
 pub use frames::{Frame, frames};
 pub use inode::{Inode, Inodes, Pages as InodePages};
-pub use inode::{Inode, Inodes, Pages};
 pub use module::Part;
 pub use object::Object;
 pub use open::{OpenError, open};

@@ -85,6 +85,18 @@ pub(crate) fn captures() -> &'static [Capture] {
     &CAPTURES
 }
 
+/// Runs a test on the kernel of every capture whose first task is known: those without data symbols
+/// too.
+pub(crate) fn each_with_tasks(test: impl Fn(&Capture, &Kernel<'_>)) {
+    for c in captures() {
+        let d = discover(&c.input());
+        let k = c.kernel(&d);
+        let task = k.symbols.address("init_task");
+        assert!(task.is_some(), "{}: no first task", c.name);
+        test(c, &k);
+    }
+}
+
 /// Runs a test on the kernel of every capture that has data symbols; at least one must.
 pub(crate) fn each(test: impl Fn(&Capture, &Kernel<'_>)) {
     let mut checked = 0;
@@ -175,9 +187,10 @@ impl Capture {
     }
 }
 
-/// Whether a kernel has data symbols; the configuration of Debian's arm64 leaves them out.
+/// Whether a kernel has data symbols; the configuration of Debian's arm64 leaves them out, and only
+/// the first task is found all the same.
 pub(crate) fn has_data_symbols(k: &Kernel<'_>) -> bool {
-    k.symbols.address("init_task").is_some()
+    k.symbols.address("modules").is_some()
 }
 
 pub(crate) fn build(k: &Kernel<'_>, view: &str) -> Table {

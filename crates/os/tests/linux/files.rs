@@ -1,6 +1,6 @@
 //! Views of files and mounts.
 
-use crate::common::{Capture, build, each, listed, number, text};
+use crate::common::{Capture, build, each, each_with_tasks, listed, number, text};
 use ramsift_os::linux::{self, Recovered};
 use ramsift_os::table::Value;
 use sha2::{Digest, Sha256};
@@ -20,7 +20,7 @@ fn is_witness(p: &serde_json::Value) -> bool {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn open_files_are_those_that_proc_showed() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let t = build(k, "linux/lsof");
         assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
         assert_eq!(t.anomalies, Vec::new(), "{}", c.name);
@@ -90,7 +90,7 @@ fn mounts(c: &Capture) -> BTreeMap<i128, BTreeSet<Vec<String>>> {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn mounts_are_those_of_mountinfo() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let t = build(k, "linux/mountinfo");
         assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
         let mut got: BTreeMap<i128, BTreeSet<Vec<String>>> = BTreeMap::new();
@@ -316,7 +316,7 @@ fn whole_files_of_the_page_cache_have_the_hash_that_the_machine_computed() {
 )]
 fn the_tree_leads_to_the_files_that_the_machine_listed() {
     let inside = std::cell::Cell::new(0);
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let tree = linux::FileTree::new(k).unwrap();
         assert_eq!(tree.doubts, Vec::<String>::new(), "{}", c.name);
         let inodes = linux::Inodes::new(k).unwrap();

@@ -1,6 +1,6 @@
 //! Views of the network.
 
-use crate::common::{Capture, build, each, number, text};
+use crate::common::{Capture, build, each, each_with_tasks, number, text};
 use ramsift_os::table::{Table, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -210,7 +210,7 @@ fn other_sockets_are_those_of_proc_net() {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn sockets_lead_to_the_processes_that_ss_named() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let t = build(k, "linux/sockstat");
         let mut owners: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for r in 0..t.rows.len() {
@@ -304,7 +304,7 @@ fn rows(c: &Capture, t: &Table) -> Vec<usize> {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn interfaces_and_addresses_are_those_of_ip() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let t = build(k, "linux/ip_addr");
         assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
         let columns = [
@@ -401,7 +401,7 @@ fn neighbours_are_those_of_ip() {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn routes_are_those_of_ip() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let t = build(k, "linux/ip_route");
         assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
         let of = |r: usize, n: &str| cell(&t, r, n);

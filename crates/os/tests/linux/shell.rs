@@ -1,6 +1,6 @@
 //! Views of shells.
 
-use crate::common::{build, each, number, text};
+use crate::common::{build, each_with_tasks, number, text};
 use ramsift_os::table::Value;
 
 #[test]
@@ -9,7 +9,7 @@ use ramsift_os::table::Value;
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn commands_are_those_that_history_printed() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let t = build(k, "linux/bash");
         assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
         for user in ["root", "alice"] {
