@@ -84,6 +84,14 @@ impl VmCoreInfo {
         u64::from_str_radix(self.get(&format!("SYMBOL({name})"))?, 16).ok()
     }
 
+    /// All symbols with their virtual addresses.
+    pub fn symbols(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.values.iter().filter_map(|(key, value)| {
+            let name = key.strip_prefix("SYMBOL(")?.strip_suffix(')')?;
+            Some((name, u64::from_str_radix(value, 16).ok()?))
+        })
+    }
+
     /// A number; negative ones wrap, as the kernel's own arithmetic does.
     pub fn number(&self, name: &str) -> Option<u64> {
         let v = self.get(&format!("NUMBER({name})"))?;
@@ -124,6 +132,8 @@ mod tests {
         assert_eq!(v.symbol("_stext"), Some(0xffff_ffff_8100_0000));
         assert_eq!(v.kernel_offset(), Some(0x1c00_0000));
         assert_eq!(v.number("late"), None);
+        let all: Vec<_> = v.symbols().collect();
+        assert_eq!(all, [("_stext", 0xffff_ffff_8100_0000)]);
         assert!(VmCoreInfo::parse(b"VERSION=1\n").is_err());
     }
 }

@@ -136,7 +136,12 @@ impl Check<'_, '_> {
         }
         let is = |name: &str| kernel.symbols.address(name).is_some_and(|a| a.0 == ops);
         let second = entry.number("seq_ops")?;
-        if second != 0 && (is("proc_net_single_ops") || is("proc_single_ops")) {
+        // Where those have no names, a table is told from a function by where it lies: not in code.
+        let single = is("proc_net_single_ops")
+            || is("proc_single_ops")
+            || kernel.symbols.address("proc_single_ops").is_none()
+                && self.code.owner(second).is_known();
+        if second != 0 && single {
             all.push(("show", second, ops));
         } else if second != 0 {
             let found = pointers(kernel, &self.seq, second)?;

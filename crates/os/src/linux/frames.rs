@@ -18,7 +18,7 @@ use super::pages::{PageState, PageStates};
 use super::space::task_memory;
 use super::{Kernel, LinuxError, Paths, Vma};
 use ramsift_layers::run::RunMap;
-use ramsift_layers::translate::{Mapped, mappings};
+use ramsift_layers::translate::{AARCH64_4K_48, Mapped, mappings};
 use ramsift_layers::{Dtb, PhysAddr};
 use std::collections::HashMap;
 use std::ops::{ControlFlow, Range};
@@ -231,7 +231,9 @@ fn window(
     let mut w = Window::new(range);
     kernel_image(kernel, &mut w);
     let shape = *kernel.space.shape();
-    let user = 0..1u64 << (shape.va_bits() - 1);
+    // On arm64 programs have a table of their own, on x86-64 the lower half of one.
+    let own = shape.name == AARCH64_4K_48.name;
+    let user = 0..1u64 << (shape.va_bits() - u32::from(!own));
     // Tables of sane processes take less than this share of memory.
     let mut budget = 1 << 20;
     for p in processes {

@@ -44,7 +44,11 @@ const COLUMNS: &[Column] = &[
         "`live`, `coming`, `going` or `unformed`",
     ),
     column("list", Kind::Flag, "whether it is in the list of modules"),
-    column("sysfs", Kind::Flag, "whether it is in /sys/module"),
+    column(
+        "sysfs",
+        Kind::Flag,
+        "whether it is in /sys/module; null: the kernel does not say where that is",
+    ),
     column(
         "tree",
         Kind::Flag,
@@ -99,7 +103,7 @@ const LOADERS: [&str; 5] = [
 #[derive(Default)]
 struct Seen {
     list: BTreeSet<u64>,
-    sysfs: BTreeSet<u64>,
+    sysfs: Option<BTreeSet<u64>>,
     tree: Option<BTreeSet<u64>>,
     btf: Option<BTreeSet<u64>>,
     memory: BTreeSet<u64>,
@@ -111,7 +115,7 @@ fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let code = CodeMap::new(kernel, &mut out.doubts)?;
     let seen = gather(kernel, &mut out.doubts)?;
     let mut all = seen.list.clone();
-    all.extend(&seen.sysfs);
+    all.extend(seen.sysfs.iter().flatten());
     all.extend(seen.tree.iter().flatten());
     all.extend(seen.btf.iter().flatten());
     all.extend(&seen.memory);
@@ -165,9 +169,13 @@ fn image(kernel: &Kernel<'_>) -> Result<Range<u64>, LinuxError> {
     Ok(from..start.saturating_add(REACH).min(u64::MAX - TABLE))
 }
 
-fn sysfs(kernel: &Kernel<'_>, doubts: &mut Vec<String>) -> Result<BTreeSet<u64>, LinuxError> {
+/// What /sys/module shows; `None` where the kernel does not say where that is.
+fn sysfs(
+    kernel: &Kernel<'_>,
+    doubts: &mut Vec<String>,
+) -> Result<Option<BTreeSet<u64>>, LinuxError> {
     let Ok(kset) = kernel.u64_at("module_kset") else {
-        return Ok(BTreeSet::new());
+        return Ok(None);
     };
     let head = kernel.object("kset", kset).at("list")?;
     let walk = kernel.list(head, "kobject", "entry")?;
@@ -185,7 +193,7 @@ fn sysfs(kernel: &Kernel<'_>, doubts: &mut Vec<String>) -> Result<BTreeSet<u64>,
         // What is built in has a directory and no struct module.
         out.extend((m != 0).then_some(m));
     }
-    Ok(out)
+    Ok(Some(out))
 }
 
 /// Structs module in mapped pages: 8 bytes that are the address of the struct they would be in.
@@ -248,7 +256,7 @@ fn row(m: &Object<'_>, parts: &[Part], seen: &Seen, out: &mut Table) -> Result<(
     let within = |a: &Area| base.is_some_and(|b| (a.start..a.end).contains(&b));
     let area = seen.areas.as_ref().map(|all| all.iter().any(within));
     let has = |set: &Option<BTreeSet<u64>>| set.as_ref().map(|s| s.contains(&m.va));
-    let (list, sysfs) = (seen.list.contains(&m.va), seen.sysfs.contains(&m.va));
+    let (list, sysfs) = (seen.list.contains(&m.va), has(&seen.sysfs));
     let (tree, btf, memory) = (has(&seen.tree), has(&seen.btf), seen.memory.contains(&m.va));
     let (name, state) = (m.text("name")?, state(m)?);
     out.push(vec![
@@ -266,12 +274,13 @@ fn row(m: &Object<'_>, parts: &[Part], seen: &Seen, out: &mut Table) -> Result<(
         m.va.into(),
         m.physical().into(),
     ]);
-    if list && (sysfs || state != "live") {
+    // A place that can't be asked says nothing.
+    if list && (sysfs != Some(false) || state != "live") {
         return Ok(());
     }
     let places: BTreeMap<&str, bool> = [
         ("the list", list),
-        ("sysfs", sysfs),
+        ("sysfs", sysfs == Some(true)),
         ("the tree of modules' memory", tree == Some(true)),
         ("an area of its own", area == Some(true)),
         ("the list of types", btf == Some(true)),

@@ -255,7 +255,7 @@ impl<'k> Pages<'k> {
     /// For this kernel.
     pub fn new(kernel: &'k Kernel<'k>) -> Result<Self, LinuxError> {
         let types = kernel.symbols.types();
-        let vmemmap = kernel.space.u64(kernel.address("vmemmap_base")?)?;
+        let vmemmap = kernel.vmemmap()?;
         let first_of = |paths: [&'static str; 2]| {
             let [a, b] = paths;
             if types.has_field("page", a) { a } else { b }

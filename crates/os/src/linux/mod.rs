@@ -56,6 +56,7 @@ mod time;
 mod tree;
 mod tty_check;
 mod uname;
+mod unnamed;
 mod vmas;
 mod walk;
 mod xarray;
@@ -191,6 +192,22 @@ impl Kernel<'_> {
             at = at.wrapping_add(n as u64);
         }
         Ok(String::from_utf8_lossy(&out).into_owned())
+    }
+
+    /// Where the array of all `struct page` begins: that of page number 0.
+    ///
+    /// x86-64 keeps it in `vmemmap_base`. arm64's lies at `VMEMMAP_START` for the page where memory
+    /// begins (`arch/arm64/include/asm/pgtable.h`).
+    pub(crate) fn vmemmap(&self) -> Result<u64, LinuxError> {
+        let start = self.info.number("VMEMMAP_START");
+        let first = self.info.number("PHYS_OFFSET");
+        if let (Some(start), Some(first)) = (start, first) {
+            let size = self.symbols.types().size_of("page")?;
+            // PHYS_OFFSET may be below 0, as a signed number.
+            let number = (first as i64) >> 12;
+            return Ok(start.wrapping_sub((number as u64).wrapping_mul(size)));
+        }
+        Ok(self.space.u64(self.address("vmemmap_base")?)?)
     }
 
     /// The address of a symbol.

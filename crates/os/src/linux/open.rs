@@ -1,14 +1,12 @@
 //! From what discovery confirmed to a kernel that can be read.
 
-use super::{AddressSpace, Kernel};
+use super::{AddressSpace, Kernel, unnamed};
 use crate::kernel::Discovery;
 use crate::view::ViewInput;
 use ramsift_layers::translate::{AARCH64_4K_48, Shape, X86_64, X86_64_LA57};
 use ramsift_layers::{ImageOffset, PhysAddr, VirtAddr};
 use ramsift_symbols::kallsyms::{Hints, Places, image_delta};
-use ramsift_symbols::{
-    Btf, Kallsyms, NewSymbol, Provenance, Source, SymbolTable, VmCoreInfo, btf, kallsyms,
-};
+use ramsift_symbols::{Btf, Kallsyms, Provenance, Source, SymbolTable, VmCoreInfo, btf, kallsyms};
 
 /// Why a kernel that was found can't be read.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -63,41 +61,15 @@ pub fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a>, Open
         symbols,
         info,
     };
-    if kernel.symbols.address("init_task").is_none()
-        && let Some(va) = init_task(input, &kernel, delta)
-    {
-        kernel.symbols.add([NewSymbol {
-            name: "init_task",
-            address: va,
-            kind: b'D',
-            ty: None,
-        }]);
-    }
+    unnamed::complete(input, &mut kernel, delta);
     Ok(kernel)
 }
 
-/// The first task, for kernels whose table has functions only (`CONFIG_KALLSYMS_ALL` is off in
-/// Debian's for arm64): by its name, where it has number 0 and its neighbours know it.
-fn init_task(input: &ViewInput<'_>, kernel: &Kernel<'_>, delta: u64) -> Option<u64> {
-    let types = kernel.symbols.types();
-    let comm = types.field("task_struct", "comm").ok()?.offset;
-    places(input, "swapper").find_map(|pa| {
-        // It lies in the kernel's image.
-        let va = pa.0.wrapping_add(delta).wrapping_sub(comm);
-        let task = kernel.object("task_struct", va);
-        let tasks = task.at("tasks").ok()?;
-        let back = |path: &str, side: u64| {
-            let next = task.number(path).ok()?;
-            kernel.space.u64(next.wrapping_add(side)).ok()
-        };
-        let number = task.number("pid").ok()? | task.number("tgid").ok()?;
-        let closed = back("tasks.next", 8) == Some(tasks) && back("tasks.prev", 0) == Some(tasks);
-        (number == 0 && closed).then_some(va)
-    })
-}
-
 /// Physical addresses of the anchors of a kind.
-fn places<'i>(input: &'i ViewInput<'_>, kind: &'i str) -> impl Iterator<Item = PhysAddr> + 'i {
+pub(super) fn places<'i>(
+    input: &'i ViewInput<'_>,
+    kind: &'i str,
+) -> impl Iterator<Item = PhysAddr> + 'i {
     input
         .anchors
         .iter()

@@ -49,7 +49,7 @@ impl<'k> PageStates<'k> {
     /// Finds the array.
     pub fn new(kernel: &'k Kernel<'_>) -> Result<Self, LinuxError> {
         let info = &kernel.info;
-        let base = kernel.space.u64(kernel.address("vmemmap_base")?)?;
+        let base = kernel.vmemmap()?;
         let types = kernel.symbols.types();
         let at = |path: &str| -> Result<usize, LinuxError> {
             let offset = types.field("page", path)?.offset;

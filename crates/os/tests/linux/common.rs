@@ -190,7 +190,7 @@ impl Capture {
 /// Whether a kernel has data symbols; the configuration of Debian's arm64 leaves them out, and only
 /// the first task is found all the same.
 pub(crate) fn has_data_symbols(k: &Kernel<'_>) -> bool {
-    k.symbols.address("modules").is_some()
+    k.symbols.address("saved_command_line").is_some()
 }
 
 pub(crate) fn build(k: &Kernel<'_>, view: &str) -> Table {

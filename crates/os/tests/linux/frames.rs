@@ -1,6 +1,6 @@
 //! The frame map against what the machine said of its memory.
 
-use crate::common::{Capture, each, listed};
+use crate::common::{Capture, each, each_with_tasks, listed};
 use ramsift_os::linux::{Frame, frames};
 use std::collections::BTreeMap;
 
@@ -30,7 +30,7 @@ fn meminfo(c: &Capture, key: &str) -> u64 {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn every_byte_has_one_state_and_sums_are_those_of_meminfo() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let all = map(c, k);
         let mut at = c.runs.runs()[0].pa;
         let mut sums: BTreeMap<&str, u64> = BTreeMap::new();
@@ -96,7 +96,7 @@ fn the_kernel_lies_where_iomem_says() {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn a_secret_of_an_environment_belongs_to_its_process() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let all = map(c, k);
         let mut checked = 0;
         for (pid, p) in listed(c) {

@@ -1,7 +1,9 @@
 //! Views that say whether the kernel was tampered with. What was planted is in the truth of the
 //! tampered capture; every other capture is clean and must give no anomaly.
 
-use crate::common::{Capture, build, captures, each, has_data_symbols, number, text};
+use crate::common::{
+    Capture, build, captures, each, each_with_tasks, has_data_symbols, number, text,
+};
 use ramsift_os::kernel::discover;
 use ramsift_os::linux::{self, CodeMap, Kernel, LinuxError, Owner};
 use ramsift_os::table::{Table, Value};
@@ -120,7 +122,7 @@ fn all_gates_lead_into_the_kernel() {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn a_netfilter_hook_is_found() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let (t, rows) = flagged(c, k, "linux/netfilter", "netfilter_hook");
         // iptables-nft made a chain on INPUT and one on OUTPUT.
         for hook in ["LOCAL_IN", "LOCAL_OUT"] {
@@ -227,7 +229,7 @@ fn a_keyboard_notifier_is_found() {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn code_belongs_to_whom_the_machine_says() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let mut doubts = Vec::new();
         let code = CodeMap::new(k, &mut doubts).unwrap();
         assert_eq!(doubts, Vec::<String>::new(), "{}", c.name);

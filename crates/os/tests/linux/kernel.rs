@@ -1,6 +1,6 @@
 //! Views of the kernel itself.
 
-use crate::common::{build, captures, each, number, text};
+use crate::common::{build, captures, each_with_tasks, number, text};
 use std::collections::BTreeMap;
 
 #[test]
@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn modules_are_those_that_the_machine_listed() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let t = build(k, "linux/lsmod");
         assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
         // name size users dependants state address

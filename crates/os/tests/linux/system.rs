@@ -1,6 +1,6 @@
 //! Views of the machine as a whole: clocks, names, logs.
 
-use crate::common::{build, each, number, text};
+use crate::common::{build, each, each_with_tasks, number, text};
 use ramsift_os::linux;
 use ramsift_os::table::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -242,7 +242,7 @@ fn the_scenarios_program_is_there() {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn recovered_modules_hold_their_sections() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let t = build(k, "linux/module_extract");
         assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
         let mut content = BTreeMap::new();
