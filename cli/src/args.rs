@@ -83,6 +83,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: RulesCommand,
     },
+    /// Symbol files, for kernels that don't carry their own.
+    Symbols {
+        #[command(subcommand)]
+        command: SymbolsCommand,
+    },
     /// Print the effective configuration, secrets masked.
     Config,
 }
@@ -377,5 +382,26 @@ pub(crate) enum RulesCommand {
         /// One line per rule instead of sums.
         #[arg(long)]
         all: bool,
+    },
+}
+
+/// `ramsift symbols`
+#[derive(Clone, Debug, Subcommand)]
+pub(crate) enum SymbolsCommand {
+    /// List the files and the kernels that they are for.
+    List,
+    /// Check ISF files (.json, .json.xz) and keep them.
+    Import {
+        /// The files.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+    },
+    /// Make an ISF from the debug information of a vmlinux, and keep it.
+    Build {
+        /// The vmlinux, or the file of a debug package that has its debug information.
+        vmlinux: PathBuf,
+        /// Write it here instead.
+        #[arg(long)]
+        out: Option<PathBuf>,
     },
 }

@@ -22,6 +22,7 @@ pub(crate) struct Config {
     pub(crate) coordinator: Coordinator,
     pub(crate) aggregator: Aggregator,
     pub(crate) worker: Worker,
+    pub(crate) symbols: Symbols,
     pub(crate) http: Http,
     pub(crate) log: Log,
 }
@@ -214,6 +215,14 @@ impl Default for Worker {
             grace_seconds: 25,
         }
     }
+}
+
+/// Symbol files for kernels that don't carry their own.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Symbols {
+    /// A folder, or `s3://bucket/prefix`; empty: a folder of the user's.
+    pub(crate) store: String,
 }
 
 /// `/livez` and `/readyz`.

@@ -48,7 +48,7 @@ pub(crate) fn worker_config(config: &Config, name: &str) -> ramsift_chunk_worker
 }
 
 /// Starts the services for these jobs.
-pub(crate) fn start(
+pub(crate) async fn start(
     config: &Config,
     objects: Arc<dyn Objects>,
     sources: Sources,
@@ -115,7 +115,7 @@ pub(crate) fn start(
     };
     let structured = ramsift_structured_worker::Config {
         name: "embedded".into(),
-        cache: config.worker.cache_bytes,
+        means: crate::symbols::means(config).await?,
         patience: Duration::from_secs(30),
         ..ramsift_structured_worker::Config::default()
     };

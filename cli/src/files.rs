@@ -3,6 +3,7 @@
 use crate::args::{CatArgs, LsArgs, RecoverArgs};
 use crate::config::Config;
 use crate::evidence;
+use crate::symbols;
 use anyhow::{Context, Result, anyhow, bail};
 use ramsift_layers::run::RunMap;
 use ramsift_os::linux::{FileTree, Inode, InodePages, Inodes, Kernel, Recovered, by_name};
@@ -36,8 +37,8 @@ async fn ask<T: Send + 'static>(
     let record = e.record(config).await;
     // An answer may be that something isn't there, which is no fault of the kernel's.
     let question = move |kernel: &Kernel<'_>, _: &RunMap| Ok(question(kernel, &path));
-    let cache = config.worker.cache_bytes;
-    let got = with_kernel(e.source.clone(), &e.plan, record.as_ref(), cache, question).await?;
+    let means = symbols::means(config).await?;
+    let got = with_kernel(e.source.clone(), &e.plan, record.as_ref(), means, question).await?;
     e.keep(config, got.found.as_ref()).await;
     got.answer
 }

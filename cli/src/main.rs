@@ -17,6 +17,7 @@ mod rules;
 mod scan;
 mod services;
 mod summary;
+mod symbols;
 mod verify;
 mod view;
 
@@ -101,6 +102,7 @@ async fn run(args: Args) -> Result<u8> {
         Command::Artifact(a) => export::artifact(&config, a).await,
         Command::Verify(a) => verify::run(&config, a).await,
         Command::Rules { command } => rules::run(command),
+        Command::Symbols { command } => symbols::run(&config, command).await,
         Command::Config => {
             print!("{}", toml::to_string(&config.masked())?);
             Ok(0)

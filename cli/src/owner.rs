@@ -3,6 +3,7 @@
 use crate::args::OwnerArgs;
 use crate::config::Config;
 use crate::evidence;
+use crate::symbols;
 use anyhow::{Context, Result, bail};
 use ramsift_layers::PhysAddr;
 use ramsift_os::linux::{Frame, frames};
@@ -45,8 +46,8 @@ pub(crate) async fn run(config: &Config, args: OwnerArgs) -> Result<u8> {
         .map_err(|e| AloneError::NoKernel(e.to_string()))?;
         Ok((found, doubts))
     };
-    let cache = config.worker.cache_bytes;
-    let got = with_kernel(e.source.clone(), &e.plan, record.as_ref(), cache, ask).await?;
+    let means = symbols::means(config).await?;
+    let got = with_kernel(e.source.clone(), &e.plan, record.as_ref(), means, ask).await?;
     e.keep(config, got.found.as_ref()).await;
     let (found, doubts) = got.answer;
     for (pa, f) in wanted.iter().zip(found) {

@@ -128,7 +128,7 @@ pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
         return Ok(CANNOT_RUN);
     }
     let names = todo.iter().map(|s| s.job.clone()).collect();
-    let services = embedded::start(config, objects.clone(), sources, clamd, names)?;
+    let services = embedded::start(config, objects.clone(), sources, clamd, names).await?;
     let done = drive(
         &services,
         objects.clone(),

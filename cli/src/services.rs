@@ -283,7 +283,7 @@ pub(crate) async fn structured_worker(config: &Config) -> Result<u8> {
     };
     let c = ramsift_structured_worker::Config {
         name: instance("structured-worker"),
-        cache: config.worker.cache_bytes,
+        means: crate::symbols::means(config).await?,
         patience: Duration::from_secs(config.worker.patience_seconds),
         ..ramsift_structured_worker::Config::default()
     };

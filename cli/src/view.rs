@@ -3,6 +3,7 @@
 use crate::args::{Rows, ViewArgs};
 use crate::config::Config;
 use crate::evidence;
+use crate::symbols;
 use anyhow::{Result, anyhow, bail};
 use ramsift_os::linux::{LinuxView, VIEWS};
 use ramsift_os::table::{Kind, Table, Value};
@@ -30,7 +31,7 @@ pub(crate) async fn run(config: &Config, args: ViewArgs) -> Result<u8> {
         &e.plan,
         record.as_ref(),
         view,
-        config.worker.cache_bytes,
+        symbols::means(config).await?,
     )
     .await?;
     e.keep(config, got.found.as_ref()).await;

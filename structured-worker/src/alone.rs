@@ -8,7 +8,7 @@ use ramsift_layers::{ByteSource, SourceError};
 use ramsift_os::kernel::{Anchor, Discovery, discover, raw_base};
 use ramsift_os::linux::{self, Kernel, LinuxError, LinuxView, OpenError};
 use ramsift_os::table::Table;
-use ramsift_os::view::ViewInput;
+use ramsift_os::view::{KernelSymbols, ViewInput};
 use ramsift_store::Plan;
 use ramsift_store::kernel::{KernelRecord, Spot};
 use std::sync::Arc;
@@ -50,6 +50,15 @@ pub struct Alone<T> {
     pub bytes_read: u64,
     /// Where the kernel is, where that was looked for and not known before.
     pub found: Option<KernelRecord>,
+}
+
+/// What a kernel may be read with.
+#[derive(Clone, Debug)]
+pub struct Means {
+    /// Bytes of the capture kept in memory.
+    pub cache: u64,
+    /// Symbol files for kernels that don't carry their own.
+    pub symbols: Option<Arc<dyn KernelSymbols>>,
 }
 
 /// A record of these anchors.
@@ -94,6 +103,7 @@ pub(crate) fn memory(
         arch: layout.arch.as_deref(),
         dtb_hints: &layout.dtb_hints,
         anchors,
+        symbols: None,
     });
     match base.map(|b| layout.runs.moved_up(b)) {
         Some(Ok(runs)) => (CachedPhys::new(source, runs.clone(), cache), runs),
@@ -102,18 +112,18 @@ pub(crate) fn memory(
 }
 
 /// Opens the kernel of a capture and asks it something. Without a record, one streaming pass finds
-/// the kernel; it ends where the kernel can be opened. `cache`: bytes of the capture kept in memory.
+/// the kernel; it ends where the kernel can be opened.
 pub async fn with_kernel<T: Send + 'static>(
     source: Arc<dyn ByteSource>,
     plan: &Plan,
     record_of: Option<&KernelRecord>,
-    cache: u64,
+    means: Means,
     ask: impl FnOnce(&Kernel<'_>, &RunMap) -> Result<T, AloneError> + Send + 'static,
 ) -> Result<Alone<T>, AloneError> {
     let (anchors, found) = match record_of {
         Some(r) => (known(r), None),
         None => {
-            let anchors = anchors::stream(source.clone(), plan, cache).await?;
+            let anchors = anchors::stream(source.clone(), plan, &means).await?;
             let found = record(&anchors);
             (anchors, Some(found))
         }
@@ -121,13 +131,14 @@ pub async fn with_kernel<T: Send + 'static>(
     let layout = plan.layout.clone();
     let of = source.clone();
     let built = tokio::task::spawn_blocking(move || {
-        let (memory, runs) = memory(of, &layout, &anchors, cache);
+        let (memory, runs) = memory(of, &layout, &anchors, means.cache);
         let input = ViewInput {
             memory: &memory,
             runs: &runs,
             arch: layout.arch.as_deref(),
             dtb_hints: &layout.dtb_hints,
             anchors: &anchors,
+            symbols: means.symbols.as_deref(),
         };
         let discovery = discover(&input);
         let answer = match &discovery.impossible {
@@ -160,7 +171,7 @@ pub async fn view_alone(
     plan: &Plan,
     record: Option<&KernelRecord>,
     view: &'static LinuxView,
-    cache: u64,
+    means: Means,
 ) -> Result<Alone<Table>, AloneError> {
     let ask = move |kernel: &Kernel<'_>, _: &RunMap| {
         (view.build)(kernel).map_err(|error| AloneError::View {
@@ -168,5 +179,5 @@ pub async fn view_alone(
             error,
         })
     };
-    with_kernel(source, plan, record, cache, ask).await
+    with_kernel(source, plan, record, means, ask).await
 }

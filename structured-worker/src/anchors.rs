@@ -1,6 +1,6 @@
 //! Anchors: from the reports of the chunk workers, or from a pass of our own.
 
-use crate::alone::memory;
+use crate::alone::{Means, memory};
 use ramsift_carvers::api::{
     self, Artifact, Event, Finding, LOOK_BEHIND, MoreError, ReadMore, Sink, Window,
 };
@@ -91,14 +91,20 @@ impl ReadMore for Nothing {
 const STEP: u64 = 16 << 20;
 
 /// Whether a kernel can be opened with these anchors.
-fn enough(source: &Arc<dyn ByteSource>, anchors: &[Anchor], layout: &Layout, cache: u64) -> bool {
-    let (memory, runs) = memory(source.clone(), layout, anchors, cache);
+fn enough(
+    source: &Arc<dyn ByteSource>,
+    anchors: &[Anchor],
+    layout: &Layout,
+    means: &Means,
+) -> bool {
+    let (memory, runs) = memory(source.clone(), layout, anchors, means.cache);
     let input = ViewInput {
         memory: &memory,
         runs: &runs,
         arch: layout.arch.as_deref(),
         dtb_hints: &layout.dtb_hints,
         anchors,
+        symbols: means.symbols.as_deref(),
     };
     let d = discover(&input);
     // Without its first task a kernel is no use: its name may come later.
@@ -111,9 +117,10 @@ fn enough(source: &Arc<dyn ByteSource>, anchors: &[Anchor], layout: &Layout, cac
 pub(crate) async fn stream(
     source: Arc<dyn ByteSource>,
     plan: &Plan,
-    cache: u64,
+    means: &Means,
 ) -> Result<Vec<Anchor>, SourceError> {
     let layout = plan.layout.clone();
+    let means = means.clone();
     let done = tokio::task::spawn_blocking(move || {
         let only = Some(vec!["anchors".to_owned()]);
         let options = CarverOptions {
@@ -160,7 +167,7 @@ pub(crate) async fn stream(
                 let telling = count("vmcoreinfo") + count("swapper");
                 if telling > told
                     && count("vmcoreinfo") > 0
-                    && enough(&source, &found.0, &layout, cache)
+                    && enough(&source, &found.0, &layout, &means)
                 {
                     return Ok(thin(found.0));
                 }

@@ -7,8 +7,10 @@ mod anchors;
 mod linux;
 mod rows;
 mod sha256;
+mod symbols;
 
-pub use alone::{Alone, AloneError, view_alone, with_kernel};
+pub use alone::{Alone, AloneError, Means, view_alone, with_kernel};
+pub use symbols::{ObjectFiles, symbol_store};
 
 use linux::Collector;
 use prost::Message as _;
@@ -38,8 +40,8 @@ pub struct Config {
     pub name: String,
     /// Views built at once.
     pub slots: usize,
-    /// Bytes of the image kept in memory per view.
-    pub cache: u64,
+    /// What kernels are read with, each task for itself.
+    pub means: Means,
     /// How long an outage is waited out before a task is handed back.
     pub patience: Duration,
     /// How long running tasks may take after a stop before they are handed back.
@@ -51,7 +53,10 @@ impl Default for Config {
         Self {
             name: "structured-worker".into(),
             slots: 1,
-            cache: 128 << 20,
+            means: Means {
+                cache: 128 << 20,
+                symbols: None,
+            },
             patience: Duration::from_secs(600),
             grace: Duration::from_secs(25),
         }
@@ -283,7 +288,7 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     let anchors = if plan.spec.unstructured {
         anchors::reported(objects, &keys).await?
     } else {
-        match anchors::stream(source.clone(), &plan, worker.config.cache).await {
+        match anchors::stream(source.clone(), &plan, &worker.config.means).await {
             Ok(a) => a,
             Err(e) => return gone(worker, task, e),
         }
@@ -297,15 +302,16 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     let mut header = header(worker, task);
     let mut collector = Collector::new(worker.deps.objects.clone(), keys, &header.attempt);
     let layout = plan.layout.clone();
-    let cache = worker.config.cache;
+    let means = worker.config.means.clone();
     let built = tokio::task::spawn_blocking(move || {
-        let (memory, runs) = alone::memory(source, &layout, &anchors, cache);
+        let (memory, runs) = alone::memory(source, &layout, &anchors, means.cache);
         let input = ViewInput {
             memory: &memory,
             runs: &runs,
             arch: layout.arch.as_deref(),
             dtb_hints: &layout.dtb_hints,
             anchors: &anchors,
+            symbols: means.symbols.as_deref(),
         };
         let out = view.build(&input);
         let rows = views(&input, out, &mut collector);

@@ -285,6 +285,7 @@ mod tests {
             arch: None,
             dtb_hints: &[],
             anchors,
+            symbols: None,
         }
     }
 

@@ -19,11 +19,24 @@ pub enum OpenError {
     #[error("no VMCOREINFO of this kernel was found")]
     NoVmCoreInfo,
     /// No symbols.
-    #[error("the kernel's symbol table can't be read: {0}")]
-    Symbols(String),
+    #[error("the kernel's symbol table can't be read: {why}; {wanted}")]
+    Symbols {
+        /// What is wrong with it.
+        why: String,
+        /// What file would help.
+        wanted: String,
+    },
     /// No types.
-    #[error("the kernel's types (BTF) can't be read: {0}")]
-    Types(String),
+    #[error("the kernel's types (BTF) can't be read: {why}; {wanted}")]
+    Types {
+        /// What is wrong with them.
+        why: String,
+        /// What file would help.
+        wanted: String,
+    },
+    /// The symbol file for this kernel is no use.
+    #[error("{0}")]
+    File(String),
 }
 
 /// Anchors of one kind that are tried at most.
@@ -48,14 +61,10 @@ pub fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a>, Open
         .find(|v| v.release() == d.release.as_deref() && image_delta(v).is_some())
         .ok_or(OpenError::NoVmCoreInfo)?;
     let delta = image_delta(&info).ok_or(OpenError::NoVmCoreInfo)?;
-    let (symbols, from) = read_symbols(input, &info, delta)?;
-    let (types, types_from) = read_types(input, &symbols, delta)?;
-    let provenance = Provenance {
-        symbols: from,
-        types: types_from,
+    let symbols = match carried(input, d, &info, delta) {
+        Ok(own) => own,
+        Err(e) => from_file(input, d, &info)?.ok_or(e)?,
     };
-    let symbols = SymbolTable::from_kernel(&symbols, btf::to_types(&types), provenance)
-        .with_banner(d.banner.clone());
     let mut kernel = Kernel {
         space: AddressSpace::new(input.memory, shape, table.dtb),
         symbols,
@@ -63,6 +72,74 @@ pub fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a>, Open
     };
     unnamed::complete(input, &mut kernel, delta);
     Ok(kernel)
+}
+
+/// What the kernel carries itself.
+fn carried(
+    input: &ViewInput<'_>,
+    d: &Discovery,
+    info: &VmCoreInfo,
+    delta: u64,
+) -> Result<SymbolTable, OpenError> {
+    let (symbols, from) = read_symbols(input, info, delta).map_err(|why| OpenError::Symbols {
+        why,
+        wanted: wanted(d),
+    })?;
+    let (types, types_from) =
+        read_types(input, &symbols, delta).map_err(|why| OpenError::Types {
+            why,
+            wanted: wanted(d),
+        })?;
+    let provenance = Provenance {
+        symbols: from,
+        types: types_from,
+    };
+    Ok(
+        SymbolTable::from_kernel(&symbols, btf::to_types(&types), provenance)
+            .with_banner(d.banner.clone()),
+    )
+}
+
+/// The table of a symbol file for exactly this kernel, moved to where the kernel is.
+fn from_file(
+    input: &ViewInput<'_>,
+    d: &Discovery,
+    info: &VmCoreInfo,
+) -> Result<Option<SymbolTable>, OpenError> {
+    let (Some(store), Some(banner)) = (input.symbols, d.banner.as_deref()) else {
+        return Ok(None);
+    };
+    let Some(table) = store.find(banner).map_err(OpenError::File)? else {
+        return Ok(None);
+    };
+    let both = info.symbol("_stext").zip(table.address("_stext"));
+    let (here, linked) = both.ok_or_else(|| {
+        OpenError::File("the symbol file for this kernel has no symbol _stext".into())
+    })?;
+    Ok(Some(table.shifted(here.wrapping_sub(linked.0))))
+}
+
+/// What file would help, for people.
+pub(crate) fn wanted(d: &Discovery) -> String {
+    let banner = d.banner.as_deref().unwrap_or("no banner was found");
+    let release = d.release.as_deref().unwrap_or("?");
+    let has = |text: &str| banner.contains(text) || release.contains(text);
+    let package = if has("Debian") {
+        format!("Debian's package linux-image-{release}-dbg")
+    } else if has("Ubuntu") || has("buildd@") {
+        format!("Ubuntu's package linux-image-unsigned-{release}-dbgsym")
+    } else if has(".el") || has(".fc") || has("amzn") {
+        format!("the package kernel-debuginfo-{release}")
+    } else if has("suse") {
+        format!("the package kernel-default-debuginfo of {release}")
+    } else {
+        format!("the vmlinux with debug information of {release}")
+    };
+    let id = d.build_id.as_deref().unwrap_or("not known");
+    format!(
+        "a symbol file for exactly this kernel would do: {package} (build id {id}; {banner}), read by \
+         ramsift symbols build"
+    )
 }
 
 /// Physical addresses of the anchors of a kind.
@@ -86,7 +163,7 @@ fn read_symbols(
     input: &ViewInput<'_>,
     info: &VmCoreInfo,
     delta: u64,
-) -> Result<(Kallsyms, Source), OpenError> {
+) -> Result<(Kallsyms, Source), String> {
     let known: Vec<(&str, VirtAddr)> = KNOWN
         .iter()
         .filter_map(|name| Some((*name, VirtAddr(info.symbol(name)?))))
@@ -104,14 +181,14 @@ fn read_symbols(
     places(input, "kallsyms_token_table")
         .find_map(|pa| kallsyms::carve(input.memory, pa, &hints).ok())
         .map(|k| (k, Source::KallsymsCarved))
-        .ok_or(OpenError::Symbols(why))
+        .ok_or(why)
 }
 
 fn read_types(
     input: &ViewInput<'_>,
     symbols: &Kallsyms,
     delta: u64,
-) -> Result<(Btf, Source), OpenError> {
+) -> Result<(Btf, Source), String> {
     let mut why = "there is no symbol __start_BTF, and no header of BTF was found".to_owned();
     if let Some(s) = symbols.find("__start_BTF") {
         let pa = PhysAddr(s.address.0.wrapping_sub(delta));
@@ -123,5 +200,5 @@ fn read_types(
     places(input, "btf")
         .find_map(|pa| btf::read_kernel_at(input.memory, pa).ok())
         .map(|b| (b, Source::BtfCarved))
-        .ok_or(OpenError::Types(why))
+        .ok_or(why)
 }

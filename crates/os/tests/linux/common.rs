@@ -179,6 +179,7 @@ impl Capture {
             arch: None,
             dtb_hints: &[],
             anchors: &self.anchors,
+            symbols: None,
         }
     }
 

@@ -1,6 +1,12 @@
 //! Views of the kernel itself.
 
-use crate::common::{build, captures, each_with_tasks, number, text};
+use crate::common::{build, captures, each, each_with_tasks, number, text};
+use ramsift_layers::translate::{PhysError, PhysRead};
+use ramsift_layers::{ImageOffset, PhysAddr};
+use ramsift_os::kernel::discover;
+use ramsift_os::linux::{self, Kernel};
+use ramsift_os::view::KernelSymbols;
+use ramsift_symbols::{SymbolTable, isf};
 use std::collections::BTreeMap;
 
 #[test]
@@ -77,4 +83,86 @@ fn a_carved_symbol_table_is_the_one_that_vmcoreinfo_names() {
         assert!(differ.is_none(), "{}: {differ:?}", c.name);
     }
     assert!(checked > 0, "no capture with kallsyms in VMCOREINFO");
+}
+
+/// An image whose types are torn: their header reads as zeros.
+struct Torn<'i> {
+    image: &'i dyn PhysRead,
+    headers: Vec<u64>,
+}
+
+impl PhysRead for Torn<'_> {
+    fn read_phys(&self, pa: PhysAddr, buf: &mut [u8]) -> Result<(), PhysError> {
+        self.image.read_phys(pa, buf)?;
+        for h in &self.headers {
+            for at in *h..*h + 4 {
+                let i = at.checked_sub(pa.0).and_then(|i| usize::try_from(i).ok());
+                if let Some(b) = i.and_then(|i| buf.get_mut(i)) {
+                    *b = 0;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A store with one file, for one banner.
+#[derive(Debug)]
+struct One(String, Vec<u8>, u64);
+
+impl KernelSymbols for One {
+    fn find(&self, banner: &str) -> Result<Option<SymbolTable>, String> {
+        let table = isf::parse("one", &self.1).map_err(|e| e.to_string())?;
+        // As linked: the kernel was moved.
+        let linked = table.shifted(self.2.wrapping_neg());
+        Ok((banner == self.0).then_some(linked))
+    }
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn a_kernel_with_torn_types_is_read_through_a_symbol_file_for_its_banner() {
+    each(|c, k| {
+        let d = discover(&c.input());
+        let headers = c.anchors.iter().filter(|a| a.kind == "btf");
+        let torn = Torn {
+            image: &c.image,
+            headers: headers
+                .filter_map(|a| c.runs.to_phys(ImageOffset(a.image_offset)))
+                .map(|p| p.0)
+                .collect(),
+        };
+        // Without a file the error says which would do.
+        let mut input = c.input();
+        input.memory = &torn;
+        let e = linux::open(&input, &d).expect_err("torn").to_string();
+        let release = c.truth["uname"]["release"]
+            .as_str()
+            .or(d.release.as_deref());
+        assert!(e.contains(release.unwrap()), "{}: {e}", c.name);
+        assert!(
+            e.contains(d.build_id.as_deref().unwrap_or("build id")),
+            "{e}"
+        );
+        // With one the views are what they are with the kernel's own types.
+        let mut file = Vec::new();
+        isf::write(&k.symbols, &mut file).unwrap();
+        let moved = k.info.kernel_offset().unwrap();
+        let store = One(d.banner.clone().unwrap(), file, moved);
+        input.symbols = Some(&store);
+        let through = linux::open(&input, &d).unwrap();
+        let pids = |k: &Kernel<'_>| {
+            let t = build(k, "linux/pslist");
+            (0..t.rows.len())
+                .map(|r| number(&t, r, "pid"))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(pids(&through), pids(k), "{}", c.name);
+        let other = One("another".into(), store.1.clone(), moved);
+        input.symbols = Some(&other);
+        assert!(linux::open(&input, &d).is_err(), "{}", c.name);
+    });
 }

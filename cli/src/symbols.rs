@@ -1,0 +1,95 @@
+//! `ramsift symbols`: the store of symbol files for kernels that don't carry their own.
+
+use crate::args::SymbolsCommand;
+use crate::config::Config;
+use crate::glue;
+use anyhow::{Context, Result, anyhow, bail};
+use ramsift_layers::source::{Sources, split_s3_url};
+use ramsift_store::LocalObjects;
+use ramsift_structured_worker::{Means, ObjectFiles, symbol_store};
+use ramsift_symbols::store::{Files, Folder};
+use ramsift_symbols::{SymbolStore, dwarf, isf};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The store's folder, where it isn't in S3.
+fn folder(config: &Config) -> Result<PathBuf> {
+    if !config.symbols.store.is_empty() {
+        return Ok(config.symbols.store.clone().into());
+    }
+    let set = |k: &str| {
+        let value = std::env::var_os(k).filter(|v| !v.is_empty());
+        value.map(PathBuf::from)
+    };
+    let base = set("XDG_DATA_HOME").or_else(|| Some(set("HOME")?.join(".local/share")));
+    let base =
+        base.context("there is no home folder: name the store with --set symbols.store=DIR")?;
+    Ok(base.join("ramsift/symbols"))
+}
+
+/// What kernels are read with.
+pub(crate) async fn means(config: &Config) -> Result<Means> {
+    let symbols = if split_s3_url(&config.symbols.store).is_some() {
+        let sources = Sources::new(config.s3.to_layers());
+        let objects = glue::store(&config.symbols.store, &sources).await?;
+        Some(symbol_store(objects))
+    } else {
+        // A folder that doesn't exist has no files.
+        let folder = folder(config).ok();
+        let objects = folder.and_then(|f| LocalObjects::open_existing(&f).ok());
+        objects.map(|o| symbol_store(Arc::new(o)))
+    };
+    Ok(Means {
+        cache: config.worker.cache_bytes,
+        symbols,
+    })
+}
+
+/// Lists, imports or builds.
+pub(crate) async fn run(config: &Config, command: SymbolsCommand) -> Result<u8> {
+    if split_s3_url(&config.symbols.store).is_some() {
+        let sources = Sources::new(config.s3.to_layers());
+        let files = ObjectFiles::new(glue::store(&config.symbols.store, &sources).await?);
+        return tokio::task::spawn_blocking(move || with(files, command)).await?;
+    }
+    let files = Folder::new(folder(config)?);
+    tokio::task::spawn_blocking(move || with(files, command)).await?
+}
+
+fn with<F: Files>(files: F, command: SymbolsCommand) -> Result<u8> {
+    let store = SymbolStore::new(files);
+    match command {
+        SymbolsCommand::List => {
+            for s in store.list()? {
+                let banner = s.banner.as_deref().unwrap_or("(no banner could be read)");
+                println!("{}  {banner}", s.name);
+            }
+        }
+        SymbolsCommand::Import { files } => {
+            for path in files {
+                let name = path.display().to_string();
+                let data = std::fs::read(&path).with_context(|| name.clone())?;
+                let stored = store.import(&name, &data)?;
+                println!("{}  {}", stored.name, stored.banner.unwrap_or_default());
+            }
+        }
+        SymbolsCommand::Build { vmlinux, out } => {
+            let name = vmlinux.display().to_string();
+            let data = std::fs::read(&vmlinux).with_context(|| name.clone())?;
+            let table = dwarf::parse(&name, &data).map_err(|e| anyhow!("{name}: {e}"))?;
+            let mut file = Vec::new();
+            isf::write_xz(&table, &mut file)?;
+            if let Some(out) = out {
+                std::fs::write(&out, &file).with_context(|| out.display().to_string())?;
+                println!("{}", out.display());
+                return Ok(0);
+            }
+            if table.banner().is_none_or(str::is_empty) {
+                bail!("{name} does not say what kernel it is; write a file with --out");
+            }
+            let stored = store.import(&name, &file)?;
+            println!("{}  {}", stored.name, stored.banner.unwrap_or_default());
+        }
+    }
+    Ok(0)
+}
