@@ -2,8 +2,10 @@
 //! asked of a result.
 #![allow(dead_code)]
 
-use ramsift_layers::PhysAddr;
-use ramsift_layers::translate::{PhysError, PhysRead};
+use ramsift_layers::translate::{
+    AARCH64_4K_48, PhysError, PhysRead, X86_64, X86_64_LA57, mappings, walk,
+};
+use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
 use ramsift_symbols::kallsyms::{self, DIGITS, Hints, Places};
 use ramsift_symbols::{Btf, Provenance, SymbolTable, Types, btf as btf_of, isf as isf_of};
 use std::sync::Arc;
@@ -74,6 +76,29 @@ pub(crate) fn btf(data: &[u8]) {
     if let Ok(split) = Btf::parse_split(data.get(end..).unwrap_or_default(), &base) {
         btf_of::add_split(&mut types, &split);
         ask(&types);
+    }
+}
+
+/// Tables read at most on one visit of everything that a table maps.
+const TABLES: usize = 64;
+
+/// The bytes as page tables: their first 8 bytes say where a walk goes, all else is tables.
+pub(crate) fn walker(data: &[u8]) {
+    let Some((head, _)) = data.split_first_chunk::<8>() else {
+        return;
+    };
+    let va = u64::from_le_bytes(*head);
+    let memory = Bytes(data);
+    for shape in [X86_64, X86_64_LA57, AARCH64_4K_48] {
+        for va in [va, va >> 16, va | 0xffff_8000_0000_0000] {
+            let _ = walk(&memory, &shape, Dtb(BASE), VirtAddr(va));
+        }
+        let (mut budget, mut met) = (TABLES, 0usize);
+        let range = va >> 17..va >> 3;
+        mappings(&memory, &shape, Dtb(BASE), range, &mut budget, &mut |_| {
+            met += 1;
+        });
+        assert!(met <= TABLES * 513, "{met} from {TABLES} tables");
     }
 }
 

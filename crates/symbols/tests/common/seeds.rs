@@ -42,6 +42,21 @@ pub(crate) fn isf_seeds() -> Vec<Vec<u8>> {
     vec![json, xz]
 }
 
+/// Tables of which each entry leads to another, to itself, to a large page or nowhere.
+pub(crate) fn walker_seeds() -> Vec<Vec<u8>> {
+    let mut rng = Rng(7);
+    let table = |rng: &mut Rng, pages: usize| {
+        let mut bytes = Vec::new();
+        for _ in 0..pages * 512 {
+            let to = (1u64 << 20) + rng.below(pages + 1) as u64 * 4096;
+            let flags = [0, 3, 7, 0x83, 0x703][rng.below(5)];
+            bytes.extend((to | flags).to_le_bytes());
+        }
+        bytes
+    };
+    vec![table(&mut rng, 1), table(&mut rng, 8), table(&mut rng, 32)]
+}
+
 /// Changes some bytes, words and lengths of a seed.
 fn mutate(seed: &[u8], rng: &mut Rng) -> Vec<u8> {
     let mut b = seed.to_vec();
