@@ -5,6 +5,7 @@
 //! page cache                 -> file and offset                         \  one owner text, state
 //! pages of the tables        -> page table of a process                 /  and address per stretch
 //! kernel image               -> kernel, by its symbols' sections       /
+//! areas of vmalloc           -> kernel: modules, stacks, who asked     /
 //! struct page                -> free (buddy), slab, in use
 //! ```
 //!
@@ -14,13 +15,14 @@
 //! Sources: Linux `include/linux/page-flags.h` (`PG_slab`, page types), `include/linux/mm_types.h`
 //! (`struct page`), `kernel/crash_core.c` (`PAGE_BUDDY_MAPCOUNT_VALUE`, `SIZE(page)`).
 
+use super::areas::{Area, areas};
 use super::pages::{PageState, PageStates};
 use super::space::task_memory;
-use super::{Kernel, LinuxError, Paths, Vma};
+use super::{Kernel, LinuxError, Paths, Vma, module};
 use ramsift_layers::run::RunMap;
 use ramsift_layers::translate::{AARCH64_4K_48, Mapped, mappings};
-use ramsift_layers::{Dtb, PhysAddr};
-use std::collections::HashMap;
+use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 
@@ -152,6 +154,7 @@ pub fn frames(
     out: &mut dyn FnMut(Frame),
 ) -> Result<(), LinuxError> {
     let processes = processes(kernel, doubts)?;
+    let areas = kernel_areas(kernel, doubts)?;
     let pages = PageStates::new(kernel)
         .inspect_err(|e| doubts.push(format!("the state of pages is not known: {e}")))
         .ok();
@@ -167,7 +170,7 @@ pub fn frames(
     todo.reverse();
     let mut last: Option<Frame> = None;
     while let Some(range) = todo.pop() {
-        match window(kernel, &processes, range.clone(), doubts) {
+        match window(kernel, &processes, &areas, range.clone(), doubts) {
             Ok(w) => emit(w, pages.as_ref(), &mut last, out),
             Err(TooMany) => {
                 let mid = (range.start + (range.end - range.start) / 2).next_multiple_of(PAGE);
@@ -225,11 +228,13 @@ fn processes(kernel: &Kernel<'_>, doubts: &mut Vec<String>) -> Result<Vec<Proces
 fn window(
     kernel: &Kernel<'_>,
     processes: &[Process],
+    areas: &[KernelArea],
     range: Range<u64>,
     doubts: &mut Vec<String>,
 ) -> Result<Window, TooMany> {
     let mut w = Window::new(range);
     kernel_image(kernel, &mut w);
+    claim_areas(kernel, areas, &mut w);
     let shape = *kernel.space.shape();
     // On arm64 programs have a table of their own, on x86-64 the lower half of one.
     let own = shape.name == AARCH64_4K_48.name;
@@ -267,6 +272,84 @@ fn window(
     }
     cached_files(kernel, &mut w, doubts);
     if w.full { Err(TooMany) } else { Ok(w) }
+}
+
+/// Memory of the kernel's that lies page by page.
+struct KernelArea {
+    range: Range<u64>,
+    owner: String,
+}
+
+/// Pages of such areas that are looked up at most: a forged one may claim any length.
+const AREA_PAGES: u64 = 8 << 20;
+
+/// Modules, then stacks of processes in the kernel and what else the kernel has given out, by who asked.
+fn kernel_areas(
+    kernel: &Kernel<'_>,
+    doubts: &mut Vec<String>,
+) -> Result<Vec<KernelArea>, LinuxError> {
+    let mut stacks: BTreeMap<u64, String> = BTreeMap::new();
+    let mut out = Vec::new();
+    for m in kernel.modules(doubts).unwrap_or_default() {
+        let Ok(name) = m.text("name") else { continue };
+        for p in module::parts(&m).unwrap_or_default() {
+            out.push(KernelArea {
+                range: p.base..p.base.saturating_add(p.size),
+                owner: format!("module {name}"),
+            });
+        }
+    }
+    for task in kernel.processes(doubts)? {
+        let Ok(stack) = task.number("stack") else {
+            continue;
+        };
+        let who = format!("{}[{}]", task.text("comm")?, task.int("tgid")?);
+        stacks.insert(stack, format!("kernel stack of {who}"));
+    }
+    let Some(all) = areas(kernel, &(0..u64::MAX), doubts).ok().flatten() else {
+        return Ok(out);
+    };
+    let owner = |a: &Area| {
+        if let Some(name) = stacks.range(a.start..a.end).next() {
+            return name.1.clone();
+        }
+        let asked = kernel.symbols.nearest(VirtAddr(a.caller));
+        asked.map_or_else(
+            || "vmalloc".to_owned(),
+            |(s, _)| format!("vmalloc by {}", s.name),
+        )
+    };
+    out.extend(all.iter().map(|a| KernelArea {
+        range: a.start..a.end,
+        owner: owner(a),
+    }));
+    Ok(out)
+}
+
+fn claim_areas(kernel: &Kernel<'_>, areas: &[KernelArea], w: &mut Window) {
+    let mut left = AREA_PAGES;
+    // What modules share an area, their parts tell best (since 6.13).
+    let mut of_modules = HashSet::new();
+    for a in areas {
+        let owner = w.names.number(&a.owner);
+        let module = a.owner.starts_with("module ");
+        let mut va = a.range.start & !(PAGE - 1);
+        while va < a.range.end && left > 0 {
+            left -= 1;
+            let first = if module {
+                of_modules.insert(va);
+                true
+            } else {
+                !of_modules.contains(&va)
+            };
+            if let Ok(pa) = kernel.space.translate(va)
+                && first
+            {
+                w.claim(Claim::Kernel, pa.0, PAGE, owner, va);
+            }
+            va += PAGE;
+        }
+    }
 }
 
 /// The kernel's own image, by what its linker's symbols tell.

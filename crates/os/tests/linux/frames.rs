@@ -126,3 +126,27 @@ fn a_secret_of_an_environment_belongs_to_its_process() {
         assert!(checked > 0, "{}: no secret in an environment", c.name);
     });
 }
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn modules_own_the_pages_of_their_text() {
+    each_with_tasks(|c, k| {
+        let all = map(c, k);
+        let mut checked = 0;
+        // name size users dependants state address
+        for line in c.truth["modules"].as_str().unwrap().lines() {
+            let name = line.split(' ').next().unwrap();
+            let at = line.split_whitespace().find_map(|w| w.strip_prefix("0x"));
+            let va = u64::from_str_radix(at.unwrap(), 16).unwrap();
+            let pa = k.space.translate(va).unwrap().0;
+            let i = all.partition_point(|f| f.start.0 <= pa) - 1;
+            let owner = all[i].owner.as_deref();
+            assert_eq!(owner, Some(&*format!("module {name}")), "{}", c.name);
+            checked += 1;
+        }
+        assert!(checked > 10, "{}", c.name);
+    });
+}
