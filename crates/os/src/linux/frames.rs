@@ -14,6 +14,7 @@
 //! Sources: Linux `include/linux/page-flags.h` (`PG_slab`, page types), `include/linux/mm_types.h`
 //! (`struct page`), `kernel/crash_core.c` (`PAGE_BUDDY_MAPCOUNT_VALUE`, `SIZE(page)`).
 
+use super::memory::user_addresses;
 use super::pages::{PageState, PageStates};
 use super::space::task_memory;
 use super::{Kernel, LinuxError, Paths, Vma};
@@ -231,7 +232,7 @@ fn window(
     let mut w = Window::new(range);
     kernel_image(kernel, &mut w);
     let shape = *kernel.space.shape();
-    let user = 0..1u64 << (shape.va_bits() - 1);
+    let user = user_addresses(&shape);
     // Tables of sane processes take less than this share of memory.
     let mut budget = 1 << 20;
     for p in processes {
