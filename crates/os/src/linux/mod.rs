@@ -54,6 +54,7 @@ mod path;
 mod procdump;
 mod pslist;
 mod recover;
+mod registers;
 mod routes;
 mod sock;
 mod sockstat;

@@ -3,17 +3,19 @@
 //! ```text
 //! ELF header          ET_CORE
 //! program headers     PT_NOTE, a PT_LOAD for each area
-//! notes               NT_PRPSINFO: pid and name; NT_AUXV; NT_FILE: which file each area has
+//! notes               NT_PRSTATUS: registers of each thread; NT_PRPSINFO: pid and name; NT_AUXV;
+//!                     NT_FILE: which file each area has
 //! (to a page's end)
 //! areas               whole, with holes where no page is mapped; those without any page take no place
 //! ```
 //!
-//! Debuggers read it as they read the kernel's own dumps; there are no registers in it.
+//! Debuggers read it as they read the kernel's own dumps. Floating point registers are not in it.
 //!
 //! Sources: System V ABI, chapter 5; Linux `fs/binfmt_elf.c` (`fill_files_note`, `PN_XNUM`),
 //! `include/uapi/linux/elfcore.h` (`elf_prpsinfo`).
 
 use super::memory::{Area, Memories, Page, ProcessMemory, is_x86};
+use super::registers::statuses;
 use super::{Content, Kernel, LinuxError, LinuxView, Recovered, VM_EXEC, VM_READ, VM_WRITE};
 use crate::table::{Column, Kind, Table, column};
 use std::ops::ControlFlow;
@@ -57,6 +59,7 @@ const PN_XNUM: u64 = 0xffff;
 /// Bytes of the note on files at most.
 const MAX_FILES: usize = 16 << 20;
 
+const NT_PRSTATUS: u32 = 1;
 const NT_PRPSINFO: u32 = 3;
 const NT_AUXV: u32 = 6;
 const NT_FILE: u32 = 0x4649_4c45;
@@ -200,7 +203,11 @@ fn note(kind: u32, text: &[u8]) -> Vec<u8> {
 }
 
 fn notes(kernel: &Kernel<'_>, p: &ProcessMemory<'_>, doubts: &mut Vec<String>) -> Vec<u8> {
-    let mut out = note(NT_PRPSINFO, &process_info(p));
+    let mut threads = statuses(kernel, p).into_iter();
+    // The kernel's order: the main thread, the process, the other threads.
+    let main = threads.next();
+    let mut out: Vec<u8> = main.map_or(Vec::new(), |s| note(NT_PRSTATUS, &s));
+    out.extend(note(NT_PRPSINFO, &process_info(p)));
     let types = kernel.symbols.types();
     if let Ok(f) = types.field("mm_struct", "saved_auxv") {
         let mut raw = vec![0; usize::try_from(f.size).unwrap_or(0).min(4096)];
@@ -217,6 +224,7 @@ fn notes(kernel: &Kernel<'_>, p: &ProcessMemory<'_>, doubts: &mut Vec<String>) -
         ));
     }
     out.extend(note(NT_FILE, &files));
+    out.extend(threads.flat_map(|s| note(NT_PRSTATUS, &s)));
     out
 }
 

@@ -195,27 +195,41 @@ fn half(raw: &[u8], at: u64) -> u64 {
     word(raw, at) & 0xffff_ffff
 }
 
-/// The files that a core names, with start and end.
-fn named_files(raw: &[u8], at: u64, len: u64) -> Vec<(i128, i128, String)> {
-    let mut note = at;
+/// Notes of a core: their kinds and where their texts are.
+fn notes(raw: &[u8], at: u64, len: u64) -> Vec<(u64, std::ops::Range<u64>)> {
+    let (mut out, mut note) = (Vec::new(), at);
     while note < at + len {
-        let size = half(raw, note + 4);
         // The name of the owner takes eight bytes.
-        let text = note + 20;
-        if half(raw, note + 8) == 0x4649_4c45 {
-            let n = word(raw, text);
-            assert_eq!(word(raw, text + 8), 4096);
-            let names = &raw[(text + 16 + n * 24) as usize..(text + size) as usize];
-            let names = names.split(|b| *b == 0).map(String::from_utf8_lossy);
-            let place = |i: u64| word(raw, text + 16 + i * 8).into();
-            return (0..n)
-                .zip(names)
-                .map(|(i, name)| (place(i * 3), place(i * 3 + 1), name.into_owned()))
-                .collect();
-        }
+        let (text, size) = (note + 20, half(raw, note + 4));
+        out.push((half(raw, note + 8), text..text + size));
         note = text + size.next_multiple_of(4);
     }
-    Vec::new()
+    out
+}
+
+/// The files that a core names, with start and end.
+fn named_files(raw: &[u8], text: std::ops::Range<u64>) -> Vec<(i128, i128, String)> {
+    let (n, at) = (word(raw, text.start), text.start);
+    assert_eq!(word(raw, at + 8), 4096);
+    let names = &raw[(at + 16 + n * 24) as usize..text.end as usize];
+    let names = names.split(|b| *b == 0).map(String::from_utf8_lossy);
+    let place = |i: u64| word(raw, at + 16 + i * 8).into();
+    (0..n)
+        .zip(names)
+        .map(|(i, name)| (place(i * 3), place(i * 3 + 1), name.into_owned()))
+        .collect()
+}
+
+/// Threads of a core: pid, program counter and stack pointer.
+fn threads(raw: &[u8], notes: &[(u64, std::ops::Range<u64>)], arm: bool) -> Vec<(u64, i128, i128)> {
+    let (pc, sp) = if arm { (32, 31) } else { (16, 19) };
+    let all = notes.iter().filter(|n| n.0 == 1);
+    all.map(|(_, t)| {
+        assert_eq!(t.end - t.start, if arm { 392 } else { 336 });
+        let register = |i: u64| i128::from(word(raw, t.start + 112 + i * 8));
+        (half(raw, t.start + 32), register(pc), register(sp))
+    })
+    .collect()
 }
 
 #[test]
@@ -254,7 +268,7 @@ fn cores_have_the_areas_of_maps_and_their_bytes() {
             );
             cores.insert(pid, core);
         }
-        for (pid, (_, lines)) in truth(c) {
+        for (pid, (process, lines)) in truth(c) {
             let at = format!("{} pid {pid}", c.name);
             let raw = bytes(k, &cores[&pid]);
             assert!(raw.starts_with(b"\x7fELF\x02\x01\x01"), "{at}");
@@ -267,7 +281,26 @@ fn cores_have_the_areas_of_maps_and_their_bytes() {
                 if half(&raw, p) == 4 {
                     let want = lines.iter().filter(|l| l.inode != 0);
                     let want: Vec<_> = want.map(|l| (l.start, l.end, l.path.clone())).collect();
-                    assert_eq!(named_files(&raw, offset, stored), want, "{at}");
+                    let notes = notes(&raw, offset, stored);
+                    let files = notes.iter().find(|n| n.0 == 0x4649_4c45).unwrap();
+                    assert_eq!(named_files(&raw, files.1.clone()), want, "{at}");
+                    // Every thread is in code of the process, and the main one on its stack.
+                    let got = threads(&raw, &notes, c.info["arch"] == "arm64");
+                    let pids: BTreeSet<String> = got.iter().map(|t| t.0.to_string()).collect();
+                    let tasks = process["tasks"]
+                        .as_object()
+                        .unwrap()
+                        .keys()
+                        .cloned()
+                        .collect();
+                    assert_eq!(pids, tasks, "{at}");
+                    let within = |at: i128, l: &&Line| l.start <= at && at < l.end;
+                    for (n, (_, pc, sp)) in got.iter().enumerate() {
+                        let code = lines.iter().find(|l| within(*pc, l)).unwrap();
+                        assert!(code.permissions.contains('x'), "{at}: {pc:#x}");
+                        let stack = lines.iter().find(|l| within(*sp, l)).unwrap();
+                        assert!(n > 0 || stack.path == "[stack]", "{at}: {sp:#x} {stack:?}");
+                    }
                     continue;
                 }
                 assert!(stored == 0 || stored == len, "{at}");
