@@ -13,6 +13,7 @@ pub(super) const PSAUX: LinuxView = LinuxView {
     columns: ARGUMENTS,
     build: psaux,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/psaux`.
@@ -40,6 +41,7 @@ pub(super) const ENVARS: LinuxView = LinuxView {
     columns: ENVIRONMENT,
     build: envars,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/envars`.

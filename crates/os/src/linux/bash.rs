@@ -27,6 +27,7 @@ pub(super) const BASH: LinuxView = LinuxView {
     columns: COMMANDS,
     build: bash,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/bash`.

@@ -13,6 +13,7 @@ pub(super) const BOOTTIME: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/boottime`.

@@ -23,6 +23,7 @@ pub(super) const CHECK_FOPS: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/check_fops`.

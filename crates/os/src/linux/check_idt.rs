@@ -22,6 +22,7 @@ pub(super) const CHECK_IDT: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/check_idt`.

@@ -19,6 +19,7 @@ pub(super) const EBPF: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/ebpf`.

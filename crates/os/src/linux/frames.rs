@@ -16,11 +16,12 @@
 //! (`struct page`), `kernel/crash_core.c` (`PAGE_BUDDY_MAPCOUNT_VALUE`, `SIZE(page)`).
 
 use super::areas::{Area, areas};
+use super::memory::user_addresses;
 use super::pages::{PageState, PageStates};
 use super::space::task_memory;
 use super::{Kernel, LinuxError, Paths, Vma, module};
 use ramsift_layers::run::RunMap;
-use ramsift_layers::translate::{AARCH64_4K_48, Mapped, mappings};
+use ramsift_layers::translate::{Mapped, mappings};
 use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{ControlFlow, Range};
@@ -236,9 +237,7 @@ fn window(
     kernel_image(kernel, &mut w);
     claim_areas(kernel, areas, &mut w);
     let shape = *kernel.space.shape();
-    // On arm64 programs have a table of their own, on x86-64 the lower half of one.
-    let own = shape.name == AARCH64_4K_48.name;
-    let user = 0..1u64 << (shape.va_bits() - u32::from(!own));
+    let user = user_addresses(&shape);
     // Tables of sane processes take less than this share of memory.
     let mut budget = 1 << 20;
     for p in processes {

@@ -29,6 +29,7 @@ pub(super) const HIDDEN_MODULES: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/hidden_modules`.

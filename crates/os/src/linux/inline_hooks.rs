@@ -32,6 +32,7 @@ pub(super) const INLINE_HOOKS: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/inline_hooks`.

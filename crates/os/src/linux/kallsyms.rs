@@ -12,6 +12,7 @@ pub(super) const KALLSYMS: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/kallsyms`.

@@ -19,6 +19,7 @@ pub(super) const KEYBOARD_NOTIFIERS: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/keyboard_notifiers`.

@@ -23,6 +23,7 @@ pub(super) const KMSG: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/kmsg`.

@@ -13,6 +13,7 @@ pub(super) const LSMOD: LinuxView = LinuxView {
     columns: MODULES,
     build: lsmod,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/lsmod`.

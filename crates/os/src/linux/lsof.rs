@@ -15,6 +15,7 @@ pub(super) const LSOF: LinuxView = LinuxView {
     columns: FILES,
     build: lsof,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/lsof`.

@@ -17,6 +17,8 @@ mod check_idt;
 mod check_syscall;
 mod code;
 mod ebpf;
+mod elf;
+mod elfs;
 mod fields;
 mod files;
 mod frames;
@@ -30,9 +32,14 @@ mod kallsyms;
 mod keyboard_notifiers;
 mod kmsg;
 mod kprobes;
+mod library_list;
+mod link_map;
 mod lsmod;
 mod lsof;
 mod machine;
+mod malfind;
+mod maps;
+mod memory;
 mod module;
 mod module_extract;
 mod mountinfo;
@@ -44,8 +51,10 @@ mod open;
 mod pagecache;
 mod pages;
 mod path;
+mod procdump;
 mod pslist;
 mod recover;
+mod registers;
 mod routes;
 mod sock;
 mod sockstat;
@@ -95,6 +104,9 @@ pub struct LinuxView {
     pub build: fn(&Kernel<'_>) -> Result<Table, LinuxError>,
     /// Content that can be recovered from what it shows, where there is such.
     pub recover: Option<Recover>,
+    /// Whether content is recovered only where somebody asks for this view's: it is as large as the
+    /// memory itself, and a job that stores all other content leaves it out.
+    pub on_request: bool,
 }
 
 /// All views, in the order in which a job builds them.
@@ -129,6 +141,11 @@ pub const VIEWS: &[LinuxView] = &[
     routes::IP_ROUTE,
     neighbours::NEIGHBOURS,
     bash::BASH,
+    maps::MAPS,
+    malfind::MALFIND,
+    library_list::LIBRARY_LIST,
+    elfs::ELFS,
+    procdump::PROCDUMP,
 ];
 
 /// A view by its name.

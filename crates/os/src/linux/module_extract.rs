@@ -17,6 +17,7 @@ pub(super) const MODULE_EXTRACT: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: Some(recover),
+    on_request: false,
 };
 
 /// Columns of `linux/module_extract`.

@@ -23,6 +23,7 @@ pub(super) const MOUNTINFO: LinuxView = LinuxView {
     columns: MOUNTS,
     build: mountinfo,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/mountinfo`.

@@ -20,6 +20,7 @@ pub(super) const NEIGHBOURS: LinuxView = LinuxView {
     columns: ENTRIES,
     build: neighbours,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/neighbours`.

@@ -21,6 +21,7 @@ pub(super) const IP_ADDR: LinuxView = LinuxView {
     columns: ADDRESSES,
     build: ip_addr,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/ip_addr`.

@@ -21,6 +21,7 @@ pub(super) const NETFILTER: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/netfilter`.

@@ -22,6 +22,7 @@ pub(super) const PAGECACHE_FILES: LinuxView = LinuxView {
     columns: FILES,
     build: pagecache_files,
     recover: Some(recover),
+    on_request: false,
 };
 
 /// Columns of `linux/pagecache_files`.

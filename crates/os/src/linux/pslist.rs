@@ -13,6 +13,7 @@ pub(super) const PSLIST: LinuxView = LinuxView {
     columns: PROCESSES,
     build: pslist,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/pslist`.

@@ -1,7 +1,7 @@
 //! Recovered content: files, modules and memory as lists of the places where their bytes lie.
 //!
 //! Nothing is copied until somebody wants the bytes, so a file of gigabytes costs 24 bytes for each
-//! stretch of neighbouring pages.
+//! stretch of neighbouring pages. Formats that need a header of their own have it in front, as bytes.
 
 use super::{Kernel, LinuxError};
 use ramsift_layers::PhysAddr;
@@ -24,6 +24,8 @@ pub struct Extent {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Content {
     size: u64,
+    /// Bytes that are not in the image: its first ones.
+    head: Vec<u8>,
     extents: Vec<Extent>,
 }
 
@@ -36,14 +38,33 @@ impl Content {
     pub fn new(size: u64) -> Self {
         Self {
             size,
-            extents: Vec::new(),
+            ..Self::default()
         }
+    }
+
+    /// The same with its first bytes given. To be called before anything is pushed; what is longer than
+    /// the content is cut.
+    pub fn with_head(mut self, mut head: Vec<u8>) -> Self {
+        head.truncate(usize::try_from(self.size).unwrap_or(usize::MAX));
+        self.head = head;
+        self
+    }
+
+    /// Its first bytes, which are not in the image.
+    pub fn head(&self) -> &[u8] {
+        &self.head
+    }
+
+    /// Where the last that there is ends.
+    fn end(&self) -> u64 {
+        let last = self.extents.last().map(|l| l.offset + l.len);
+        last.unwrap_or(self.head.len() as u64)
     }
 
     /// Adds a stretch behind all others; neighbours in both spaces become one. What reaches over the
     /// end is cut, what begins before the last one's end is left out.
     pub fn push(&mut self, e: Extent) {
-        let end = self.extents.last().map_or(0, |l| l.offset + l.len);
+        let end = self.end();
         let len = e.len.min(self.size.saturating_sub(e.offset));
         if e.offset < end || len == 0 {
             return;
@@ -59,19 +80,27 @@ impl Content {
         self.size
     }
 
-    /// What there is, in order.
+    /// What of it lies in the image, in order.
     pub fn extents(&self) -> &[Extent] {
         &self.extents
     }
 
+    /// The physical address of a byte of it that lies in the image.
+    pub fn at(&self, offset: u64) -> Option<PhysAddr> {
+        let i = self.extents.partition_point(|e| e.offset + e.len <= offset);
+        let e = self.extents.get(i).filter(|e| e.offset <= offset)?;
+        Some(e.pa.saturating_add(offset - e.offset))
+    }
+
     /// Bytes that there are.
     pub fn present(&self) -> u64 {
-        self.extents.iter().map(|e| e.len).sum()
+        let image: u64 = self.extents.iter().map(|e| e.len).sum();
+        image + self.head.len() as u64
     }
 
     /// What is missing, in order.
     pub fn holes(&self) -> Vec<Range<u64>> {
-        let (mut at, mut out) = (0, Vec::new());
+        let (mut at, mut out) = (self.head.len() as u64, Vec::new());
         for e in &self.extents {
             if e.offset > at {
                 out.push(at..e.offset);
@@ -98,7 +127,10 @@ impl Content {
             _ => {}
         };
         let mut buf = vec![0; STEP];
-        let mut end = 0;
+        for (i, piece) in self.head.chunks(STEP).enumerate() {
+            out((i * STEP) as u64, piece)?;
+        }
+        let mut end = self.head.len() as u64;
         for e in &self.extents {
             lose(end..e.offset);
             end = e.offset + e.len;
@@ -153,7 +185,7 @@ fn zeros(out: &mut dyn Write, mut n: u64) -> io::Result<()> {
 /// Something that can be written out.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovered {
-    /// What it is: `cached_file`, `module`, `process_elf`.
+    /// What it is: `cached_file`, `module`, `process_elf`, `process_core`.
     pub kind: &'static str,
     /// Its path or name.
     pub name: String,
@@ -205,6 +237,12 @@ mod tests {
         c.push(extent(5 * 4096, 7, 4096));
         assert_eq!(c.extents().len(), 3, "neighbours are one");
         assert_eq!(c.present(), 3 * 4096 + 10);
+        assert_eq!(c.at(8192 + 5), Some(PhysAddr(8192 + 5)));
+        assert_eq!(c.at(5 * 4096), Some(PhysAddr(7 * 4096)));
+        assert_eq!(
+            (c.at(5), c.at(4 * 4096), c.at(6 * 4096)),
+            (None, None, None)
+        );
         assert_eq!(c.holes(), vec![0..4096, 4 * 4096..5 * 4096]);
         let mut out = Vec::new();
         let lost = c.write(&Pages, &mut out).expect("a Vec takes all");
@@ -212,5 +250,35 @@ mod tests {
         assert_eq!(out.len() as u64, c.size());
         let firsts: Vec<u8> = out.iter().step_by(4096).copied().collect();
         assert_eq!(firsts, [0, 1, 2, 0, 0, 7]);
+    }
+
+    #[test]
+    fn a_head_stands_before_what_the_image_has() {
+        let extent = |offset, page: u64| Extent {
+            offset,
+            pa: PhysAddr(page * 4096),
+            len: 4096,
+        };
+        let mut c = Content::new(3 * 4096).with_head(vec![0xaa; 4000]);
+        // What would lie under the head is left out.
+        c.push(extent(0, 1));
+        c.push(extent(4096, 2));
+        assert_eq!((c.head().len(), c.extents().len()), (4000, 1));
+        assert_eq!(c.present(), 4000 + 4096);
+        assert_eq!(c.holes(), vec![4000..4096, 8192..3 * 4096]);
+        let mut out = Vec::new();
+        let lost = c.write(&Pages, &mut out).expect("a Vec takes all");
+        assert_eq!(lost, c.holes());
+        assert_eq!(out.len() as u64, c.size());
+        assert!(out[..4000].iter().all(|b| *b == 0xaa));
+        assert!(out[4000..4096].iter().all(|b| *b == 0));
+        assert!(out[4096..8192].iter().all(|b| *b == 2));
+        // One that is longer than the content is cut; one of more than a step comes in pieces.
+        assert_eq!(Content::new(10).with_head(vec![1; 20]).present(), 10);
+        let long: Vec<u8> = (0..STEP + 5).map(|i| (i % 251) as u8).collect();
+        let c = Content::new(long.len() as u64).with_head(long.clone());
+        let mut out = Vec::new();
+        assert_eq!(c.write(&Pages, &mut out).expect("a Vec"), vec![]);
+        assert_eq!(out, long);
     }
 }

@@ -26,6 +26,7 @@ pub(super) const IP_ROUTE: LinuxView = LinuxView {
     columns: ROUTES,
     build: ip_route,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/ip_route`.

@@ -22,6 +22,7 @@ pub(super) const SOCKSTAT: LinuxView = LinuxView {
     columns: SOCKETS,
     build: sockstat,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/sockstat`.

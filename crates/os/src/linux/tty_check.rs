@@ -22,6 +22,7 @@ pub(super) const TTY_CHECK: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/tty_check`.

@@ -13,6 +13,7 @@ pub(super) const UNAME: LinuxView = LinuxView {
     columns: NAMES,
     build: uname,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/uname`.
@@ -40,6 +41,7 @@ pub(super) const CMDLINE: LinuxView = LinuxView {
     columns: COMMAND,
     build: cmdline,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/cmdline`.

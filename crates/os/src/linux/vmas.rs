@@ -13,9 +13,11 @@
 //! parent says. A pivot of 0 behind the first means that the node is used no further.
 //!
 //! Sources: Linux `include/linux/mm_types.h`, `include/linux/maple_tree.h`, `lib/maple_tree.c`,
-//! `include/linux/mm.h` (`VM_*`).
+//! `include/linux/mm.h` (`VM_*`), `fs/proc/task_mmu.c` (names), `mm/mmap.c` (`special_mapping_name`),
+//! `include/linux/mm_inline.h` (`anon_vma_name`), `fs/file_table.c` (`backing_file`).
 
-use super::{Kernel, LinuxError, Object, Paths};
+use super::{Fields, Kernel, LinuxError, Object, Paths};
+use ramsift_layers::VirtAddr;
 use std::collections::{HashMap, HashSet};
 
 /// `VM_READ`.
@@ -45,6 +47,12 @@ pub struct Vma {
     pub file: u64,
     /// Address of its `vm_area_struct`.
     pub va: u64,
+    /// Address of its `vm_operations_struct`; 0 of ordinary anonymous memory.
+    ops: u64,
+    /// `vm_private_data`: of the kernel's own pages their `vm_special_mapping`.
+    private: u64,
+    /// Address of its `anon_vma_name`; 0 where nothing was given.
+    label: u64,
 }
 
 impl Vma {
@@ -70,9 +78,10 @@ impl Kernel<'_> {
         } else {
             chain(self, mm, doubts)?
         };
+        let reader = Reader::new(self)?;
         let mut out = Vec::with_capacity(all.len());
         for va in all {
-            match self.vma(va) {
+            match reader.read(self, va) {
                 Ok(v) if v.start < v.end => out.push(v),
                 Ok(v) => doubts.push(format!(
                     "vm_area_struct at {va:#x}: it ends at {:#x}, before its start {:#x}",
@@ -86,8 +95,8 @@ impl Kernel<'_> {
         Ok(out)
     }
 
-    /// What an area is, as /proc/<pid>/maps names it: a path, `[heap]`, `[stack]`, `[vdso]`;
-    /// `[anonymous]` where that says nothing. `files` keeps the paths of files already seen.
+    /// What an area is, as /proc/<pid>/maps names it; `[anonymous]` where that says nothing. `files`
+    /// keeps the paths of files already seen.
     pub fn area_name(
         &self,
         mm: &Object<'_>,
@@ -95,42 +104,132 @@ impl Kernel<'_> {
         paths: &Paths<'_>,
         files: &mut HashMap<u64, String>,
     ) -> String {
-        if v.file != 0 {
-            let path = || {
-                let f = self.object("file", v.file);
-                let at = f
-                    .number("f_path.mnt")
-                    .ok()
-                    .zip(f.number("f_path.dentry").ok());
-                let path = at.and_then(|(mnt, dentry)| paths.path(mnt, dentry).ok());
-                path.unwrap_or_else(|| format!("file at {:#x}", v.file))
-            };
-            return files.entry(v.file).or_insert_with(path).clone();
-        }
-        let number = |field: &str| mm.number(field).unwrap_or(0);
-        let within = |at: u64| at != 0 && v.start <= at && at < v.end;
-        let (brk, end) = (number("start_brk"), number("brk"));
-        let name = if v.start <= end && v.end >= brk && brk != end && v.start >= brk {
-            "[heap]"
-        } else if within(number("start_stack")) {
-            "[stack]"
-        } else if mm.has("context.vdso") && within(number("context.vdso")) {
-            "[vdso]"
-        } else {
-            "[anonymous]"
-        };
-        name.to_owned()
+        let name = self.maps_name(mm, v, paths, files);
+        name.unwrap_or_else(|| "[anonymous]".to_owned())
     }
 
-    fn vma(&self, va: u64) -> Result<Vma, LinuxError> {
-        let v = self.object("vm_area_struct", va);
+    /// What /proc/<pid>/maps shows as an area's name: a path, `[heap]`, `[stack]`, `[vdso]`, `[anon:…]`.
+    pub(crate) fn maps_name(
+        &self,
+        mm: &Object<'_>,
+        v: &Vma,
+        paths: &Paths<'_>,
+        files: &mut HashMap<u64, String>,
+    ) -> Option<String> {
+        if v.file != 0 {
+            if v.label != 0 {
+                return Some(format!("[anon_shmem:{}]", self.label(v.label)?));
+            }
+            let path = || {
+                let (mnt, dentry) = self.file_path(v.file).ok()?;
+                paths.path(mnt, dentry).ok()
+            };
+            let path = || path().unwrap_or_else(|| format!("file at {:#x}", v.file));
+            return Some(files.entry(v.file).or_insert_with(path).clone());
+        }
+        if let Some(name) = self.special_name(v) {
+            return Some(name);
+        }
+        let number = |field: &str| mm.number(field).unwrap_or(0);
+        let stack = number("start_stack");
+        // Until 6.5 the kernel also calls the heap what only touches it.
+        if v.start < number("brk") && v.end > number("start_brk") {
+            return Some("[heap]".to_owned());
+        }
+        if v.start <= stack && stack <= v.end {
+            return Some("[stack]".to_owned());
+        }
+        let label = (v.label != 0).then(|| self.label(v.label)).flatten()?;
+        Some(format!("[anon:{label}]"))
+    }
+
+    /// The name of pages that the kernel itself puts into each process: `[vdso]`, `[vvar]`.
+    pub(crate) fn special_name(&self, v: &Vma) -> Option<String> {
+        if v.ops == 0 || v.file != 0 {
+            return None;
+        }
+        let ops = self.object("vm_operations_struct", v.ops);
+        let f = ops.number("name").ok().filter(|f| *f != 0)?;
+        let (maker, _) = self.symbols.nearest(VirtAddr(f))?;
+        if maker.name != "special_mapping_name" {
+            return None;
+        }
+        let mapping = self.object("vm_special_mapping", v.private);
+        self.text(mapping.number("name").ok()?, 256).ok()
+    }
+
+    /// Mount and dentry of a file as a process sees it. Files of layered file systems have two; from
+    /// 6.8 on the one that the process opened stands behind the struct file.
+    pub(crate) fn file_path(&self, file: u64) -> Result<(u64, u64), LinuxError> {
+        // The bit that tells such files has moved, and others have had both: what stands there must be a
+        // path.
+        const FMODE_BACKING: u64 = 3 << 24;
+        let own = self.object("file", file);
+        let backing = self.object("backing_file", file);
+        if backing.has("user_path") && own.number("f_mode")? & FMODE_BACKING != 0 {
+            let (mnt, dentry) = (
+                backing.number("user_path.mnt")?,
+                backing.number("user_path.dentry")?,
+            );
+            let of = self.object("vfsmount", mnt).number("mnt_sb").ok();
+            let at = self.object("dentry", dentry).number("d_sb").ok();
+            if of.is_some_and(|sb| sb != 0) && of == at {
+                return Ok((mnt, dentry));
+            }
+        }
+        Ok((own.number("f_path.mnt")?, own.number("f_path.dentry")?))
+    }
+
+    /// A name that a program gave its memory (`PR_SET_VMA_ANON_NAME`).
+    fn label(&self, va: u64) -> Option<String> {
+        // At most 80 bytes.
+        let name = self.object("anon_vma_name", va).at("name").ok()?;
+        self.text(name, 80).ok()
+    }
+}
+
+/// Where areas keep what.
+struct Reader {
+    fields: Fields<8>,
+    /// Whether the name lies where areas of files have something else (5.17 to 6.1).
+    shared: bool,
+}
+
+impl Reader {
+    fn new(kernel: &Kernel<'_>) -> Result<Self, LinuxError> {
+        let fields = kernel.fields(
+            "vm_area_struct",
+            [
+                "vm_start",
+                "vm_end",
+                "vm_flags",
+                "vm_pgoff",
+                "vm_file",
+                "vm_ops",
+                "vm_private_data",
+                "?anon_name",
+            ],
+        )?;
+        let at = |f: &str| kernel.symbols.types().field("vm_area_struct", f).ok();
+        let shared = match (at("anon_name"), at("shared")) {
+            (Some(name), Some(s)) => (s.offset..s.offset + s.size).contains(&name.offset),
+            _ => false,
+        };
+        Ok(Self { fields, shared })
+    }
+
+    fn read(&self, kernel: &Kernel<'_>, va: u64) -> Result<Vma, LinuxError> {
+        let [start, end, flags, pgoff, file, ops, private, label] = self.fields.read(kernel, va)?;
         Ok(Vma {
-            start: v.number("vm_start")?,
-            end: v.number("vm_end")?,
-            flags: v.number("vm_flags")?,
-            pgoff: v.number("vm_pgoff")?,
-            file: v.number("vm_file")?,
+            start,
+            end,
+            flags,
+            pgoff,
+            file,
             va,
+            ops,
+            private,
+            label: if self.shared && file != 0 { 0 } else { label },
         })
     }
 }
