@@ -45,6 +45,7 @@ mod pagecache;
 mod pages;
 mod path;
 mod pslist;
+mod pstree;
 mod recover;
 mod routes;
 mod sock;
@@ -52,6 +53,7 @@ mod sockstat;
 mod space;
 #[cfg(test)]
 mod testing;
+mod threads;
 mod time;
 mod tree;
 mod tty_check;
@@ -99,6 +101,9 @@ pub struct LinuxView {
 /// All views, in the order in which a job builds them.
 pub const VIEWS: &[LinuxView] = &[
     pslist::PSLIST,
+    pstree::PSTREE,
+    threads::THREADS,
+    threads::KTHREADS,
     arguments::PSAUX,
     arguments::ENVARS,
     lsmod::LSMOD,

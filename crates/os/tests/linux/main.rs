@@ -12,3 +12,4 @@ mod network;
 mod processes;
 mod shell;
 mod system;
+mod tasks;

@@ -1,0 +1,162 @@
+//! Views of tasks: threads, executables, rights, namespaces, and what hides or poses.
+
+use crate::common::{
+    Capture, build, each_with_tasks, has_data_symbols, is_pool_worker, listed, number, status, text,
+};
+use ramsift_os::table::{Table, Value};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// The process that plays a part of the scenario.
+fn part(c: &Capture, name: &str) -> i128 {
+    i128::from(c.truth["notes"][name].as_i64().unwrap())
+}
+
+/// The processes that a rule flags, and nothing but that rule.
+fn flagged(t: &Table, rule: &str) -> BTreeSet<i128> {
+    let of = t.anomalies.iter().filter(|a| a.rule == rule);
+    of.map(|a| number(t, a.row, "pid")).collect()
+}
+
+fn rules(t: &Table) -> BTreeSet<&str> {
+    t.anomalies.iter().map(|a| a.rule).collect()
+}
+
+/// Whether a process had memory of its own: neither the kernel's nor ended.
+fn is_user(p: &serde_json::Value) -> bool {
+    p["status"].as_str().unwrap().contains("VmSize:")
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn the_tree_is_that_of_the_parents_that_proc_named() {
+    each_with_tasks(|c, k| {
+        let t = build(k, "linux/pstree");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        assert_eq!(t.anomalies, [], "{}", c.name);
+        let ps = listed(c);
+        let mut depths = BTreeMap::new();
+        for row in 0..t.rows.len() {
+            let pid = number(&t, row, "pid");
+            let path = text(&t, row, "path");
+            let depth = number(&t, row, "depth");
+            let parent = number(&t, row, "ppid");
+            // Behind its parent, one deeper, and below it by name.
+            let want = depths.get(&parent).map_or(0, |(d, _)| d + 1);
+            assert_eq!(depth, want, "{} {path}", c.name);
+            if let Some((_, above)) = depths.get(&parent) {
+                assert!(path.starts_with(above), "{} {path}", c.name);
+            }
+            depths.insert(pid, (depth, format!("{path}/")));
+            if let Some(p) = ps.get(&pid) {
+                let truth = p["status"].as_str().unwrap();
+                assert_eq!(parent.to_string(), status(truth, "PPid"), "{}", c.name);
+            }
+        }
+        for (pid, p) in &ps {
+            let (depth, _) = depths[pid];
+            let mut at = status(p["status"].as_str().unwrap(), "PPid");
+            let mut want = 0;
+            while at != "0" {
+                want += 1;
+                let above = &c.truth["ps"][at]["status"];
+                at = status(above.as_str().unwrap(), "PPid");
+            }
+            assert_eq!(depth, want, "{} pid {pid}", c.name);
+        }
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn threads_are_those_of_proc_task() {
+    each_with_tasks(|c, k| {
+        let t = build(k, "linux/threads");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        let ps = listed(c);
+        let mut got: BTreeMap<i128, BTreeMap<String, String>> = BTreeMap::new();
+        for row in 0..t.rows.len() {
+            let pid = number(&t, row, "pid");
+            let Some(p) = ps.get(&pid) else {
+                continue;
+            };
+            let tid = number(&t, row, "tid").to_string();
+            let mut name = text(&t, row, "comm").to_owned();
+            if t.cell(row, "kernel_thread") == Some(&Value::Flag(true)) {
+                // /proc gives the whole name of threads of the kernel, or what a worker is busy with.
+                let whole = p["tasks"][&tid].as_str().unwrap();
+                assert!(whole.starts_with(&name), "{} {whole} {name}", c.name);
+                name = whole.to_owned();
+            }
+            if text(&t, row, "state") != "Z" {
+                assert!(number(&t, row, "stack") > 1 << 63, "{} {tid}", c.name);
+            }
+            let cpus = i128::from(c.truth["ncpu"].as_i64().unwrap());
+            assert!((0..cpus).contains(&number(&t, row, "cpu")), "{}", c.name);
+            got.entry(pid).or_default().insert(tid, name);
+        }
+        let want = ps.iter().map(|(pid, p)| {
+            let all = p["tasks"].as_object().unwrap().iter();
+            let all = all.map(|(t, n)| (t.clone(), n.as_str().unwrap().to_owned()));
+            (*pid, all.collect())
+        });
+        assert_eq!(got, want.collect(), "{}", c.name);
+        assert_eq!(got[&part(c, "worker")].len(), 4, "{}", c.name);
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn threads_of_the_kernel_run_its_functions() {
+    each_with_tasks(|c, k| {
+        let t = build(k, "linux/kthreads");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        assert_eq!(t.anomalies, [], "{}", c.name);
+        let rows = || (0..t.rows.len()).filter(|r| !is_pool_worker(text(&t, *r, "comm")));
+        let got: BTreeSet<i128> = rows().map(|r| number(&t, r, "pid")).collect();
+        // Bit 0x200000 of the ninth field of stat: PF_KTHREAD.
+        let want = listed(c).into_iter().filter(|(_, p)| {
+            let stat = p["stat"].as_str().unwrap().rsplit(") ").next().unwrap();
+            let flags: u64 = stat.split(' ').nth(6).unwrap().parse().unwrap();
+            flags & 0x0020_0000 != 0
+        });
+        assert_eq!(got, want.map(|(pid, _)| pid).collect(), "{}", c.name);
+        let mut known = BTreeMap::new();
+        for row in 0..t.rows.len() {
+            let name = text(&t, row, "comm");
+            if name == "kthreadd" {
+                assert_eq!(t.cell(row, "function"), Some(&Value::Null), "{}", c.name);
+            } else {
+                known.insert(name, text(&t, row, "symbol"));
+            }
+        }
+        for (name, function) in [
+            ("ksoftirqd/0", "smpboot_thread_fn"),
+            ("migration/0", "smpboot_thread_fn"),
+            ("kswapd0", "kswapd"),
+            ("khungtaskd", "watchdog"),
+            ("oom_reaper", "oom_reaper"),
+            ("kdevtmpfs", "devtmpfsd"),
+        ] {
+            if let Some(symbol) = known.get(name) {
+                assert_eq!(*symbol, function, "{} {name}", c.name);
+            }
+        }
+        assert!(known["kswapd0"] == "kswapd", "{}", c.name);
+        let worker = known.iter().find(|(n, _)| is_pool_worker(n)).unwrap();
+        assert_eq!(*worker.1, "worker_thread", "{}", c.name);
+        // A module's thread is the module's.
+        let owned = |r: &usize| matches!(t.cell(*r, "module"), Some(Value::Text(_)));
+        if has_data_symbols(k) && known.keys().any(|n| n.starts_with("jbd2/")) {
+            assert!((0..t.rows.len()).any(|r| owned(&r)), "{} {known:?}", c.name);
+        }
+    });
+}
