@@ -16,7 +16,9 @@ mod check_fops;
 mod check_idt;
 mod check_syscall;
 mod code;
+mod credentials;
 mod ebpf;
+mod exe;
 mod fields;
 mod files;
 mod frames;
@@ -30,6 +32,7 @@ mod kallsyms;
 mod keyboard_notifiers;
 mod kmsg;
 mod kprobes;
+mod ld_preload;
 mod lsmod;
 mod lsof;
 mod machine;
@@ -46,6 +49,7 @@ mod pages;
 mod path;
 mod pslist;
 mod pstree;
+mod ptrace;
 mod recover;
 mod routes;
 mod sock;
@@ -104,6 +108,11 @@ pub const VIEWS: &[LinuxView] = &[
     pstree::PSTREE,
     threads::THREADS,
     threads::KTHREADS,
+    exe::EXE,
+    credentials::CAPABILITIES,
+    credentials::CREDS,
+    ptrace::PTRACE,
+    ld_preload::LD_PRELOAD,
     arguments::PSAUX,
     arguments::ENVARS,
     lsmod::LSMOD,
