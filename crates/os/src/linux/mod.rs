@@ -39,6 +39,7 @@ mod machine;
 mod module;
 mod module_extract;
 mod mountinfo;
+mod namespaces;
 mod neighbours;
 mod netdev;
 mod netfilter;
@@ -111,6 +112,7 @@ pub const VIEWS: &[LinuxView] = &[
     exe::EXE,
     credentials::CAPABILITIES,
     credentials::CREDS,
+    namespaces::NAMESPACES,
     ptrace::PTRACE,
     ld_preload::LD_PRELOAD,
     arguments::PSAUX,

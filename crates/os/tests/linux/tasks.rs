@@ -346,3 +346,59 @@ fn impostors_tracers_and_preloads_are_those_that_were_planted() {
         assert_eq!(empty, planted("envsecrets"), "{}", c.name);
     });
 }
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn namespaces_and_groups_are_those_of_proc() {
+    each_with_tasks(|c, k| {
+        let t = build(k, "linux/namespaces");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        assert_eq!(t.anomalies, [], "{}", c.name);
+        let ps = listed(c);
+        let mut seen = BTreeSet::new();
+        for row in 0..t.rows.len() {
+            let pid = number(&t, row, "pid");
+            let Some(p) = ps.get(&pid) else {
+                continue;
+            };
+            seen.insert(pid);
+            for (kind, link) in p["ns"].as_object().unwrap() {
+                let got = match t.cell(row, &format!("{kind}_ns")) {
+                    Some(Value::Number(n)) => Some(format!("{kind}:[{n}]")),
+                    _ => None,
+                };
+                assert_eq!(got.as_deref(), link.as_str(), "{} {pid} {kind}", c.name);
+            }
+            let pids: Vec<&str> = text(&t, row, "pids").split(' ').collect();
+            let truth = status(p["status"].as_str().unwrap(), "NSpid");
+            assert_eq!(
+                pids,
+                truth.split_whitespace().collect::<Vec<_>>(),
+                "{}",
+                c.name
+            );
+            let groups = p["cgroup"].as_str().unwrap().trim_end();
+            assert_eq!(text(&t, row, "cgroup"), groups, "{} {pid}", c.name);
+            let inside = groups.contains("/ctr-");
+            let id = t.cell(row, "container") != Some(&Value::Null);
+            assert_eq!(id, inside, "{} {pid}", c.name);
+            if inside {
+                assert!(groups.contains(text(&t, row, "container")), "{}", c.name);
+            }
+        }
+        assert_eq!(seen, ps.keys().copied().collect(), "{}", c.name);
+        let hosts: BTreeSet<&str> = (0..t.rows.len())
+            .filter(|r| t.cell(*r, "hostname") != Some(&Value::Null))
+            .map(|r| text(&t, r, "hostname"))
+            .collect();
+        let own = c.truth["uname"][1].as_str().unwrap();
+        let mut want = BTreeSet::from([own, "lab-container"]);
+        if c.truth["notes"].get("engine_child").is_some() {
+            want.insert("lab-web");
+        }
+        assert_eq!(hosts, want, "{}", c.name);
+    });
+}
