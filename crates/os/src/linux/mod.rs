@@ -49,7 +49,9 @@ mod pagecache;
 mod pages;
 mod path;
 mod pslist;
+mod psscan;
 mod pstree;
+mod psxview;
 mod ptrace;
 mod recover;
 mod routes;
@@ -106,6 +108,8 @@ pub struct LinuxView {
 /// All views, in the order in which a job builds them.
 pub const VIEWS: &[LinuxView] = &[
     pslist::PSLIST,
+    psscan::PSSCAN,
+    psxview::PSXVIEW,
     pstree::PSTREE,
     threads::THREADS,
     threads::KTHREADS,

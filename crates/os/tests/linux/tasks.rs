@@ -1,8 +1,13 @@
 //! Views of tasks: threads, executables, rights, namespaces, and what hides or poses.
 
 use crate::common::{
-    Capture, build, each_with_tasks, has_data_symbols, is_pool_worker, listed, number, status, text,
+    Capture, Image, build, captures, each_with_tasks, has_data_symbols, is_pool_worker, listed,
+    number, status, text,
 };
+use ramsift_layers::PhysAddr;
+use ramsift_layers::translate::{PhysError, PhysRead, X86_64};
+use ramsift_os::kernel::discover;
+use ramsift_os::linux::AddressSpace;
 use ramsift_os::table::{Table, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -401,4 +406,141 @@ fn namespaces_and_groups_are_those_of_proc() {
         }
         assert_eq!(hosts, want, "{}", c.name);
     });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn a_scan_finds_the_tasks_that_the_machine_listed() {
+    each_with_tasks(|c, k| {
+        let t = build(k, "linux/psscan");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        let ps = listed(c);
+        let mut got = BTreeSet::new();
+        let mut idle = 0;
+        for row in 0..t.rows.len() {
+            let (pid, tid) = (number(&t, row, "pid"), number(&t, row, "tid"));
+            let ended = t.cell(row, "ended") == Some(&Value::Flag(true));
+            if tid == 0 {
+                assert!(text(&t, row, "comm").starts_with("swapper/"), "{}", c.name);
+                idle += 1;
+            } else if !ended && !is_pool_worker(text(&t, row, "comm")) {
+                assert!(got.insert((pid, tid)), "{} {tid}: twice", c.name);
+            }
+        }
+        let tasks = |(pid, p): (&i128, &&serde_json::Value)| -> Vec<(i128, i128)> {
+            let all = p["tasks"].as_object().unwrap().keys();
+            all.map(|t| (*pid, t.parse().unwrap())).collect()
+        };
+        let want: BTreeSet<_> = ps.iter().flat_map(tasks).collect();
+        assert_eq!(got, want, "{}", c.name);
+        // One for each CPU; the first one's is in the kernel's image.
+        assert_eq!(idle, c.truth["ncpu"].as_i64().unwrap() - 1, "{}", c.name);
+    });
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn all_places_know_the_processes_of_machines_that_hide_none() {
+    each_with_tasks(|c, k| {
+        let t = build(k, "linux/psxview");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
+        assert_eq!(t.anomalies, [], "{}", c.name);
+        let rows = || (0..t.rows.len()).filter(|r| !is_pool_worker(text(&t, *r, "comm")));
+        let got: BTreeSet<i128> = rows().map(|r| number(&t, r, "pid")).collect();
+        assert_eq!(got, listed(c).into_keys().collect(), "{}", c.name);
+        for row in 0..t.rows.len() {
+            for place in ["list", "pid_table", "parent", "scan", "cgroup"] {
+                let at = format!("{} {} {place}", c.name, text(&t, row, "comm"));
+                assert_eq!(t.cell(row, place), Some(&Value::Flag(true)), "{at}");
+            }
+        }
+    });
+}
+
+/// An image with other words at some places.
+struct Forged<'i> {
+    image: &'i Image,
+    words: Vec<(u64, u64)>,
+}
+
+impl PhysRead for Forged<'_> {
+    fn read_phys(&self, pa: PhysAddr, buf: &mut [u8]) -> Result<(), PhysError> {
+        self.image.read_phys(pa, buf)?;
+        for (at, word) in &self.words {
+            for (i, b) in word.to_le_bytes().into_iter().enumerate() {
+                let to = (at + i as u64).checked_sub(pa.0);
+                if let Some(to) = to.and_then(|a| buf.get_mut(a as usize)) {
+                    *to = b;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[test]
+#[cfg_attr(
+    not(feature = "captures"),
+    ignore = "needs captures of real machines: tests/captures builds them"
+)]
+fn processes_that_were_unlinked_or_given_a_cred_are_flagged() {
+    let mut checked = 0;
+    for c in captures() {
+        let d = discover(&c.input());
+        let table = d.page_tables.iter().find(|p| p.confirmed).unwrap();
+        if table.shape != X86_64.name {
+            continue;
+        }
+        let k = c.kernel(&d);
+        let task = |pid: i128| {
+            let all = k.processes(&mut Vec::new()).unwrap();
+            let is = |t: &&ramsift_os::linux::Object<'_>| i128::from(t.int("tgid").unwrap()) == pid;
+            *all.iter().find(is).unwrap()
+        };
+        let pa = |va: u64| k.space.translate(va).unwrap().0;
+        let victim = task(part(c, "worker"));
+        let unlink = |list: &str| -> Vec<(u64, u64)> {
+            let at = victim.at(list).unwrap();
+            let (next, prev) = (k.space.u64(at).unwrap(), k.space.u64(at + 8).unwrap());
+            vec![(pa(prev), next), (pa(next + 8), prev)]
+        };
+        let pid = victim.follow("thread_pid", "pid").unwrap().unwrap();
+        let init = k.object("task_struct", k.address("init_task").unwrap());
+        let first = init.number("real_cred").unwrap();
+        let both = [unlink("tasks"), unlink("sibling")].concat();
+        let cases = [
+            ("linux/psxview", "hidden_process", unlink("tasks")),
+            ("linux/psxview", "hidden_process", both),
+            (
+                "linux/psxview",
+                "hidden_process",
+                vec![(pa(pid.at("tasks").unwrap()), 0)],
+            ),
+            (
+                "linux/creds",
+                "shared_credentials",
+                vec![(pa(victim.at("real_cred").unwrap()), first)],
+            ),
+        ];
+        for (view, rule, words) in cases {
+            let forged = Forged {
+                image: &c.image,
+                words,
+            };
+            let mut k = c.kernel(&d);
+            k.space = AddressSpace::new(&forged, X86_64, table.dtb);
+            let t = build(&k, view);
+            let want = BTreeSet::from([part(c, "worker")]);
+            assert_eq!(flagged(&t, rule), want, "{} {view}", c.name);
+            assert_eq!(t.anomalies.len(), 1, "{} {view}", c.name);
+        }
+        checked += 1;
+    }
+    assert!(checked > 0);
 }
