@@ -5,7 +5,7 @@
 //! a pointer to a scheduling class at task_struct.sched_class -> the struct around it -> checks
 //! ```
 //!
-//! The classes are those of the tasks that are listed, and the kernel's symbols for them. A struct
+//! The classes are those of the listed tasks and the first one, and the kernel's symbols for them. A struct
 //! counts if its lists of children and of traced tasks begin at their own address in the map (or
 //! lead into the kernel), and its name, ids, priority, stack and pointers can be a task's. What
 //! has ended is found until its memory is used again or zeroed (`init_on_free=1`). The first
@@ -165,6 +165,9 @@ fn shape(kernel: &Kernel<'_>, doubts: &mut Vec<String>) -> Result<Option<Shape>,
     let symbols = CLASSES.iter().filter_map(|n| kernel.symbols.address(n));
     let mut classes: BTreeSet<u64> = symbols.map(|a| a.0).collect();
     let (mut delta, mut bits) = (None, 6);
+    // The first CPU's idle task, whose class no listed one has.
+    let init = kernel.address("init_task")?;
+    classes.insert(kernel.space.u64(init.wrapping_add(class))?);
     for process in kernel.processes(doubts)? {
         for task in kernel.threads(&process, doubts)? {
             bits = bits.min(task.va.trailing_zeros());

@@ -58,6 +58,10 @@ const COLUMNS: &[Column] = &[
 /// `TASK_NEW` of `include/linux/sched.h`: being made.
 const TASK_NEW: u64 = 0x800;
 
+/// Members of lists of children and control groups at most: lists that lead into each other would
+/// never end else.
+const MAX_STEPS: usize = 1 << 22;
+
 /// Tasks by place, threads included.
 #[derive(Debug, Default)]
 struct Seen {
@@ -105,10 +109,18 @@ fn gather(
     let mut sets = BTreeSet::new();
     let mut todo: Vec<u64> = all.iter().copied().collect();
     // What these lists lead to may have children itself.
+    let mut steps = 0usize;
     while let Some(va) = todo.pop() {
+        if steps > MAX_STEPS {
+            doubts.push(format!("tasks lead to more than {MAX_STEPS} others"));
+            break;
+        }
         let task = kernel.object("task_struct", va);
         match related(&task, &mut sets, &mut seen, doubts) {
-            Ok(more) => todo.extend(more.into_iter().filter(|m| all.insert(*m))),
+            Ok(more) => {
+                steps = steps.saturating_add(more.len());
+                todo.extend(more.into_iter().filter(|m| all.insert(*m)));
+            }
             Err(e) => doubts.push(format!("task_struct at {va:#x}: {e}")),
         }
     }

@@ -456,6 +456,10 @@ fn all_places_know_the_processes_of_machines_that_hide_none() {
         assert_eq!(got, listed(c).into_keys().collect(), "{}", c.name);
         for row in 0..t.rows.len() {
             for place in ["list", "pid_table", "parent", "scan", "cgroup"] {
+                // What has ended leaves its control group before its parent asks for it.
+                if place == "cgroup" && number(&t, row, "pid") == part(c, "zombie") {
+                    continue;
+                }
                 let at = format!("{} {} {place}", c.name, text(&t, row, "comm"));
                 assert_eq!(t.cell(row, place), Some(&Value::Flag(true)), "{at}");
             }
