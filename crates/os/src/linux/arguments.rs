@@ -2,9 +2,12 @@
 //!
 //! Sources: Linux `fs/proc/base.c` (`get_mm_cmdline`, `environ_read`), `include/linux/mm_types.h`.
 
+use super::pslist::PF_KTHREAD;
 use super::space::task_memory;
 use super::{AddressSpace, Kernel, LinuxError, LinuxView, Object};
 use crate::table::{Column, Kind, Table, Value, column};
+use ramsift_layers::Severity;
+use std::collections::BTreeSet;
 
 /// `linux/psaux`.
 pub(super) const PSAUX: LinuxView = LinuxView {
@@ -78,9 +81,24 @@ fn bytes(space: &AddressSpace<'_>, from: u64, to: u64) -> (Vec<u8>, u64) {
 /// The command lines of all processes.
 fn psaux(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let mut out = Table::new(ARGUMENTS);
-    for task in kernel.processes(&mut out.doubts)? {
+    let tasks = kernel.processes(&mut out.doubts)?;
+    let mut own = BTreeSet::new();
+    for task in &tasks {
+        // What can't be read is told with its row.
+        if task.number("flags").is_ok_and(|f| f & PF_KTHREAD != 0)
+            && let Ok(comm) = task.text("comm")
+        {
+            own.insert(comm);
+        }
+    }
+    for task in tasks {
         match command(kernel, &task) {
-            Ok(row) => out.rows.push(row),
+            Ok((row, first)) => {
+                out.push(row);
+                if let Some(reason) = poses(&task, first.as_deref(), &own) {
+                    out.flag("fake_kernel_thread", Severity::High, reason);
+                }
+            }
             Err(e) => out
                 .doubts
                 .push(format!("task_struct at {:#x}: {e}", task.va)),
@@ -89,8 +107,39 @@ fn psaux(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     Ok(out)
 }
 
-fn command(kernel: &Kernel<'_>, task: &Object<'_>) -> Result<Vec<Value>, LinuxError> {
-    let (mut args, mut missing) = (Value::Null, 0);
+/// Why a process with memory of its own poses as a thread of the kernel, if it does: `ps` puts the
+/// names of those in brackets, and nobody else has one of theirs.
+fn poses(task: &Object<'_>, first: Option<&str>, own: &BTreeSet<String>) -> Option<String> {
+    let first = first?;
+    let (pid, comm) = (task.int("tgid").ok()?, task.text("comm").ok()?);
+    let who = format!(
+        "{comm}[{pid}] (task_struct at {:#x}) has memory of its own, which no thread of the kernel has",
+        task.va
+    );
+    if in_brackets(first) {
+        Some(format!("{who}, and calls itself {first}"))
+    } else if own.contains(&comm) || comm.starts_with("kworker/") {
+        Some(format!("{who}, and the name of one"))
+    } else {
+        None
+    }
+}
+
+/// `[name]` as one word. (The test utility `[` is a word of its own.)
+fn in_brackets(word: &str) -> bool {
+    let inner = word
+        .trim()
+        .strip_prefix('[')
+        .and_then(|w| w.strip_suffix(']'));
+    inner.is_some_and(|n| !n.is_empty() && !n.contains(char::is_whitespace))
+}
+
+/// A row, and the first argument.
+fn command(
+    kernel: &Kernel<'_>,
+    task: &Object<'_>,
+) -> Result<(Vec<Value>, Option<String>), LinuxError> {
+    let (mut args, mut missing, mut first) = (Value::Null, 0, None);
     if let Some((mm, space)) = task_memory(kernel, task)? {
         let (start, end) = (mm.number("arg_start")?, mm.number("arg_end")?);
         let (mut raw, mut absent) = bytes(&space, start, end);
@@ -106,50 +155,83 @@ fn command(kernel: &Kernel<'_>, task: &Object<'_>) -> Result<Vec<Value>, LinuxEr
             .split(|b| *b == 0)
             .map(String::from_utf8_lossy)
             .collect();
+        first = words.first().map(|w| w.to_string());
         args = words.join(" ").into();
         missing = absent;
     }
-    Ok(vec![
+    let row = vec![
         task.int("tgid")?.into(),
         task.text("comm")?.into(),
         args,
         missing.into(),
         task.va.into(),
         task.physical().into(),
-    ])
+    ];
+    Ok((row, first))
 }
 
 /// The environments of all processes, as they were when each program was started.
 fn envars(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let mut out = Table::new(ENVIRONMENT);
     for task in kernel.processes(&mut out.doubts)? {
-        let mut rows = Vec::new();
-        match environment(kernel, &task, &mut rows) {
-            Ok(0) => {}
-            Ok(missing) => out.doubts.push(format!(
-                "task_struct at {:#x}: {missing} bytes of the environment are not in the image",
-                task.va
-            )),
-            Err(e) => out
-                .doubts
-                .push(format!("task_struct at {:#x}: {e}", task.va)),
+        let (pid, comm) = match (task.int("tgid"), task.text("comm")) {
+            (Ok(pid), Ok(comm)) => (pid, comm),
+            (Err(e), _) | (_, Err(e)) => {
+                out.doubts
+                    .push(format!("task_struct at {:#x}: {e}", task.va));
+                continue;
+            }
+        };
+        for v in environments(kernel, &task, &mut out.doubts) {
+            out.push(vec![
+                pid.into(),
+                comm.as_str().into(),
+                v.key.into(),
+                v.value.into(),
+                v.va.into(),
+                task.va.into(),
+            ]);
         }
-        out.rows.append(&mut rows);
     }
     Ok(out)
+}
+
+/// A variable of a process's environment.
+pub(super) struct Variable {
+    pub(super) key: String,
+    pub(super) value: String,
+    /// Its virtual address in the process.
+    pub(super) va: u64,
+}
+
+/// The environment of a process as its program was started; none of a thread of the kernel.
+pub(super) fn environments(
+    kernel: &Kernel<'_>,
+    task: &Object<'_>,
+    doubts: &mut Vec<String>,
+) -> Vec<Variable> {
+    let mut out = Vec::new();
+    match environment(kernel, task, &mut out) {
+        Ok(0) => {}
+        Ok(missing) => doubts.push(format!(
+            "task_struct at {:#x}: {missing} bytes of the environment are not in the image",
+            task.va
+        )),
+        Err(e) => doubts.push(format!("task_struct at {:#x}: {e}", task.va)),
+    }
+    out
 }
 
 fn environment(
     kernel: &Kernel<'_>,
     task: &Object<'_>,
-    rows: &mut Vec<Vec<Value>>,
+    out: &mut Vec<Variable>,
 ) -> Result<u64, LinuxError> {
     let Some((mm, space)) = task_memory(kernel, task)? else {
         return Ok(0);
     };
     let start = mm.number("env_start")?;
     let (raw, missing) = bytes(&space, start, mm.number("env_end")?);
-    let (pid, comm) = (task.int("tgid")?, task.text("comm")?);
     let mut at = start;
     for entry in raw.split(|b| *b == 0) {
         let va = at;
@@ -157,15 +239,26 @@ fn environment(
         let Some(eq) = entry.iter().position(|b| *b == b'=') else {
             continue;
         };
-        let text = |b: &[u8]| Value::Text(String::from_utf8_lossy(b).into_owned());
-        rows.push(vec![
-            pid.into(),
-            comm.as_str().into(),
-            text(&entry[..eq]),
-            text(&entry[eq + 1..]),
-            va.into(),
-            task.va.into(),
-        ]);
+        let text = |b: &[u8]| String::from_utf8_lossy(b).into_owned();
+        out.push(Variable {
+            key: text(&entry[..eq]),
+            value: text(&entry[eq + 1..]),
+            va,
+        });
     }
     Ok(missing)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::in_brackets;
+
+    #[test]
+    fn names_in_brackets_are_one_word() {
+        assert!(in_brackets("[kworker/0:1-events]"));
+        assert!(in_brackets("[x] "));
+        for other in ["[", "[]", "[ -f x ]", "kworkerd", "a[1]"] {
+            assert!(!in_brackets(other), "{other}");
+        }
+    }
 }

@@ -16,9 +16,11 @@ mod check_fops;
 mod check_idt;
 mod check_syscall;
 mod code;
+mod credentials;
 mod ebpf;
 mod elf;
 mod elfs;
+mod exe;
 mod fields;
 mod files;
 mod frames;
@@ -34,6 +36,7 @@ mod kmsg;
 mod kprobes;
 mod library_list;
 mod link_map;
+mod ld_preload;
 mod lsmod;
 mod lsof;
 mod machine;
@@ -43,6 +46,7 @@ mod memory;
 mod module;
 mod module_extract;
 mod mountinfo;
+mod namespaces;
 mod neighbours;
 mod netdev;
 mod netfilter;
@@ -53,6 +57,10 @@ mod pages;
 mod path;
 mod procdump;
 mod pslist;
+mod psscan;
+mod pstree;
+mod psxview;
+mod ptrace;
 mod recover;
 mod registers;
 mod routes;
@@ -61,6 +69,7 @@ mod sockstat;
 mod space;
 #[cfg(test)]
 mod testing;
+mod threads;
 mod time;
 mod tree;
 mod tty_check;
@@ -112,6 +121,17 @@ pub struct LinuxView {
 /// All views, in the order in which a job builds them.
 pub const VIEWS: &[LinuxView] = &[
     pslist::PSLIST,
+    psscan::PSSCAN,
+    psxview::PSXVIEW,
+    pstree::PSTREE,
+    threads::THREADS,
+    threads::KTHREADS,
+    exe::EXE,
+    credentials::CAPABILITIES,
+    credentials::CREDS,
+    namespaces::NAMESPACES,
+    ptrace::PTRACE,
+    ld_preload::LD_PRELOAD,
     arguments::PSAUX,
     arguments::ENVARS,
     lsmod::LSMOD,

@@ -55,7 +55,7 @@ const PROCESSES: &[Column] = &[
 ];
 
 /// `PF_KTHREAD` of `include/linux/sched.h`.
-const PF_KTHREAD: u64 = 0x0020_0000;
+pub(super) const PF_KTHREAD: u64 = 0x0020_0000;
 
 /// The processes, in the order of the list. Rows of what can't be read hold what could be.
 fn pslist(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
@@ -122,7 +122,7 @@ fn row(kernel: &Kernel<'_>, task: &Object<'_>, clock: Option<&Clock>) -> Result<
 }
 
 /// The letter that /proc shows: the lowest bit of what is reported of `__state` and `exit_state`.
-fn state(task: &Object<'_>) -> Result<&'static str, LinuxError> {
+pub(super) fn state(task: &Object<'_>) -> Result<&'static str, LinuxError> {
     const LETTERS: [&str; 9] = ["R", "S", "D", "T", "t", "X", "Z", "P", "I"];
     const IDLE: u64 = 0x402;
     const REPORT: u64 = 0x7f;

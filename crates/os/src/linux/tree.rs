@@ -155,6 +155,27 @@ impl FileTree {
     }
 }
 
+/// The dentries in a directory, in the kernel's order.
+pub(super) fn children(
+    kernel: &Kernel<'_>,
+    dentry: u64,
+    doubts: &mut Vec<String>,
+) -> Result<Vec<u64>, LinuxError> {
+    let types = kernel.symbols.types();
+    let walk = match types.field("dentry", "d_children") {
+        Ok(head) => {
+            let node = types.field("dentry", "d_sib")?.offset;
+            kernel.hlist(dentry.wrapping_add(head.offset), node)?
+        }
+        Err(_) => {
+            let head = kernel.object("dentry", dentry).at("d_subdirs")?;
+            kernel.list(head, "dentry", "d_child")?
+        }
+    };
+    doubts.extend(walk.broken);
+    Ok(walk.items)
+}
+
 impl Builder<'_> {
     fn mounts(&mut self, ns: u64) -> Result<(), LinuxError> {
         if ns == 0 {

@@ -14,3 +14,4 @@ mod network;
 mod processes;
 mod shell;
 mod system;
+mod tasks;
