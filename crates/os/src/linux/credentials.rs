@@ -24,6 +24,7 @@ pub(super) const CAPABILITIES: LinuxView = LinuxView {
     columns: RIGHTS,
     build: capabilities,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/capabilities`.
@@ -62,6 +63,7 @@ pub(super) const CREDS: LinuxView = LinuxView {
     columns: IDS,
     build: creds,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/creds`.

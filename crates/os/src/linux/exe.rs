@@ -25,6 +25,7 @@ pub(super) const EXE: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/exe`.

@@ -19,6 +19,7 @@ pub(super) const LD_PRELOAD: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/ld_preload`.

@@ -28,6 +28,7 @@ pub(super) const NAMESPACES: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/namespaces`.

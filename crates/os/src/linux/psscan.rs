@@ -30,6 +30,7 @@ pub(super) const PSSCAN: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/psscan`.

@@ -17,6 +17,7 @@ pub(super) const PSTREE: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/pstree`.

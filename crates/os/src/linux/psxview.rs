@@ -27,6 +27,7 @@ pub(super) const PSXVIEW: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/psxview`.

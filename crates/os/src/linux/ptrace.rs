@@ -17,6 +17,7 @@ pub(super) const PTRACE: LinuxView = LinuxView {
     columns: COLUMNS,
     build,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/ptrace`.

@@ -23,6 +23,7 @@ pub(super) const THREADS: LinuxView = LinuxView {
     columns: COLUMNS,
     build: threads,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/threads`.
@@ -63,6 +64,7 @@ pub(super) const KTHREADS: LinuxView = LinuxView {
     columns: KERNEL_THREADS,
     build: kthreads,
     recover: None,
+    on_request: false,
 };
 
 /// Columns of `linux/kthreads`.
