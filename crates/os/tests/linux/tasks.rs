@@ -419,14 +419,18 @@ fn a_scan_finds_the_tasks_that_the_machine_listed() {
         assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
         let ps = listed(c);
         let mut got = BTreeSet::new();
-        let mut idle = 0;
+        let (mut idle, mut gone) = (0, 0);
         for row in 0..t.rows.len() {
             let (pid, tid) = (number(&t, row, "pid"), number(&t, row, "tid"));
             let ended = t.cell(row, "ended") == Some(&Value::Flag(true));
             if tid == 0 {
                 assert!(text(&t, row, "comm").starts_with("swapper/"), "{}", c.name);
                 idle += 1;
-            } else if !ended && !is_pool_worker(text(&t, row, "comm")) {
+            } else if ended {
+                // Numbers are not used again so soon.
+                assert!(!ps.contains_key(&tid), "{} {tid} is listed", c.name);
+                gone += 1;
+            } else if !is_pool_worker(text(&t, row, "comm")) {
                 assert!(got.insert((pid, tid)), "{} {tid}: twice", c.name);
             }
         }
@@ -436,6 +440,12 @@ fn a_scan_finds_the_tasks_that_the_machine_listed() {
         };
         let want: BTreeSet<_> = ps.iter().flat_map(tasks).collect();
         assert_eq!(got, want, "{}", c.name);
+        // The commands that wrote the truth have ended, and memory is zeroed only where that is set.
+        let zeroed = c.truth["cmdline"]
+            .as_str()
+            .unwrap()
+            .contains("init_on_free=1");
+        assert!(zeroed || gone > 0, "{}: nothing that has ended", c.name);
         // One for each CPU; the first one's is in the kernel's image.
         assert_eq!(idle, c.truth["ncpu"].as_i64().unwrap() - 1, "{}", c.name);
     });
