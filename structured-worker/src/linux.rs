@@ -100,7 +100,7 @@ impl Collector {
             self.runtime.clone(),
         );
         for view in VIEWS {
-            let Some(recover) = view.recover else {
+            let Some(recover) = view.recover.filter(|_| !view.on_request) else {
                 continue;
             };
             let started = Instant::now();
