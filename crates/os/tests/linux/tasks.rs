@@ -205,8 +205,7 @@ fn executables_are_those_of_proc_exe() {
         let want = ps.iter().filter(|(_, p)| is_user(p));
         let want = want.map(|(pid, p)| (*pid, p["exe"].as_str().unwrap()));
         assert_eq!(got, want.collect(), "{}", c.name);
-        // Pages of files are found through their descriptors' array.
-        assert_eq!(hashed > 20, has_data_symbols(k), "{}: {hashed}", c.name);
+        assert!(hashed > 20, "{}: {hashed}", c.name);
         let planted = |name: &str| BTreeSet::from([part(c, name)]);
         assert_eq!(
             flagged(&t, "deleted_executable"),
