@@ -68,11 +68,13 @@ impl Drop for Held {
 
 type Waiter = oneshot::Sender<Result<Ack, String>>;
 
+/// A table; of a view's also the attempt, since such rows bring their columns along.
+type TableOf = (String, Option<String>);
+
 #[derive(Debug, Default)]
 struct Group {
     reports: Vec<TaskReport>,
-    /// Rows by table; those of a view's table also by attempt, since they bring their columns along.
-    tables: BTreeMap<(String, Option<String>), Vec<(SegmentPart, RecordBatch)>>,
+    tables: BTreeMap<TableOf, Vec<(SegmentPart, RecordBatch)>>,
     traces: Vec<Carrier>,
     waiters: Vec<Waiter>,
     held: Vec<Held>,

@@ -19,7 +19,7 @@ use ramsift_store::query::QueryLimits;
 use ramsift_store::tables::{self, name, read_segment};
 use ramsift_store::{Keys, Manifest, Objects, Plan, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Why a job could not be sealed.
@@ -137,9 +137,8 @@ pub async fn finalise(
             pass: 1,
             frames: frames.as_deref(),
         };
-        let path = limits.spill.join(format!("{table}.parquet"));
-        let file =
-            write_table(objects, &keys, table, inputs, stamp, &limits, filter, &path).await?;
+        let (file, path) =
+            write_table(objects, &keys, table, inputs, stamp, &limits, filter).await?;
         files.push(file);
         if table == name::FRAMES {
             frames = Some(path);
@@ -172,6 +171,7 @@ pub async fn finalise(
     }
 }
 
+/// Writes a table; gives what the manifest says of it, and the local file that it was made in.
 async fn write_table(
     objects: &Arc<dyn Objects>,
     keys: &Keys,
@@ -180,28 +180,29 @@ async fn write_table(
     stamp: Stamp<'_>,
     limits: &QueryLimits,
     filter: Option<&mut dyn Filter>,
-    path: &Path,
-) -> Result<ManifestFile, FinaliseError> {
-    let merged = merge_through(objects, table, segments, stamp, path, limits, filter).await?;
+) -> Result<(ManifestFile, PathBuf), FinaliseError> {
+    let path = limits.spill.join(format!("{table}.parquet"));
+    let merged = merge_through(objects, table, segments, stamp, &path, limits, filter).await?;
     tracing::debug!(
         table,
         rows = merged.rows,
         copied = merged.copied,
         "table merged"
     );
-    let hashed = path.to_owned();
+    let hashed = path.clone();
     let blake3 = tokio::task::spawn_blocking(move || hash_file(&hashed)).await??;
     let key = keys.table(table);
     objects
-        .put_file(&key, path)
+        .put_file(&key, &path)
         .await
         .map_err(StoreError::from)?;
-    Ok(ManifestFile {
+    let file = ManifestFile {
         key,
         bytes: merged.bytes,
         blake3,
         rows: Some(merged.rows),
-    })
+    };
+    Ok((file, path))
 }
 
 fn hash_file(path: &std::path::Path) -> std::io::Result<String> {
