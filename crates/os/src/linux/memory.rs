@@ -1,4 +1,4 @@
-//! The memory of processes: their areas with what /proc/<pid>/maps says of them, and the pages that the
+//! The memory of processes: their areas with what `/proc/<pid>/maps` says of them, and the pages that the
 //! page tables map into them.
 //!
 //! ```text
@@ -48,7 +48,7 @@ pub(super) struct AreaFile {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Area {
     pub(super) vma: Vma,
-    /// As /proc/<pid>/maps shows it.
+    /// As `/proc/<pid>/maps` shows it.
     pub(super) name: Option<String>,
     /// Whether the kernel itself put its pages there: `[vdso]`, `[vvar]`.
     pub(super) special: bool,

@@ -56,7 +56,7 @@ pub struct Vma {
 }
 
 impl Vma {
-    /// As /proc/<pid>/maps shows it: `rw-p`.
+    /// As `/proc/<pid>/maps` shows it: `rw-p`.
     pub fn permissions(&self) -> String {
         let letter = |bit, yes, no| if self.flags & bit != 0 { yes } else { no };
         [
@@ -95,7 +95,7 @@ impl Kernel<'_> {
         Ok(out)
     }
 
-    /// What an area is, as /proc/<pid>/maps names it; `[anonymous]` where that says nothing. `files`
+    /// What an area is, as `/proc/<pid>/maps` names it; `[anonymous]` where that says nothing. `files`
     /// keeps the paths of files already seen.
     pub fn area_name(
         &self,
@@ -108,7 +108,7 @@ impl Kernel<'_> {
         name.unwrap_or_else(|| "[anonymous]".to_owned())
     }
 
-    /// What /proc/<pid>/maps shows as an area's name: a path, `[heap]`, `[stack]`, `[vdso]`, `[anon:…]`.
+    /// What `/proc/<pid>/maps` shows as an area's name: a path, `[heap]`, `[stack]`, `[vdso]`, `[anon:…]`.
     pub(crate) fn maps_name(
         &self,
         mm: &Object<'_>,
