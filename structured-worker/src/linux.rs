@@ -4,7 +4,7 @@
 use crate::rows;
 use arrow::array::RecordBatch;
 use ramsift_layers::run::RunMap;
-use ramsift_os::linux::{Kernel, LinuxView, Recovered, VIEWS, frames};
+use ramsift_os::linux::{Kernel, Recovered, VIEWS, frames};
 use ramsift_os::table::Table;
 use ramsift_proto::v1::{ObjectRef, SegmentRef};
 use ramsift_store::packs::{Meta, PackWriter, Spool};
@@ -105,35 +105,39 @@ impl Collector {
             };
             let started = Instant::now();
             let (mut doubts, mut rows, mut failed) = (Vec::new(), 0, None);
-            let mut large = Vec::new();
-            let made = recover(kernel, &mut doubts, &mut |r| {
-                if r.content.size() > LARGEST {
-                    large.push(format!("{} has {} bytes", r.name, r.content.size()));
-                    return ControlFlow::Continue(());
-                }
-                rows += 1;
-                match store(kernel, runs, view.name, &r, &mut packs) {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(e) => {
-                        failed = Some(e);
-                        ControlFlow::Break(())
+            let mut left = Vec::new();
+            let made = guarded(|| {
+                recover(kernel, &mut doubts, &mut |r| {
+                    let size = r.content.size();
+                    if size > LARGEST {
+                        left.push(format!("{} has {size} bytes, over {LARGEST}", r.name));
+                        return ControlFlow::Continue(());
                     }
-                }
+                    match store(kernel, runs, view.name, &r, &mut packs) {
+                        Ok(()) => rows += 1,
+                        // A full disk costs this file, not all that was found.
+                        Err(Lost::Here(e)) => left.push(format!("{}: {e}", r.name)),
+                        Err(Lost::Store(e)) => {
+                            failed = Some(e);
+                            return ControlFlow::Break(());
+                        }
+                    }
+                    ControlFlow::Continue(())
+                })
+                .map_err(|e| e.to_string())
             });
             if let Some(why) = failed {
                 return Err(why);
             }
-            let large = large
-                .iter()
-                .map(|l| format!("not stored, since it is large: {l}; ramsift recover writes it"));
-            doubts.extend(large);
+            let left = left.iter();
+            doubts.extend(left.map(|l| format!("not stored: {l}; ramsift recover writes it")));
             self.views.push(ViewRow {
                 view: format!("{} (content)", view.name),
                 status: if made.is_ok() { "built" } else { "failed" }.to_owned(),
                 rows,
                 doubtful: doubts.len() as u64,
                 anomalies: 0,
-                detail: made.err().map(|e| e.to_string()).or_else(|| told(&doubts)),
+                detail: made.err().or_else(|| told(&doubts)),
                 micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
             });
         }
@@ -149,24 +153,27 @@ impl Collector {
         let mut doubts = Vec::new();
         let (mut rows, mut failed) = (0, None);
         let mut builder = FramesBuilder::default();
-        let made = frames(kernel, runs, &mut doubts, &mut |f| {
-            let Some(at) = runs.from_phys(f.start) else {
-                return;
-            };
-            rows += 1;
-            builder.push(&FrameRow {
-                image_offset: at.0,
-                physical_address: f.start.0,
-                length: f.len,
-                state: f.state,
-                owner: f.owner.as_deref(),
-                virtual_address: f.va,
-                file_offset: f.file_offset,
-            });
-            if builder.rows() >= FRAMES && failed.is_none() {
-                let b = builder.finish().map_err(|e| e.to_string());
-                failed = b.and_then(|b| self.take(name::FRAMES, b)).err();
-            }
+        let made = guarded(|| {
+            frames(kernel, runs, &mut doubts, &mut |f| {
+                let Some(at) = runs.from_phys(f.start) else {
+                    return;
+                };
+                rows += 1;
+                builder.push(&FrameRow {
+                    image_offset: at.0,
+                    physical_address: f.start.0,
+                    length: f.len,
+                    state: f.state,
+                    owner: f.owner.as_deref(),
+                    virtual_address: f.va,
+                    file_offset: f.file_offset,
+                });
+                if builder.rows() >= FRAMES && failed.is_none() {
+                    let b = builder.finish().map_err(|e| e.to_string());
+                    failed = b.and_then(|b| self.take(name::FRAMES, b)).err();
+                }
+            })
+            .map_err(|e| e.to_string())
         });
         if let Some(why) = failed {
             return Err(why);
@@ -179,7 +186,7 @@ impl Collector {
             rows,
             doubtful: doubts.len() as u64,
             anomalies: 0,
-            detail: made.err().map(|e| e.to_string()).or_else(|| told(&doubts)),
+            detail: made.err().or_else(|| told(&doubts)),
             micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
         });
         Ok(())
@@ -221,7 +228,7 @@ pub(crate) fn build_all(
             view: view.name.to_owned(),
             ..ViewRow::default()
         };
-        match caught(kernel, view) {
+        match guarded(|| (view.build)(kernel).map_err(|e| e.to_string())) {
             Ok(t) => {
                 out.view(view.name, &t, runs)?;
                 row.status = "built".into();
@@ -243,6 +250,14 @@ pub(crate) fn build_all(
     out.frames(kernel, runs)
 }
 
+/// Why content was not stored.
+enum Lost {
+    /// This machine's disk.
+    Here(String),
+    /// The object store.
+    Store(String),
+}
+
 /// Stores one recovered content and its row.
 fn store(
     kernel: &Kernel<'_>,
@@ -250,12 +265,12 @@ fn store(
     view: &'static str,
     r: &Recovered,
     packs: &mut PackWriter,
-) -> Result<(), String> {
+) -> Result<(), Lost> {
     let mut spool = Spool::new(&std::env::temp_dir());
     let lost = r
         .content
         .write(kernel.space.memory(), &mut spool)
-        .map_err(|e| format!("temporary file: {e}"))?;
+        .map_err(|e| Lost::Here(format!("temporary file: {e}")))?;
     let missing: u64 = lost.iter().map(|l| l.end - l.start).sum();
     let size = r.content.size();
     let gap = (missing > 0).then(|| format!("{missing} of {size} bytes are not in memory"));
@@ -280,23 +295,19 @@ fn store(
         fields: Some(fields.to_string()),
     };
     let stored = packs.add_spooled(meta, spool);
-    stored.map(|_| ()).map_err(|e| e.to_string())
+    stored.map(|_| ()).map_err(|e| Lost::Store(e.to_string()))
 }
 
-/// Builds one view; a panic is a fault of this program and costs that view alone.
-fn caught(kernel: &Kernel<'_>, view: &LinuxView) -> Result<Table, String> {
-    let built = catch_unwind(AssertUnwindSafe(|| (view.build)(kernel)));
-    match built {
-        Ok(t) => t.map_err(|e| e.to_string()),
-        Err(p) => {
-            let what = p
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| p.downcast_ref::<&str>().copied())
-                .unwrap_or("no reason given");
-            Err(format!("a fault of this program: {what}"))
-        }
-    }
+/// Does something that may meet a fault of this program: a panic costs that one thing alone.
+fn guarded<T>(what: impl FnOnce() -> Result<T, String>) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(what)).unwrap_or_else(|p| {
+        let what = p
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| p.downcast_ref::<&str>().copied())
+            .unwrap_or("no reason given");
+        Err(format!("a fault of this program: {what}"))
+    })
 }
 
 fn told(doubts: &[String]) -> Option<String> {
@@ -308,4 +319,28 @@ fn told(doubts: &[String]) -> Option<String> {
         text.push_str(&format!("; and {} more", doubts.len() - DOUBTS));
     }
     Some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_costs_one_thing() {
+        let e = guarded::<()>(|| panic!("at {}", 7)).expect_err("caught");
+        assert!(e.contains("at 7"), "{e}");
+        assert_eq!(guarded(|| Ok(1)), Ok(1));
+        assert_eq!(guarded::<()>(|| Err("no".into())), Err("no".into()));
+    }
+
+    #[test]
+    fn many_doubts_are_told_in_part() {
+        assert_eq!(told(&[]), None);
+        let many: Vec<String> = (0..DOUBTS + 3).map(|i| format!("d{i}")).collect();
+        let text = told(&many).expect("doubts");
+        assert!(
+            text.starts_with("d0; d1") && text.ends_with("and 3 more"),
+            "{text}"
+        );
+    }
 }

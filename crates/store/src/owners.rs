@@ -36,6 +36,8 @@ pub(crate) struct Owners {
     path: PathBuf,
     reader: ParquetRecordBatchReader,
     batch: Option<RecordBatch>,
+    /// Where the map ended, once it has.
+    end: Option<u64>,
 }
 
 impl Owners {
@@ -45,6 +47,7 @@ impl Owners {
             path: path.to_owned(),
             reader: reader(path)?,
             batch: None,
+            end: None,
         };
         o.next()?;
         Ok(o)
@@ -97,6 +100,9 @@ impl Owners {
         offset: u64,
         at: &mut usize,
     ) -> Result<Option<(&RecordBatch, usize)>, StoreError> {
+        if self.end.is_some_and(|e| offset >= e) {
+            return Ok(None);
+        }
         let first = self.batch.as_ref().and_then(|b| starts(b).first().copied());
         // What was asked for before lay further on: from the start once more.
         if first.is_none_or(|f| offset < f) {
@@ -112,6 +118,9 @@ impl Owners {
             let end = starts.last().copied().unwrap_or(0) + lengths(b).last().copied().unwrap_or(0);
             if offset >= end {
                 self.next()?;
+                if self.batch.is_none() {
+                    self.end = Some(end);
+                }
                 *at = 0;
                 continue;
             }
@@ -151,4 +160,95 @@ fn reader(path: &Path) -> Result<ParquetRecordBatchReader, StoreError> {
     ParquetRecordBatchReaderBuilder::try_new(file)
         .and_then(|b| b.with_batch_size(8192).build())
         .map_err(fail)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tables::{FrameRow, FramesBuilder, write_segment};
+    use arrow::array::{StringArray, UInt16Array};
+    use arrow::datatypes::Schema;
+
+    /// A finished frame table: pages 0 and 1 of a process, 2 free, 4 of a file; 3 is in no run.
+    fn table() -> tempfile::NamedTempFile {
+        let mut b = FramesBuilder::default();
+        let row = |at: u64, len: u64, state, owner, va| FrameRow {
+            image_offset: at,
+            physical_address: at,
+            length: len,
+            state,
+            owner,
+            virtual_address: va,
+            file_offset: None,
+        };
+        b.push(&row(
+            0,
+            0x2000,
+            "process",
+            Some("a[1] [heap]"),
+            Some(0x7000),
+        ));
+        b.push(&row(0x2000, 0x1000, "free", None, None));
+        b.push(&row(0x4000, 0x1000, "file", Some("/x"), None));
+        let rows = b.finish().expect("valid").expect("rows");
+        let n = rows.num_rows();
+        let mut fields = vec![
+            Arc::new(Field::new("capture", DataType::Utf8, false)),
+            Arc::new(Field::new("pass", DataType::UInt16, false)),
+        ];
+        fields.extend(rows.schema().fields().iter().cloned());
+        let mut columns: Vec<ArrayRef> = vec![
+            Arc::new(StringArray::from(vec!["c"; n])),
+            Arc::new(UInt16Array::from(vec![1; n])),
+        ];
+        columns.extend(rows.columns().iter().cloned());
+        let schema = Arc::new(Schema::new(fields));
+        let batch = RecordBatch::try_new(schema.clone(), columns).expect("valid");
+        let data = write_segment("frames", schema, &[batch]).expect("parquet");
+        let file = tempfile::NamedTempFile::new().expect("file");
+        std::fs::write(file.path(), data).expect("write");
+        file
+    }
+
+    #[test]
+    fn every_offset_has_the_owner_of_its_stretch() {
+        let file = table();
+        let mut o = Owners::open(file.path()).expect("opened");
+        let ask = |o: &mut Owners, offsets: &[u64]| {
+            let [state, owner, va] = o.columns(offsets).expect("columns");
+            (0..offsets.len())
+                .map(|i| {
+                    let text = |a: &ArrayRef| {
+                        let a = a.as_string::<i32>();
+                        a.is_valid(i).then(|| a.value(i).to_owned())
+                    };
+                    let va = va.as_primitive::<UInt64Type>();
+                    let va = va.is_valid(i).then(|| va.value(i));
+                    (text(&state), text(&owner), va)
+                })
+                .collect::<Vec<_>>()
+        };
+        let some = |s: &str| Some(s.to_owned());
+        let heap = |va| (some("process"), some("a[1] [heap]"), Some(va));
+        let file = (some("file"), some("/x"), None);
+        let none = (None, None, None);
+        let got = ask(
+            &mut o,
+            &[0, 5, 0x1fff, 0x2000, 0x3000, 0x4fff, 0x5000, 0x9000],
+        );
+        let free = (some("free"), None, None);
+        let want = [
+            heap(0x7000),
+            heap(0x7005),
+            heap(0x8fff),
+            free,
+            none.clone(),
+            file.clone(),
+            none.clone(),
+            none,
+        ];
+        assert_eq!(got, want);
+        // Asked again from the start.
+        assert_eq!(ask(&mut o, &[1, 0x4000]), [heap(0x7001), file]);
+    }
 }
