@@ -284,8 +284,8 @@ fn btf_is_the_guests_own_and_no_decoy() {
 
 #[test]
 #[cfg_attr(
-    not(feature = "captures"),
-    ignore = "needs captures of real machines: see docs/symbols.md"
+    not(feature = "isf"),
+    ignore = "needs symbol files of exactly the captured kernels: see docs/symbols.md"
 )]
 fn btf_and_isf_of_one_kernel_agree_field_by_field() {
     for (name, file) in [
@@ -407,8 +407,8 @@ fn questions_that_views_ask() {
 
 #[test]
 #[cfg_attr(
-    not(feature = "captures"),
-    ignore = "needs captures of real machines: see docs/symbols.md"
+    not(feature = "isf"),
+    ignore = "needs symbol files of exactly the captured kernels: see docs/symbols.md"
 )]
 fn an_isf_of_an_older_kernel_answers_too() {
     let file = "debian-5.10.0-32-cloud-amd64.json.xz";

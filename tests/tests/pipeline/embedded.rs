@@ -73,13 +73,13 @@ fn planted_items_are_found_exactly_once_at_any_chunk_size() {
     recall(&p.truth, &bytes, &whole);
 }
 
-/// Whether bytes end in a character: printable ASCII, or UTF-8 of several bytes.
+/// Whether bytes end in a character of a line: printable ASCII, a tab, or UTF-8 of several bytes.
 fn ends_in_text(before: &[u8]) -> bool {
     let of_many = |n: &usize| {
         let tail = before.len().checked_sub(*n).map(|from| &before[from..]);
         tail.is_some_and(|t| t[0] >= 0xc0 && std::str::from_utf8(t).is_ok())
     };
-    matches!(before.last(), Some(b' '..=b'~')) || (2..=4).any(|n| of_many(&n))
+    matches!(before.last(), Some(b' '..=b'~' | b'\t')) || (2..=4).any(|n| of_many(&n))
 }
 
 /// Every needle of the kinds that have carvers is found once. The first line of a plant that was
