@@ -225,6 +225,14 @@ impl ProcessMemory<'_> {
         content.at(offset.checked_add(va - a.vma.start)?)
     }
 
+    /// The inode whose pages an area maps, and what of it is cached; `None` of anonymous memory and of
+    /// files without a page cache, such as devices.
+    pub(super) fn file_pages(&self, a: &Area) -> Option<(u64, Rc<Content>)> {
+        let inode = a.file?.pages;
+        let content = self.cache.as_ref()?.content(inode);
+        (!content.extents().is_empty()).then_some((inode, content))
+    }
+
     /// Pages of an area that only the page cache has, by address.
     pub(super) fn untouched(&self, a: &Area) -> Vec<(u64, PhysAddr)> {
         let mut out = Vec::new();

@@ -3,6 +3,7 @@
 //! Sources: Linux `include/linux/sched.h` (`task_struct`, `TASK_REPORT`), `fs/proc/array.c`
 //! (`task_state_array`), `include/linux/cred.h`.
 
+use super::threads::start_ns;
 use super::{Clock, Kernel, LinuxError, LinuxView, Object};
 use crate::table::{Column, Kind, Table, Value, column};
 
@@ -94,11 +95,7 @@ fn row(kernel: &Kernel<'_>, task: &Object<'_>, clock: Option<&Clock>) -> Result<
         Some(mm) => kernel.space.translate(mm.number("pgd")?).ok().map(|p| p.0),
         None => None,
     };
-    let start = if task.has("start_boottime") {
-        task.number("start_boottime")?
-    } else {
-        task.number("real_start_time")?
-    };
+    let start = start_ns(task)?;
     let at = clock.and_then(|c| c.utc(start));
     let (pid, comm) = (task.int("tgid")?, task.text("comm")?);
     let name = format!("{comm}[{pid}]");
