@@ -93,6 +93,16 @@ impl Keys {
         self.key("verdicts.json")
     }
 
+    /// The groups of rules to decide for each process.
+    pub fn process_verdicts(&self) -> String {
+        self.key("process_verdicts.json")
+    }
+
+    /// Folder of the lists of what chunk workers are to scan, as one attempt at the views made them.
+    pub fn lists(&self, attempt: &str) -> String {
+        self.key(&format!("lists/{attempt}/"))
+    }
+
     /// Folder of tasks that were cut in two.
     pub fn splits(&self) -> String {
         self.key("splits/")

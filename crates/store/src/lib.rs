@@ -5,6 +5,8 @@
 //! jobs/<job>/plan.json                   evidence pin, layout, chunk parameters: immutable
 //! jobs/<job>/kernel.json                 where the kernel is, for views that are built later
 //! jobs/<job>/verdicts.json               groups of rules to decide, once all chunks are settled
+//! jobs/<job>/lists/<attempt>/<task>.json memory of processes, or recovered content, for one task
+//! jobs/<job>/process_verdicts.json       groups of rules to decide for each process
 //! jobs/<job>/splits/<task>.json          a task that was cut in two
 //! jobs/<job>/state.json                  where the job stands, under the coordinator's epoch
 //! jobs/<job>/segments/<commit>/<table>.parquet
@@ -21,6 +23,7 @@
 pub mod job;
 pub mod kernel;
 pub mod ledger;
+pub mod lists;
 pub mod merge;
 pub mod objects;
 mod owners;

@@ -6,6 +6,7 @@ mod artifacts;
 mod captures;
 mod events;
 mod findings;
+mod memory_matches;
 mod order;
 mod segment;
 mod small;
@@ -14,6 +15,7 @@ pub use artifacts::{ArtifactRow, ArtifactsBuilder};
 pub use captures::captures_batch;
 pub use events::{EventRow, EventsBuilder};
 pub use findings::{FindingRow, FindingsBuilder};
+pub use memory_matches::{MemoryMatchRow, MemoryMatchesBuilder, memory_match_rows};
 pub use order::{PlaceColumns, in_order, place_columns, sort_batch};
 pub(crate) use segment::{FAIR_GROUP, ROW_GROUP};
 pub use segment::{
@@ -46,6 +48,8 @@ pub mod name {
     pub const ANCHORS: &str = "anchors";
     /// YARA matches that verdicts are reached from (segments only).
     pub const MATCHES: &str = "matches";
+    /// The same in the memory of processes (segments only).
+    pub const MEMORY_MATCHES: &str = "memory_matches";
     /// The system view.
     pub const SYSTEM: &str = "system";
     /// Who owns each page of memory.
@@ -239,6 +243,22 @@ static MATCHES: Lazy = LazyLock::new(|| {
     ]))
 });
 
+static MEMORY_MATCHES: Lazy = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        field("rule", DataType::UInt32, false),
+        field("pattern", DataType::UInt32, false),
+        field("unit", DataType::UInt32, false),
+        number("address"),
+        number("image_offset"),
+        number("length"),
+        field("pieces", DataType::UInt32, false),
+        field("window", DataType::Binary, false),
+        field("xor_key", DataType::UInt8, true),
+        number("more"),
+        number("last"),
+    ]))
+});
+
 static SYSTEM: Lazy = LazyLock::new(|| {
     Arc::new(Schema::new(vec![
         text("status"),
@@ -287,6 +307,7 @@ pub fn schema(table: &str) -> Option<SchemaRef> {
         name::COVERAGE => &COVERAGE,
         name::ANCHORS => &ANCHORS,
         name::MATCHES => &MATCHES,
+        name::MEMORY_MATCHES => &MEMORY_MATCHES,
         name::SYSTEM => &SYSTEM,
         name::VIEWS => &VIEWS,
         name::FRAMES => &FRAMES,

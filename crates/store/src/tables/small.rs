@@ -10,7 +10,10 @@ use arrow::datatypes::{UInt8Type, UInt32Type, UInt64Type};
 use arrow::error::ArrowError;
 use std::sync::Arc;
 
-fn batch(table: &str, columns: Vec<ArrayRef>) -> Result<Option<RecordBatch>, ArrowError> {
+pub(super) fn batch(
+    table: &str,
+    columns: Vec<ArrayRef>,
+) -> Result<Option<RecordBatch>, ArrowError> {
     let schema =
         schema(table).ok_or_else(|| ArrowError::SchemaError(format!("{table} has no schema")))?;
     if columns.first().is_none_or(|c| c.is_empty()) {
