@@ -12,8 +12,12 @@
 mod context;
 mod coverage;
 mod gate;
+mod gather;
+mod memory;
 mod metrics;
+mod processes;
 mod read;
+mod recovered;
 mod scan;
 mod sink;
 mod task;

@@ -25,8 +25,14 @@ pub(crate) enum ScanError {
     Store(String),
 }
 
-/// What a chunk gave.
-#[derive(Debug)]
+impl From<String> for ScanError {
+    fn from(why: String) -> Self {
+        Self::Store(why)
+    }
+}
+
+/// What a task gave.
+#[derive(Debug, Default)]
 pub(crate) struct Scanned {
     pub(crate) rows: Collected,
     pub(crate) hash: String,
@@ -105,6 +111,18 @@ impl ReadMore for Follow<'_> {
     }
 }
 
+/// Rows of a task that looks at files too.
+pub(crate) fn rows<'a>(worker: &Worker, ctx: &'a JobContext, attempt: &str) -> Rows<'a> {
+    let clamd = worker.deps.clamd.clone().filter(|_| ctx.plan.spec.clamav);
+    let av = clamd.map(|clamd| Av {
+        clamd,
+        alone: worker.config.fatal_outage,
+        gone: worker.clamd_gone.clone(),
+    });
+    let limits = ctx.rules.is_some().then(|| limits(worker));
+    Rows::new(ctx, worker.deps.objects.clone(), av, attempt, limits)
+}
+
 /// Scans the windows of a chunk (or of a part of one).
 pub(crate) fn scan(
     worker: &Worker,
@@ -121,22 +139,7 @@ pub(crate) fn scan(
         file.start / ctx.plan.chunks.size,
     );
     let whole = whole.is_ok_and(|c| c.file == file);
-    let mut rows = Rows::new(
-        ctx,
-        worker.deps.objects.clone(),
-        worker
-            .deps
-            .clamd
-            .clone()
-            .filter(|_| ctx.plan.spec.clamav)
-            .map(|clamd| Av {
-                clamd,
-                alone: worker.config.fatal_outage,
-                gone: worker.clamd_gone.clone(),
-            }),
-        attempt,
-        ctx.rules.is_some().then(|| limits(worker)),
-    );
+    let mut rows = rows(worker, ctx, attempt);
     let mut yara = YaraPass::new(worker, ctx);
     let mut budget = worker.config.follow_budget;
     for w in windows {
@@ -159,7 +162,7 @@ pub(crate) fn scan(
     } else {
         String::new()
     };
-    let (rule_matches, rule_gaps) = yara.map(YaraPass::finish).unwrap_or_default();
+    let (rule_matches, rule_gaps) = yara.map(|y| y.told.finish()).unwrap_or_default();
     let rows = rows.finish().map_err(ScanError::Store)?;
     let cpu = thread_cpu().saturating_sub(cpu);
     Ok(Scanned {
@@ -247,8 +250,44 @@ fn carve(
 /// The memory-safe rules over all windows of a chunk.
 struct YaraPass<'a> {
     scanner: ChunkScanner<'a>,
+    told: Told,
+}
+
+/// What verdicts need to know of a search besides its matches.
+#[derive(Debug, Default)]
+pub(crate) struct Told {
     counts: BTreeMap<u32, u64>,
     gaps: BTreeSet<(u32, Option<u32>, &'static str)>,
+}
+
+impl Told {
+    /// Rules that were not searched for to the end; gives how many ran out of time.
+    pub(crate) fn unfinished(&mut self, all: &[Unfinished]) -> usize {
+        let gap = |u: &Unfinished| (u.rule, u.pattern, reason(u.reason));
+        self.gaps.extend(all.iter().map(gap));
+        let slow = all
+            .iter()
+            .filter(|u| u.reason == UnfinishedReason::TimeLimit);
+        slow.map(|u| u.rule).collect::<BTreeSet<u32>>().len()
+    }
+
+    /// Matches of a rule.
+    pub(crate) fn matched(&mut self, rule: u32, n: u64) {
+        *self.counts.entry(rule).or_default() += n;
+    }
+
+    pub(crate) fn finish(self) -> (Vec<RuleCount>, Vec<RuleGap>) {
+        let counts = self
+            .counts
+            .into_iter()
+            .map(|(rule, count)| RuleCount { rule, count });
+        let gaps = self.gaps.into_iter().map(|(rule, pattern, why)| RuleGap {
+            rule,
+            pattern,
+            reason: why.to_owned(),
+        });
+        (counts.collect(), gaps.collect())
+    }
 }
 
 fn reason(r: UnfinishedReason) -> &'static str {
@@ -268,8 +307,7 @@ impl<'a> YaraPass<'a> {
         let scanner = ChunkScanner::new(rules, limits(worker));
         Some(Self {
             scanner,
-            counts: BTreeMap::new(),
-            gaps: BTreeSet::new(),
+            told: Told::default(),
         })
     }
 
@@ -292,14 +330,10 @@ impl<'a> YaraPass<'a> {
         self.take(&found, rows);
         let mut coverage = CoreCoverage::new(w.core.clone());
         coverage.sparse(sparse);
-        let slow = found
-            .unfinished
-            .iter()
-            .filter(|u| u.reason == UnfinishedReason::TimeLimit);
-        let slow: BTreeSet<u32> = slow.map(|u| u.rule).collect();
-        worker.metrics.rule_timeouts(slow.len() as u64);
-        if !slow.is_empty() {
-            let why = format!("{} rules ran out of time", slow.len());
+        let slow = self.told.unfinished(&found.unfinished);
+        worker.metrics.rule_timeouts(slow as u64);
+        if slow > 0 {
+            let why = format!("{slow} rules ran out of time");
             coverage.mark(&w.core, "partial", Some(&why));
         }
         for (range, why) in bad {
@@ -314,7 +348,7 @@ impl<'a> YaraPass<'a> {
 
     fn take(&mut self, found: &ChunkMatches, rows: &mut Rows<'_>) {
         for m in &found.matches {
-            *self.counts.entry(m.rule).or_default() += 1 + m.more;
+            self.told.matched(m.rule, 1 + m.more);
             let row = MatchRow {
                 rule: m.rule,
                 pattern: m.pattern,
@@ -328,20 +362,5 @@ impl<'a> YaraPass<'a> {
             };
             rows.matches.push(&row, found.window(m));
         }
-        let gap = |u: &Unfinished| (u.rule, u.pattern, reason(u.reason));
-        self.gaps.extend(found.unfinished.iter().map(gap));
-    }
-
-    fn finish(self) -> (Vec<RuleCount>, Vec<RuleGap>) {
-        let counts = self
-            .counts
-            .into_iter()
-            .map(|(rule, count)| RuleCount { rule, count });
-        let gaps = self.gaps.into_iter().map(|(rule, pattern, why)| RuleGap {
-            rule,
-            pattern,
-            reason: why.to_owned(),
-        });
-        (counts.collect(), gaps.collect())
     }
 }

@@ -4,7 +4,7 @@ use crate::context::JobContext;
 use arrow::array::RecordBatch;
 use ramsift_carvers::api::{Anchor, Artifact, Event, Field, Finding, Sink};
 use ramsift_engines::clamav::{AvVerdict, Clamd};
-use ramsift_engines::yara::{FileScanner, RuleInfo, ScanLimits};
+use ramsift_engines::yara::{FileScanner, RuleInfo, ScanLimits, UnfinishedReason};
 use ramsift_layers::{ImageOffset, Severity};
 use ramsift_proto::v1::{ObjectRef, SegmentRef};
 use ramsift_store::Objects;
@@ -12,10 +12,10 @@ use ramsift_store::packs::{Meta, PackWriter, is_file};
 use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
     AnchorsBuilder, CoverageBuilder, CoverageRow, EventRow, EventsBuilder, FindingRow,
-    FindingsBuilder, MatchesBuilder, SegmentError, SegmentWriter, detector_key, in_order, name,
-    place_columns, row_id, schema, sort_batch,
+    FindingsBuilder, MatchesBuilder, MemoryMatchesBuilder, SegmentError, SegmentWriter,
+    detector_key, in_order, name, place_columns, row_id, schema, sort_batch,
 };
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -45,6 +45,7 @@ pub(crate) struct Rows<'a> {
     events: EventsBuilder,
     anchors: AnchorsBuilder,
     pub(crate) matches: MatchesBuilder,
+    pub(crate) memory_matches: MemoryMatchesBuilder,
     pub(crate) coverage: CoverageBuilder,
     packs: PackWriter,
     files: Option<FileScanner<'a>>,
@@ -115,7 +116,7 @@ fn in_place_order(
 }
 
 /// The rows of one task, ready to report.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Collected {
     pub(crate) batches: Vec<(String, RecordBatch)>,
     pub(crate) segments: Vec<SegmentRef>,
@@ -165,6 +166,7 @@ impl<'a> Rows<'a> {
             events: EventsBuilder::default(),
             anchors: AnchorsBuilder::default(),
             matches: MatchesBuilder::default(),
+            memory_matches: MemoryMatchesBuilder::default(),
             coverage: CoverageBuilder::default(),
             packs,
             files,
@@ -196,6 +198,12 @@ impl<'a> Rows<'a> {
                 (name.into(), key)
             })
             .clone()
+    }
+
+    /// Runs all rules on files, the memory-safe ones too: in a file they say more than in an image.
+    pub(crate) fn all_rules(mut self) -> Self {
+        self.files = self.files.map(|f| f.file_oriented_only(false));
+        self
     }
 
     fn fail(&mut self, what: impl std::fmt::Display) {
@@ -246,6 +254,11 @@ impl<'a> Rows<'a> {
         Ok(())
     }
 
+    /// Closes builders that have become large, between two pieces of work.
+    pub(crate) fn checkpoint_rows(&mut self) {
+        self.relieve(BATCH);
+    }
+
     /// Closes builders of at least this size.
     fn relieve(&mut self, size: usize) {
         if self.findings.bytes() > size {
@@ -263,6 +276,10 @@ impl<'a> Rows<'a> {
         if self.matches.bytes() > size {
             let b = self.matches.finish();
             self.take(name::MATCHES, b);
+        }
+        if self.memory_matches.bytes() > size {
+            let b = self.memory_matches.finish();
+            self.take(name::MEMORY_MATCHES, b);
         }
     }
 
@@ -307,6 +324,7 @@ impl<'a> Rows<'a> {
             (name::ARTIFACTS, self.packs.rows.finish()),
             (name::ANCHORS, self.anchors.finish()),
             (name::MATCHES, self.matches.finish()),
+            (name::MEMORY_MATCHES, self.memory_matches.finish()),
             (name::COVERAGE, self.coverage.finish()),
         ];
         for (table, b) in all {
@@ -338,102 +356,132 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// File-oriented rules and the virus scanner on one artifact.
-    fn inspect(&mut self, a: &Artifact<'_>, sha256: &str) {
-        let path = format!("{}/{}", a.offset.0, a.kind);
-        if let (Some(scanner), Some(rules)) = (&mut self.files, &self.ctx.rules) {
-            let scan = scanner.scan(a.data);
-            for hit in scan.hits {
-                let Some(r) = rules.rules().get(hit.rule as usize) else {
-                    continue;
-                };
-                let matches: Vec<_> = hit
-                    .matches
-                    .iter()
-                    .map(|m| {
-                        let name = r.patterns.get(m.pattern as usize);
-                        serde_json::json!({"pattern": name, "offset": m.offset, "length": m.len})
-                    })
-                    .collect();
-                let fields = serde_json::json!({"matches": matches, "counts": hit.counts});
-                let full = r.full_name();
-                self.findings.push(&FindingRow {
-                    id: row_id(
-                        detector_key(&format!("yara:{full}"), &rules.digest()),
-                        "file",
-                        &path,
-                        a.offset.0,
-                        a.data.len() as u64,
-                    ),
-                    detector: "yara",
-                    kind: "yara",
-                    severity: r.severity,
-                    severity_reason: &r.severity_reason,
-                    scope: "file",
-                    image_offset: a.offset.0,
-                    physical_address: self.pa(a.offset.0),
-                    length: a.data.len() as u64,
-                    value: &r.identifier,
-                    encoding: None,
-                    context: None,
-                    fields: Some(&fields.to_string()),
-                    path: Some(&path),
-                    artifact: Some(sha256),
-                    rule: Some(&rule_json(r)),
-                });
-            }
-        }
+    /// Rules and the virus scanner on content that is a file.
+    pub(crate) fn inspect(&mut self, f: &Inspected<'_>) {
+        self.rules(f);
         if let Some(av) = self.av.clone() {
-            let verdict = self.runtime.block_on(av.scan(a.data));
-            self.av(a, &path, sha256, verdict, av.clamd.version().engine.clone());
+            let verdict = self.runtime.block_on(av.scan(f.data));
+            self.av(f, verdict, &av.clamd.version().engine);
         }
     }
 
-    fn av(&mut self, a: &Artifact<'_>, path: &str, sha: &str, verdict: AvVerdict, engine: String) {
-        let len = a.data.len() as u64;
-        let reason = match verdict {
-            AvVerdict::Clean => return,
+    fn rules(&mut self, f: &Inspected<'_>) {
+        let (Some(scanner), Some(rules)) = (&mut self.files, &self.ctx.rules) else {
+            return;
+        };
+        let scan = scanner.scan(f.data);
+        for hit in scan.hits {
+            let Some(r) = rules.rules().get(hit.rule as usize) else {
+                continue;
+            };
+            if f.file_oriented_only && r.class.is_memory_safe() {
+                continue;
+            }
+            let matches: Vec<_> = hit
+                .matches
+                .iter()
+                .map(|m| {
+                    let name = r.patterns.get(m.pattern as usize);
+                    serde_json::json!({"pattern": name, "offset": m.offset, "length": m.len})
+                })
+                .collect();
+            let mut fields = serde_json::json!({"matches": matches, "counts": hit.counts});
+            if let Some(gap) = f.gap {
+                fields["gap"] = gap.into();
+            }
+            let key = detector_key(&format!("yara:{}", r.full_name()), &rules.digest());
+            self.findings.push(&FindingRow {
+                detector: "yara",
+                kind: "yara",
+                severity: r.severity,
+                severity_reason: &r.severity_reason,
+                value: &r.identifier,
+                fields: Some(&fields.to_string()),
+                rule: Some(&rule_json(r)),
+                ..f.row(key)
+            });
+        }
+        let slow = scan.unfinished.iter();
+        let slow = slow.filter(|u| u.reason == UnfinishedReason::TimeLimit);
+        let slow = slow.map(|u| u.rule).collect::<BTreeSet<u32>>().len();
+        if slow > 0 {
+            let why = format!("{}: {slow} rules were not run to their end", f.path);
+            self.not_scanned(f, "yara files", "partial", why);
+        }
+    }
+
+    fn not_scanned(&mut self, f: &Inspected<'_>, engine: &str, outcome: &str, reason: String) {
+        self.coverage.push(&CoverageRow {
+            engine: engine.into(),
+            outcome: outcome.into(),
+            start: f.offset,
+            end: f.offset + f.data.len() as u64,
+            reason: Some(reason),
+        });
+    }
+
+    fn av(&mut self, f: &Inspected<'_>, verdict: AvVerdict, engine: &str) {
+        match verdict {
+            AvVerdict::Clean => {}
             AvVerdict::Infected(signature) => {
+                let fields = serde_json::json!({"engine": engine}).to_string();
                 self.findings.push(&FindingRow {
-                    id: row_id(
-                        detector_key(&format!("clamav:{signature}"), &[]),
-                        "file",
-                        path,
-                        a.offset.0,
-                        len,
-                    ),
                     detector: "clamav",
                     kind: "av",
                     severity: Severity::High,
                     severity_reason: "anti-virus verdict",
-                    scope: "file",
-                    image_offset: a.offset.0,
-                    physical_address: self.pa(a.offset.0),
-                    length: len,
                     value: &signature,
-                    encoding: None,
-                    context: None,
-                    fields: Some(&serde_json::json!({"engine": engine}).to_string()),
-                    path: Some(path),
-                    artifact: Some(sha),
-                    rule: None,
+                    fields: Some(&fields),
+                    ..f.row(detector_key(&format!("clamav:{signature}"), &[]))
                 });
-                return;
             }
-            AvVerdict::NotScanned { reason } => reason,
-            // Not a word on the object: the chunk is tried again when clamd works.
-            AvVerdict::Error { reason } => {
-                self.fail(format!("clamd failed: {reason}"));
-                return;
+            AvVerdict::NotScanned { reason } => {
+                self.not_scanned(f, "clamav", "not scanned", reason);
             }
-        };
-        self.coverage.push(&CoverageRow {
-            engine: "clamav".into(),
-            outcome: "not scanned".into(),
-            start: a.offset.0,
-            end: a.offset.0 + len,
-            reason: Some(reason),
-        });
+            // Not a word on the object: the task is tried again when clamd works.
+            AvVerdict::Error { reason } => self.fail(format!("clamd failed: {reason}")),
+        }
+    }
+}
+
+/// Content for file-oriented rules and the virus scanner.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Inspected<'a> {
+    /// Where its first byte lies in the image.
+    pub(crate) offset: u64,
+    pub(crate) physical: Option<u64>,
+    /// What findings call it: a path inside the image, or the file's own.
+    pub(crate) path: &'a str,
+    pub(crate) sha256: &'a str,
+    pub(crate) data: &'a [u8],
+    /// Why it is not whole.
+    pub(crate) gap: Option<&'a str>,
+    /// Rules that are not file-oriented are decided elsewhere: over the image, or over the process.
+    pub(crate) file_oriented_only: bool,
+}
+
+impl Inspected<'_> {
+    /// A finding on it, less what the detector says.
+    fn row(&self, detector: u64) -> FindingRow<'_> {
+        let len = self.data.len() as u64;
+        FindingRow {
+            id: row_id(detector, "file", self.path, self.offset, len),
+            detector: "",
+            kind: "",
+            severity: Severity::Info,
+            severity_reason: "",
+            scope: "file",
+            image_offset: self.offset,
+            physical_address: self.physical,
+            length: len,
+            value: "",
+            encoding: None,
+            context: None,
+            fields: None,
+            path: Some(self.path),
+            artifact: Some(self.sha256),
+            rule: None,
+        }
     }
 }
 
@@ -549,7 +597,18 @@ impl Sink for Rows<'_> {
             fields,
         };
         match self.packs.add(meta, a.data) {
-            Ok(sha) if is_file(a.kind) => self.inspect(a, &sha),
+            Ok(sha) if is_file(a.kind) => {
+                let path = format!("{}/{}", a.offset.0, a.kind);
+                self.inspect(&Inspected {
+                    offset: a.offset.0,
+                    physical: self.pa(a.offset.0),
+                    path: &path,
+                    sha256: &sha,
+                    data: a.data,
+                    gap: a.partial,
+                    file_oriented_only: true,
+                });
+            }
             Ok(_) => {}
             Err(e) => self.fail(e),
         }

@@ -3,14 +3,16 @@
 use crate::context::{ContextError, JobContext};
 use crate::read::{self, Slab};
 use crate::scan::{self, ScanError, Scanned};
-use crate::{Worker, gate, verdict};
+use crate::{Worker, gate, memory, processes, recovered, verdict};
 use prost::Message as _;
 use ramsift_layers::SourceError;
 use ramsift_proto::TaskId;
 use ramsift_proto::v1::task::Work;
-use ramsift_proto::v1::{ChunkWork, Outcome, Task, TaskReport};
+use ramsift_proto::v1::{ChunkWork, MemoryWork, Outcome, Task, TaskReport};
 use ramsift_queue::{Delivery, Lane};
+use ramsift_store::job;
 use ramsift_store::ledger::Wanted;
+use ramsift_store::lists::{FileList, MemoryList};
 use ramsift_store::{Ack, Report};
 use ramsift_telemetry::{current, link, set_parent};
 use std::ops::Range;
@@ -46,6 +48,15 @@ impl From<SourceError> for Trouble {
             Self::Fatal(e.to_string())
         } else {
             Self::Outage(e.to_string())
+        }
+    }
+}
+
+impl From<ScanError> for Trouble {
+    fn from(e: ScanError) -> Self {
+        match e {
+            ScanError::Source(e) => e.into(),
+            ScanError::Store(why) => Self::Outage(why),
         }
     }
 }
@@ -214,34 +225,110 @@ async fn perform(
     attempt: &str,
 ) -> Result<Result<Report, End>, Trouble> {
     let ctx = worker.jobs.get(&task.job).await?;
-    match &task.work {
-        Some(Work::Chunk(work)) => chunk(worker, lane, &ctx, task, work, attempt).await,
+    let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
+    let done = match &task.work {
+        Some(Work::Chunk(work)) => return chunk(worker, lane, &ctx, task, work, attempt).await,
+        Some(Work::Memory(work)) => return memory(worker, &ctx, task, work, attempt).await,
         Some(Work::Verdict(work)) => {
-            let Ok(_slot) = worker.slots.acquire().await else {
-                return Ok(Err(End::HandBack("stopping".into())));
-            };
-            let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
-            let group = work.group;
-            let done =
-                tokio::task::spawn_blocking(move || verdict::decide(&w, &c, group, &a)).await;
-            match done {
-                Ok(Ok(rows)) => Ok(Ok(Report {
-                    header: TaskReport {
-                        segments: rows.segments,
-                        objects: rows.objects,
-                        ..header(worker, task, attempt)
-                    },
-                    batches: rows.batches,
-                    trace: current(),
-                })),
-                Ok(Err(why)) => Err(Trouble::Outage(why)),
-                Err(e) => Ok(Err(End::GiveUp(format!("verdict: {e}")))),
-            }
+            let work = work.clone();
+            in_slot(worker, task, move || {
+                let rows = if work.processes.is_empty() {
+                    verdict::decide(&w, &c, work.group, &a)?
+                } else {
+                    processes::decide(&w, &c, &work, &a)?
+                };
+                Ok(Scanned {
+                    rows,
+                    ..Scanned::default()
+                })
+            })
+            .await
+        }
+        Some(Work::Files(work)) => {
+            needs_clamd(worker, &ctx)?;
+            let (list, _): (FileList, _) = job::read(worker.deps.objects.as_ref(), &work.list)
+                .await
+                .map_err(|e| Trouble::Outage(e.to_string()))?;
+            in_slot(worker, task, move || {
+                recovered::inspect(&w, &c, &list, &a).map_err(ScanError::Store)
+            })
+            .await
         }
         _ => {
             let why = format!("{} is no task of a chunk worker", task.task);
-            Ok(Ok(failed(worker, task, attempt, why, false)))
+            return Ok(Ok(failed(worker, task, attempt, why, false)));
         }
+    };
+    match done {
+        Ok(Ok(s)) => Ok(Ok(report_of(worker, task, attempt, s, 0))),
+        Ok(Err(e)) => Err(e.into()),
+        Err(end) => Ok(Err(end)),
+    }
+}
+
+/// A job that wants ClamAV needs a worker that has it.
+fn needs_clamd(worker: &Worker, ctx: &JobContext) -> Result<(), Trouble> {
+    if ctx.plan.spec.clamav && worker.deps.clamd.is_none() {
+        let why = "the job wants ClamAV and this worker has no clamd (clamd.address)";
+        return Err(Trouble::Outage(why.into()));
+    }
+    Ok(())
+}
+
+/// Does work of the processor in a slot.
+async fn in_slot<T: Send + 'static>(
+    worker: &Worker,
+    task: &Task,
+    what: impl FnOnce() -> Result<T, ScanError> + Send + 'static,
+) -> Result<Result<T, ScanError>, End> {
+    let Ok(_slot) = worker.slots.acquire().await else {
+        return Err(End::HandBack("stopping".into()));
+    };
+    let span = tracing::Span::current();
+    let working = tokio::task::spawn_blocking(move || {
+        let _in = span.enter();
+        what()
+    });
+    let stopped = || End::HandBack(format!("stopped before {} was finished", task.task));
+    let done = tokio::select! {
+        done = working => done,
+        // The thread goes on until its engine looks up; the process need not wait for it.
+        () = worker.abandon.cancelled() => return Err(stopped()),
+    };
+    if worker.abandon.is_cancelled() {
+        return Err(stopped());
+    }
+    done.map_err(|e| End::GiveUp(format!("{} took its scan down: {e}", task.task)))
+}
+
+/// Searches a list of memory of processes.
+async fn memory(
+    worker: &Arc<Worker>,
+    ctx: &Arc<JobContext>,
+    task: &Task,
+    work: &MemoryWork,
+    attempt: &str,
+) -> Result<Result<Report, End>, Trouble> {
+    let (list, _): (MemoryList, _) = job::read(worker.deps.objects.as_ref(), &work.list)
+        .await
+        .map_err(|e| Trouble::Outage(e.to_string()))?;
+    // Counts among the buffers of chunks, which are larger.
+    let Some(mut buffer) = worker.buffers.take().await else {
+        return Ok(Err(End::HandBack("stopping".into())));
+    };
+    let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
+    let done = in_slot(worker, task, move || {
+        memory::search(&w, &c, &list, &mut buffer.bytes, &a)
+    })
+    .await;
+    match done {
+        Ok(Ok((s, bytes_read))) => {
+            // The evidence may have been written to while it was read.
+            ctx.source.check_pin().await?;
+            Ok(Ok(report_of(worker, task, attempt, s, bytes_read)))
+        }
+        Ok(Err(e)) => Err(e.into()),
+        Err(end) => Ok(Err(end)),
     }
 }
 
@@ -258,10 +345,7 @@ async fn chunk(
     task.task
         .parse::<TaskId>()
         .map_err(|e| Trouble::Fatal(e.to_string()))?;
-    if ctx.plan.spec.clamav && worker.deps.clamd.is_none() {
-        let why = "the job wants ClamAV and this worker has no clamd (clamd.address)";
-        return Err(Trouble::Outage(why.into()));
-    }
+    needs_clamd(worker, ctx)?;
     let windows = ctx.plan.chunks.windows(&ctx.plan.layout.runs, file.clone());
     let Some(buffer) = worker.buffers.take().await else {
         return Ok(Err(End::HandBack("stopping".into())));
@@ -271,42 +355,22 @@ async fn chunk(
     }
     let slab = read(worker, ctx, &file, &windows, buffer).await?;
     let bytes_read = slab.buffer.bytes.len() as u64;
-    let Ok(slot) = worker.slots.acquire().await else {
-        return Ok(Err(End::HandBack("stopping".into())));
-    };
     let started = Instant::now();
     let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
-    let span = tracing::Span::current();
-    let scanning = tokio::task::spawn_blocking(move || {
-        let _in = span.enter();
-        scan::scan(&w, &c, &slab, file, &windows, &a)
-    });
-    let scanned = tokio::select! {
-        done = scanning => done,
-        // The thread goes on until its engine looks up; the process need not wait for it.
-        () = worker.abandon.cancelled() => {
-            return Ok(Err(End::HandBack("stopped before the chunk was finished".into())));
-        }
-    };
-    drop(slot);
-    worker.metrics.chunk(started.elapsed().as_secs_f64());
-    if worker.abandon.is_cancelled() {
-        return Ok(Err(End::HandBack(
-            "stopped before the chunk was finished".into(),
-        )));
-    }
+    let scanned = in_slot(worker, task, move || {
+        let scanned = scan::scan(&w, &c, &slab, file, &windows, &a);
+        w.metrics.chunk(started.elapsed().as_secs_f64());
+        scanned
+    })
+    .await;
     match scanned {
         Ok(Ok(s)) => {
             // The evidence may have been written to while it was read.
             ctx.source.check_pin().await?;
             Ok(Ok(report_of(worker, task, attempt, s, bytes_read)))
         }
-        Ok(Err(ScanError::Source(e))) => Err(e.into()),
-        Ok(Err(ScanError::Store(why))) => Err(Trouble::Outage(why)),
-        Err(e) => Ok(Err(End::GiveUp(format!(
-            "{} took its scan down: {e}",
-            task.task
-        )))),
+        Ok(Err(e)) => Err(e.into()),
+        Err(end) => Ok(Err(end)),
     }
 }
 

@@ -18,6 +18,50 @@ use ramsift_store::tables::{
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::runtime::Handle;
 
+/// A verdict plan and one of its groups.
+pub(crate) fn group_of(
+    worker: &Worker,
+    key: &str,
+    number: u32,
+) -> Result<(VerdictPlan, VerdictGroup), String> {
+    let objects = worker.deps.objects.as_ref();
+    let (plan, _): (VerdictPlan, _) = Handle::current()
+        .block_on(job::read(objects, key))
+        .map_err(|e| e.to_string())?;
+    let group = plan.groups.get(number as usize);
+    let group = group.ok_or("the verdict plan has no such group")?.clone();
+    let group = serde_json::from_value(group).map_err(|e| format!("verdict plan: {e}"))?;
+    Ok((plan, group))
+}
+
+/// Rules whose matches a group takes.
+pub(crate) fn needs(group: &VerdictGroup) -> BTreeSet<u32> {
+    group.needs.iter().chain(&group.rules).copied().collect()
+}
+
+/// What was not searched for to the end of what a group takes; `capped` are rules with more matches
+/// than are held.
+pub(crate) fn incomplete(
+    plan: &VerdictPlan,
+    needs: &BTreeSet<u32>,
+    capped: &BTreeSet<u32>,
+) -> Incomplete {
+    Incomplete {
+        failed_ranges: plan.failed_ranges,
+        unfinished: plan
+            .gaps
+            .iter()
+            .filter(|g| needs.contains(&g.rule))
+            .map(unfinished)
+            .chain(capped.iter().map(|rule| Unfinished {
+                rule: *rule,
+                pattern: None,
+                reason: UnfinishedReason::MatchCap,
+            }))
+            .collect(),
+    }
+}
+
 /// Decides one group of the job's verdict plan. Runs on a blocking thread.
 pub(crate) fn decide(
     worker: &Worker,
@@ -26,37 +70,14 @@ pub(crate) fn decide(
     attempt: &str,
 ) -> Result<Collected, String> {
     let rules = ctx.rules.as_ref().ok_or("the job has no rules")?;
-    let runtime = Handle::current();
-    let objects = worker.deps.objects.as_ref();
-    let (plan, _): (VerdictPlan, _) = runtime
-        .block_on(job::read(objects, &ctx.keys.verdicts()))
-        .map_err(|e| e.to_string())?;
-    let group = plan
-        .groups
-        .get(group as usize)
-        .ok_or("the verdict plan has no such group")?;
-    let group: VerdictGroup =
-        serde_json::from_value(group.clone()).map_err(|e| format!("verdict plan: {e}"))?;
-    let needs: BTreeSet<u32> = group.needs.iter().chain(&group.rules).copied().collect();
+    let (plan, group) = group_of(worker, &ctx.keys.verdicts(), group)?;
+    let needs = needs(&group);
     let found = if group.needs.is_empty() {
         Found::default()
     } else {
         matches(worker, &plan.segments, &needs)?
     };
-    let incomplete = Incomplete {
-        failed_ranges: plan.failed_ranges,
-        unfinished: plan
-            .gaps
-            .iter()
-            .filter(|g| needs.contains(&g.rule))
-            .map(unfinished)
-            .chain(found.capped.iter().map(|rule| Unfinished {
-                rule: *rule,
-                pattern: None,
-                reason: UnfinishedReason::MatchCap,
-            }))
-            .collect(),
-    };
+    let incomplete = incomplete(&plan, &needs, &found.capped);
     let for_engine: Vec<PatternMatch> = found.rows.values().map(to_engine).collect();
     let verdicts = evaluate(rules, &group, &for_engine, &incomplete);
     let mut rows = Rows::new(ctx, worker.deps.objects.clone(), None, attempt, None);
@@ -94,7 +115,7 @@ fn to_engine(m: &MatchRow) -> PatternMatch {
 }
 
 /// Matches of one group that are held at a time. Beyond, a rule's verdict is `unknown`.
-const MATCHES: usize = 2 << 20;
+pub(crate) const MATCHES: usize = 2 << 20;
 
 /// The matches of a group's rules in all chunks.
 #[derive(Default)]

@@ -5,11 +5,12 @@ use futures::{StreamExt, TryStreamExt};
 use ramsift_proto::TaskId;
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{
-    ChunkWork, CommitRecord, JobPhase, JobProgress, JobSpec, JobState, Outcome, RuleCount, RuleGap,
-    Task, TaskReport, VerdictWork, ViewWork,
+    ChunkWork, CommitRecord, FilesWork, JobPhase, JobProgress, JobSpec, JobState, MemoryWork,
+    Outcome, RuleCount, RuleGap, Task, TaskReport, VerdictWork, ViewWork, Wishes,
 };
 use ramsift_queue::Lane;
 use ramsift_store::job::{self, now_micros, rules_key, to_json};
+use ramsift_store::lists::{LIST, PROCESSES, files_name, memory_name};
 use ramsift_store::tables::name;
 use ramsift_store::{Keys, Plan, StoreError, VerdictPlan};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -27,10 +28,48 @@ pub(crate) enum Stage {
     Unplanned,
     /// Chunks are out.
     Chunks,
-    /// Verdicts and views are out.
+    /// Verdicts and views are out, and what views ask for.
     Rest,
+    /// Verdicts on processes are out.
+    Processes,
     /// Every task is settled.
     Settled,
+}
+
+/// What the searches of one scope gave, as far as verdicts need to know.
+#[derive(Debug, Default)]
+struct Searched {
+    matched: BTreeMap<u32, u64>,
+    gaps: BTreeSet<(u32, Option<u32>, String)>,
+    failed: bool,
+}
+
+impl Searched {
+    fn add(&mut self, r: TaskReport) {
+        self.failed |= r.outcome() == Outcome::Failed;
+        for c in r.rule_matches {
+            *self.matched.entry(c.rule).or_default() += c.count;
+        }
+        let gap = |g: RuleGap| (g.rule, g.pattern, g.reason);
+        self.gaps.extend(r.rule_gaps.into_iter().map(gap));
+    }
+
+    fn counts(&self) -> Vec<RuleCount> {
+        let count = |(rule, count): (&u32, &u64)| RuleCount {
+            rule: *rule,
+            count: *count,
+        };
+        self.matched.iter().map(count).collect()
+    }
+
+    fn gaps(&self) -> Vec<RuleGap> {
+        let gap = |(rule, pattern, reason): &(u32, Option<u32>, String)| RuleGap {
+            rule: *rule,
+            pattern: *pattern,
+            reason: reason.clone(),
+        };
+        self.gaps.iter().map(gap).collect()
+    }
 }
 
 /// A job in the coordinator's memory; all of it can be read from the store again.
@@ -53,8 +92,11 @@ pub(crate) struct Job {
     settled: BTreeSet<String>,
     split: BTreeSet<String>,
     commits: BTreeSet<String>,
-    matched: BTreeMap<u32, u64>,
-    gaps: BTreeSet<(u32, Option<u32>, String)>,
+    /// The image, by its chunks.
+    image: Searched,
+    /// The memory of processes.
+    memory: Searched,
+    wishes: Wishes,
     failed_tasks: u64,
     bytes_done: u64,
     total: u64,
@@ -86,8 +128,9 @@ impl Job {
             settled: BTreeSet::new(),
             split: BTreeSet::new(),
             commits: BTreeSet::new(),
-            matched: BTreeMap::new(),
-            gaps: BTreeSet::new(),
+            image: Searched::default(),
+            memory: Searched::default(),
+            wishes: Wishes::default(),
             failed_tasks: 0,
             bytes_done: 0,
             total: 0,
@@ -163,6 +206,14 @@ impl Job {
         r.end - r.start
     }
 
+    /// Bytes that a task works on, for the fairness between jobs.
+    fn cost(&self, task: &TaskId) -> u64 {
+        match task {
+            TaskId::Memory(_) | TaskId::Files(_) => LIST,
+            _ => self.bytes(task).max(1 << 20),
+        }
+    }
+
     /// Reads the commit records that are new. Returns the names of newly settled tasks.
     pub(crate) async fn refresh(&mut self, deps: &Deps) -> Result<Vec<String>, StoreError> {
         let mut news = Vec::new();
@@ -206,18 +257,30 @@ impl Job {
             self.failed_tasks += 1;
         }
         self.bytes_done += self.bytes(&id);
-        for c in r.rule_matches {
-            *self.matched.entry(c.rule).or_default() += c.count;
-        }
-        self.gaps.extend(
-            r.rule_gaps
-                .into_iter()
-                .map(|g| (g.rule, g.pattern, g.reason)),
-        );
         self.open.remove(&id);
         self.out.remove(&id);
         self.pending.retain(|t| *t != id);
-        Some(r.task)
+        if let Some(w) = &r.wishes {
+            self.wish(w.clone());
+        }
+        let name = r.task.clone();
+        match id {
+            TaskId::Chunk { .. } => self.image.add(r),
+            TaskId::Memory(_) => self.memory.add(r),
+            _ => {}
+        }
+        Some(name)
+    }
+
+    /// Adds what a view asks for.
+    fn wish(&mut self, w: Wishes) {
+        for n in 0..w.memory {
+            self.add(TaskId::Memory(n));
+        }
+        for n in 0..w.files {
+            self.add(TaskId::Files(n));
+        }
+        self.wishes = w;
     }
 
     /// Bytes that the next task reads, when one may be published now.
@@ -225,7 +288,7 @@ impl Job {
         if self.busy || self.cancel.is_some() || self.fatal.is_some() || self.out.len() >= window {
             return None;
         }
-        self.pending.front().map(|t| self.bytes(t).max(1 << 20))
+        self.pending.front().map(|t| self.cost(t))
     }
 
     /// The next task, and the lane it goes to.
@@ -252,7 +315,16 @@ impl Job {
                 };
                 (lane, Work::Chunk(work))
             }
-            TaskId::Verdict(group) => (Lane::Chunks, Work::Verdict(VerdictWork { group: *group })),
+            TaskId::Verdict(group) => (Lane::Chunks, self.verdict(*group, String::new())),
+            TaskId::Process(group) => (Lane::Chunks, self.verdict(*group, self.list(PROCESSES))),
+            TaskId::Memory(n) => {
+                let list = self.list(&memory_name(*n));
+                (Lane::Chunks, Work::Memory(MemoryWork { list }))
+            }
+            TaskId::Files(n) => {
+                let list = self.list(&files_name(*n));
+                (Lane::Chunks, Work::Files(FilesWork { list }))
+            }
             TaskId::View(view) => (Lane::Views, Work::View(ViewWork { view: view.clone() })),
         };
         let task = Task {
@@ -262,6 +334,14 @@ impl Job {
             work: Some(work),
         };
         Some((lane, task))
+    }
+
+    fn verdict(&self, group: u32, processes: String) -> Work {
+        Work::Verdict(VerdictWork { group, processes })
+    }
+
+    fn list(&self, name: &str) -> String {
+        format!("{}{name}", self.wishes.folder)
     }
 
     /// A task could not be published after all.
@@ -289,89 +369,84 @@ impl Job {
         !self.out.is_empty()
     }
 
-    /// Moves on when all tasks of a stage are settled.
+    /// Moves on while all tasks of a stage are settled.
     pub(crate) async fn advance(&mut self, deps: &Deps) -> Result<(), StoreError> {
-        if !self.open.is_empty() {
-            return Ok(());
+        while self.open.is_empty() && !matches!(self.stage, Stage::Unplanned | Stage::Settled) {
+            self.stage = match self.stage {
+                Stage::Chunks => {
+                    self.start_rest(deps).await?;
+                    Stage::Rest
+                }
+                Stage::Rest if self.wishes.memory > 0 => {
+                    let (key, failed) = (self.keys.process_verdicts(), self.memory.failed);
+                    let of = (&self.memory, name::MEMORY_MATCHES);
+                    let groups = self.plan_verdicts(deps, &key, of, failed).await?;
+                    (0..groups).for_each(|g| self.add(TaskId::Process(g)));
+                    Stage::Processes
+                }
+                _ => Stage::Settled,
+            };
         }
-        match self.stage {
-            Stage::Chunks => {
-                let groups = self.plan_verdicts(deps).await?;
-                self.stage = Stage::Rest;
-                for g in 0..groups {
-                    self.add(TaskId::Verdict(u32::try_from(g).unwrap_or(u32::MAX)));
-                }
-                let views = self
-                    .plan
-                    .as_ref()
-                    .map(|p| p.views.clone())
-                    .unwrap_or_default();
-                for v in views {
-                    self.add(TaskId::View(v));
-                }
-                if self.open.is_empty() {
-                    self.stage = Stage::Settled;
-                }
-            }
-            Stage::Rest => self.stage = Stage::Settled,
-            Stage::Unplanned | Stage::Settled => {}
+        Ok(())
+    }
+
+    /// Adds what waits for the chunks: verdicts over the image, and views.
+    async fn start_rest(&mut self, deps: &Deps) -> Result<(), StoreError> {
+        if self.spec.unstructured {
+            let missing = |p: &Plan| !p.layout.runs.missing().is_empty();
+            let failed = self.image.failed || self.plan.as_ref().is_some_and(missing);
+            let (key, of) = (self.keys.verdicts(), (&self.image, name::MATCHES));
+            let groups = self.plan_verdicts(deps, &key, of, failed).await?;
+            (0..groups).for_each(|g| self.add(TaskId::Verdict(g)));
+        }
+        let views = self.plan.as_ref().map(|p| p.views.clone());
+        for v in views.unwrap_or_default() {
+            self.add(TaskId::View(v));
         }
         Ok(())
     }
 
     /// Groups the rules, once; the stored plan counts. Returns the number of groups.
-    async fn plan_verdicts(&self, deps: &Deps) -> Result<usize, StoreError> {
+    async fn plan_verdicts(
+        &self,
+        deps: &Deps,
+        key: &str,
+        (searched, table): (&Searched, &str),
+        failed_ranges: bool,
+    ) -> Result<u32, StoreError> {
         let digest = &self.spec.rules_digest;
-        if digest.is_empty() || !self.spec.unstructured {
+        if digest.is_empty() {
             return Ok(0);
         }
-        let key = self.keys.verdicts();
         let objects = deps.objects.as_ref();
-        if let Some((v, _)) = job::read_opt::<VerdictPlan>(objects, &key).await? {
-            return Ok(v.groups.len());
+        let number = |v: &VerdictPlan| u32::try_from(v.groups.len()).unwrap_or(u32::MAX);
+        if let Some((v, _)) = job::read_opt::<VerdictPlan>(objects, key).await? {
+            return Ok(number(&v));
         }
         let (rules, _) = objects.get(&rules_key(digest)).await?;
-        let matched: Vec<RuleCount> = self
-            .matched
-            .iter()
-            .map(|(rule, count)| RuleCount {
-                rule: *rule,
-                count: *count,
-            })
-            .collect();
+        let matched = searched.counts();
         let planner = deps.verdicts.clone();
         let groups = tokio::task::spawn_blocking(move || planner.groups(&rules, &matched))
             .await
             .map_err(|e| StoreError::Query(e.to_string()))?
             .map_err(StoreError::Query)?;
-        let gaps = self.gaps.iter().map(|(rule, pattern, reason)| RuleGap {
-            rule: *rule,
-            pattern: *pattern,
-            reason: reason.clone(),
-        });
-        let missing = self
-            .plan
-            .as_ref()
-            .is_some_and(|p| !p.layout.runs.missing().is_empty());
         let v = VerdictPlan {
             groups,
-            gaps: gaps.collect(),
-            failed_ranges: self.failed_tasks > 0 || missing,
-            segments: self.match_segments(deps).await?,
+            gaps: searched.gaps(),
+            failed_ranges,
+            segments: self.match_segments(deps, table).await?,
         };
-        let n = v.groups.len();
-        match objects.put_new(&key, to_json(&v)?).await {
-            Ok(_) => Ok(n),
-            Err(e) if e.is_conflict() => Ok(job::read::<VerdictPlan>(objects, &key)
-                .await?
-                .0
-                .groups
-                .len()),
+        match objects.put_new(key, to_json(&v)?).await {
+            Ok(_) => Ok(number(&v)),
+            Err(e) if e.is_conflict() => {
+                let (v, _) = job::read::<VerdictPlan>(objects, key).await?;
+                Ok(number(&v))
+            }
             Err(e) => Err(e.into()),
         }
     }
 
-    async fn match_segments(&self, deps: &Deps) -> Result<Vec<String>, StoreError> {
+    async fn match_segments(&self, deps: &Deps, table: &str) -> Result<Vec<String>, StoreError> {
         let mut out = Vec::new();
         for c in job::commits(deps.objects.as_ref(), &self.keys).await? {
             let of_reports = c.reports.iter().flat_map(|r| &r.segments);
@@ -379,7 +454,7 @@ impl Job {
                 c.segments
                     .iter()
                     .chain(of_reports)
-                    .filter(|s| s.table == name::MATCHES)
+                    .filter(|s| s.table == table)
                     .map(|s| s.key.clone()),
             );
         }
@@ -499,3 +574,6 @@ impl Job {
         };
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,6 +5,9 @@
 //! chunk-12.01    its first half's second half, after it took workers down twice
 //! verdict-3      group 3 of the verdict plan
 //! view-system    one view
+//! memory-7       list 7 of memory of processes
+//! files-2        list 2 of recovered content
+//! process-3      group 3 of the verdict plan for processes
 //! ```
 
 use std::fmt;
@@ -25,6 +28,12 @@ pub enum TaskId {
     Verdict(u32),
     /// A view.
     View(String),
+    /// A list of memory of processes.
+    Memory(u32),
+    /// A list of recovered content.
+    Files(u32),
+    /// A group of rules, decided for each process.
+    Process(u32),
 }
 
 /// A name that is none of a task.
@@ -104,6 +113,9 @@ impl fmt::Display for TaskId {
             }
             Self::Verdict(g) => write!(f, "verdict-{g}"),
             Self::View(v) => write!(f, "view-{v}"),
+            Self::Memory(n) => write!(f, "memory-{n}"),
+            Self::Files(n) => write!(f, "files-{n}"),
+            Self::Process(g) => write!(f, "process-{g}"),
         }
     }
 }
@@ -130,7 +142,10 @@ impl FromStr for TaskId {
                     part,
                 })
             }
-            "verdict" => Ok(Self::Verdict(rest.parse().map_err(|_| bad())?)),
+            "verdict" => rest.parse().map(Self::Verdict).map_err(|_| bad()),
+            "memory" => rest.parse().map(Self::Memory).map_err(|_| bad()),
+            "files" => rest.parse().map(Self::Files).map_err(|_| bad()),
+            "process" => rest.parse().map(Self::Process).map_err(|_| bad()),
             "view" if !rest.is_empty() => Ok(Self::View(rest.to_owned())),
             _ => Err(bad()),
         }
@@ -143,7 +158,15 @@ mod tests {
 
     #[test]
     fn names_round_trip() {
-        for n in ["chunk-12", "chunk-12.01", "verdict-3", "view-system"] {
+        for n in [
+            "chunk-12",
+            "chunk-12.01",
+            "verdict-3",
+            "view-system",
+            "memory-7",
+            "files-2",
+            "process-0",
+        ] {
             assert_eq!(n.parse::<TaskId>().expect(n).to_string(), n);
         }
         for n in ["chunk", "chunk-x", "chunk-1.2", "view-", "", "verdict--1"] {

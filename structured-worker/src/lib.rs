@@ -5,6 +5,7 @@
 mod alone;
 mod anchors;
 mod linux;
+mod lists;
 mod rows;
 mod sha256;
 mod symbols;
@@ -13,10 +14,12 @@ pub use alone::{Alone, AloneError, Means, view_alone, with_kernel};
 pub use symbols::{ObjectFiles, symbol_store};
 
 use linux::Collector;
+use lists::Asked;
 use prost::Message as _;
 use ramsift_layers::source::{SourceError, Sources};
+use ramsift_os::kernel::{Discovery, discover};
 use ramsift_os::linux::open;
-use ramsift_os::view::{ViewInput, ViewOutput, by_name};
+use ramsift_os::view::ViewInput;
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{Outcome, Task, TaskReport};
 use ramsift_queue::{Consumer, Delivery, Lane, Queue, QueueError};
@@ -32,6 +35,9 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
+
+/// The task that opens the kernel and builds every view of it.
+pub const SYSTEM: &str = "system";
 
 /// How a structured worker works.
 #[derive(Clone, Debug)]
@@ -269,13 +275,13 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     if work.view == SHA256 {
         return sha256::hash(worker, task).await;
     }
-    let Some(view) = by_name(&work.view) else {
+    if work.view != SYSTEM {
         return Ok(failed(
             worker,
             task,
             format!("there is no view {}", work.view),
         ));
-    };
+    }
     let objects = worker.deps.objects.as_ref();
     let keys = Keys::new(&task.job);
     let (plan, _): (Plan, _) = read(objects, &keys.plan())
@@ -300,7 +306,8 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
         .map_err(|e| e.to_string())?;
     let pinned = source.clone();
     let mut header = header(worker, task);
-    let mut collector = Collector::new(worker.deps.objects.clone(), keys, &header.attempt);
+    let asked = Asked::of(&plan);
+    let mut collector = Collector::new(worker.deps.objects.clone(), keys, &header.attempt, asked);
     let layout = plan.layout.clone();
     let means = worker.config.means.clone();
     let built = tokio::task::spawn_blocking(move || {
@@ -313,8 +320,7 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
             anchors: &anchors,
             symbols: means.symbols.as_deref(),
         };
-        let out = view.build(&input);
-        let rows = views(&input, out, &mut collector);
+        let rows = views(&input, discover(&input), &mut collector);
         (
             rows.map(|()| collector),
             memory.bytes_read(),
@@ -333,6 +339,7 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
             header.bytes_read = bytes_read;
             header.segments = collected.segments;
             header.objects = collected.refs;
+            header.wishes = collected.wishes;
             Ok(Report {
                 header,
                 batches: collected.batches,
@@ -344,15 +351,14 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
 }
 
 /// The row of the system view, and every view of the kernel that it names.
-fn views(input: &ViewInput<'_>, mut out: ViewOutput, rows: &mut Collector) -> Result<(), String> {
-    let d = &mut out.discovery;
+fn views(input: &ViewInput<'_>, mut d: Discovery, rows: &mut Collector) -> Result<(), String> {
     if d.impossible.is_none() {
-        match open(input, d) {
+        match open(input, &d) {
             Ok(kernel) => linux::build_all(&kernel, input.runs, rows)?,
             Err(e) => d.impossible = Some(e.to_string()),
         }
     }
-    let batch = system_batch(&system_row(&out)).map_err(|e| e.to_string())?;
+    let batch = system_batch(&system_row(&d)).map_err(|e| e.to_string())?;
     rows.take(name::SYSTEM, Some(batch))?;
     rows.finish()
 }
@@ -398,8 +404,7 @@ fn failed(worker: &Worker, task: &Task, why: String) -> Report {
     }
 }
 
-fn system_row(out: &ViewOutput) -> SystemRow {
-    let d = &out.discovery;
+fn system_row(d: &Discovery) -> SystemRow {
     let tables: Vec<_> = d
         .page_tables
         .iter()

@@ -1,12 +1,13 @@
 //! All Linux views of a job in one go: the kernel is opened once, every view gives its table, its
 //! findings and its events, and one that fails takes no other along.
 
+use crate::lists::{Asked, Lists};
 use crate::rows;
 use arrow::array::RecordBatch;
 use ramsift_layers::run::RunMap;
-use ramsift_os::linux::{Kernel, Recovered, VIEWS, frames};
+use ramsift_os::linux::{Kernel, Recovered, VIEWS, frames, resident};
 use ramsift_os::table::Table;
-use ramsift_proto::v1::{ObjectRef, SegmentRef};
+use ramsift_proto::v1::{ObjectRef, SegmentRef, Wishes};
 use ramsift_store::packs::{Meta, PackWriter, Spool};
 use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
@@ -44,12 +45,19 @@ pub(crate) struct Collector {
     pub(crate) batches: Vec<(String, RecordBatch)>,
     pub(crate) segments: Vec<SegmentRef>,
     pub(crate) refs: Vec<ObjectRef>,
+    /// What chunk workers are asked to scan.
+    pub(crate) wishes: Option<Wishes>,
+    asked: Asked,
+    lists: Lists,
     views: Vec<ViewRow>,
 }
 
 impl Collector {
-    pub(crate) fn new(objects: Arc<dyn Objects>, keys: Keys, attempt: &str) -> Self {
+    pub(crate) fn new(objects: Arc<dyn Objects>, keys: Keys, attempt: &str, asked: Asked) -> Self {
         Self {
+            wishes: None,
+            asked,
+            lists: Lists::new(objects.clone(), Handle::current(), keys.lists(attempt)),
             objects,
             keys,
             runtime: Handle::current(),
@@ -144,7 +152,51 @@ impl Collector {
         packs.flush().map_err(|e| e.to_string())?;
         self.refs = std::mem::take(&mut packs.refs);
         let rows = packs.rows.finish().map_err(|e| e.to_string())?;
+        if let (true, Some(rows)) = (self.asked.files, &rows) {
+            self.lists.files(rows)?;
+        }
         self.take(name::ARTIFACTS, rows)
+    }
+
+    /// Lists the memory of processes for the rules.
+    fn memory(&mut self, kernel: &Kernel<'_>, runs: &RunMap) -> Result<(), String> {
+        let started = Instant::now();
+        let (mut doubts, mut failed) = (Vec::new(), None);
+        let (asked, lists) = (&self.asked, &mut self.lists);
+        let made = guarded(|| {
+            resident(
+                kernel,
+                &mut doubts,
+                &mut |unit| match lists.unit(unit, runs, asked.overlap) {
+                    Ok(()) => ControlFlow::Continue(()),
+                    Err(e) => {
+                        failed = Some(e);
+                        ControlFlow::Break(())
+                    }
+                },
+            )
+            .map_err(|e| e.to_string())
+        });
+        if let Some(why) = failed {
+            return Err(why);
+        }
+        let (rows, why) = match made {
+            Ok(processes) => (lists.processes(processes)?, None),
+            Err(why) => {
+                lists.forget_memory();
+                (0, Some(why))
+            }
+        };
+        self.views.push(ViewRow {
+            view: "linux/memory (scan)".to_owned(),
+            status: if why.is_none() { "built" } else { "failed" }.to_owned(),
+            rows,
+            doubtful: doubts.len() as u64,
+            anomalies: 0,
+            detail: why.or_else(|| told(&doubts)),
+            micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
+        });
+        Ok(())
     }
 
     /// Makes the frame map and takes it.
@@ -247,6 +299,10 @@ pub(crate) fn build_all(
         out.views.push(row);
     }
     out.artifacts(kernel, runs)?;
+    if out.asked.memory {
+        out.memory(kernel, runs)?;
+    }
+    out.wishes = out.lists.finish();
     out.frames(kernel, runs)
 }
 

@@ -1,11 +1,11 @@
 //! Which attempts count, and the segments that hold their rows.
 
 use ramsift_proto::TaskId;
-use ramsift_proto::v1::{CommitRecord, SegmentRef, TaskReport};
+use ramsift_proto::v1::{CommitRecord, SegmentRef, TaskReport, Wishes};
 use ramsift_store::job::{self, to_json};
 use ramsift_store::merge::Segment;
 use ramsift_store::tables::{self, read_segment};
-use ramsift_store::{Frozen, Keys, Objects, Plan, StoreError};
+use ramsift_store::{Frozen, Keys, Objects, Plan, StoreError, VerdictPlan};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything read from the records, with one attempt chosen per task.
@@ -76,8 +76,33 @@ pub(super) async fn freeze(objects: &dyn Objects, keys: &Keys) -> Result<Frozen,
     }
 }
 
-/// Every task that the plan calls for, given the splits.
-pub(super) fn expected(plan: &Plan, groups: usize, split: &BTreeSet<String>) -> Vec<String> {
+/// Groups of rules to decide.
+pub(super) struct Groups {
+    /// Over the image.
+    pub(super) image: u32,
+    /// For each process; `None` where they are not planned.
+    pub(super) processes: Option<u32>,
+}
+
+impl Groups {
+    pub(super) async fn read(objects: &dyn Objects, keys: &Keys) -> Result<Self, StoreError> {
+        let count = |p: (VerdictPlan, String)| u32::try_from(p.0.groups.len()).unwrap_or(u32::MAX);
+        let image = job::read_opt(objects, &keys.verdicts()).await?;
+        let processes = job::read_opt(objects, &keys.process_verdicts()).await?;
+        Ok(Self {
+            image: image.map_or(0, count),
+            processes: processes.map(count),
+        })
+    }
+}
+
+/// Every task that the plan calls for, given the splits and what views ask for.
+pub(super) fn expected(
+    plan: &Plan,
+    groups: &Groups,
+    wishes: &Wishes,
+    split: &BTreeSet<String>,
+) -> Vec<String> {
     let mut out = Vec::new();
     let chunks = if plan.spec.unstructured {
         plan.chunk_count
@@ -85,11 +110,13 @@ pub(super) fn expected(plan: &Plan, groups: usize, split: &BTreeSet<String>) -> 
         0
     };
     let mut todo: Vec<TaskId> = (0..chunks).map(TaskId::chunk).collect();
-    todo.extend(
-        (0..groups)
-            .filter_map(|g| u32::try_from(g).ok())
-            .map(TaskId::Verdict),
-    );
+    todo.extend((0..groups.image).map(TaskId::Verdict));
+    todo.extend((0..wishes.memory).map(TaskId::Memory));
+    todo.extend((0..wishes.files).map(TaskId::Files));
+    if wishes.memory > 0 {
+        // Not planned yet: one that can't be settled.
+        todo.extend((0..groups.processes.unwrap_or(1)).map(TaskId::Process));
+    }
     todo.extend(plan.views.iter().cloned().map(TaskId::View));
     while let Some(t) = todo.pop() {
         let name = t.to_string();

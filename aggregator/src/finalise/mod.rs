@@ -9,7 +9,7 @@ mod evidence;
 mod manifest;
 
 use crate::Aggregator;
-use choose::{choose, expected, freeze, segments_of, splits};
+use choose::{Groups, choose, expected, freeze, segments_of, splits};
 use coverage::Covered;
 use manifest::{Facts, manifest_of};
 use ramsift_proto::v1::CommitRecord;
@@ -73,16 +73,18 @@ pub async fn finalise(
     }
     let (plan, _): (Plan, _) = job::read(objects.as_ref(), &keys.plan()).await?;
     let split = splits(objects.as_ref(), &keys).await?;
-    let groups = job::read_opt::<ramsift_store::VerdictPlan>(objects.as_ref(), &keys.verdicts())
-        .await?
-        .map_or(0, |(v, _)| v.groups.len());
-    let settled: BTreeSet<String> = job::commits(objects.as_ref(), &keys)
-        .await?
-        .into_iter()
-        .flat_map(|c| c.reports)
-        .map(|r| r.task)
-        .collect();
-    let open = expected(&plan, groups, &split)
+    let groups = Groups::read(objects.as_ref(), &keys).await?;
+    let mut settled = BTreeSet::new();
+    let mut wishes = None;
+    let records = job::commits(objects.as_ref(), &keys).await?;
+    for r in records.into_iter().flat_map(|c| c.reports) {
+        // Of several attempts the first counts.
+        if let Some(w) = r.wishes {
+            wishes.get_or_insert(w);
+        }
+        settled.insert(r.task);
+    }
+    let open = expected(&plan, &groups, &wishes.unwrap_or_default(), &split)
         .iter()
         .filter(|t| !settled.contains(*t))
         .count();

@@ -1,6 +1,6 @@
-//! The seam for views: one file per view, one line in a registry.
+//! What whoever looks for a kernel, or builds a view of it, may read.
 
-use crate::kernel::{Anchor, Discovery};
+use crate::kernel::Anchor;
 use ramsift_layers::run::RunMap;
 use ramsift_layers::translate::PhysRead;
 use ramsift_symbols::store::Files;
@@ -39,56 +39,4 @@ impl std::fmt::Debug for ViewInput<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "ViewInput({} anchors)", self.anchors.len())
     }
-}
-
-/// More work that a view asks for: scan these virtual ranges of a process.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ScanWish {
-    /// Page-table root of the process.
-    pub dtb: u64,
-    /// Virtual ranges.
-    pub ranges: Vec<(u64, u64)>,
-}
-
-/// What a view gave.
-#[derive(Clone, Debug, Default)]
-pub struct ViewOutput {
-    /// The kernel, where the view looked for it.
-    pub discovery: Discovery,
-    /// More work that it asks for.
-    pub wishes: Vec<ScanWish>,
-}
-
-/// One view.
-pub trait View: Send + Sync {
-    /// Its name: `system`, `linux/pslist`.
-    fn name(&self) -> &'static str;
-
-    /// Builds it. What is not possible is part of the output, with the reason.
-    fn build(&self, input: &ViewInput<'_>) -> ViewOutput;
-}
-
-/// The system view: which system was captured.
-#[derive(Clone, Copy, Debug)]
-pub struct System;
-
-impl View for System {
-    fn name(&self) -> &'static str {
-        "system"
-    }
-
-    fn build(&self, input: &ViewInput<'_>) -> ViewOutput {
-        ViewOutput {
-            discovery: crate::kernel::discover(input),
-            wishes: Vec::new(),
-        }
-    }
-}
-
-/// All views.
-pub const VIEWS: &[&dyn View] = &[&System];
-
-/// A view by its name.
-pub fn by_name(name: &str) -> Option<&'static dyn View> {
-    VIEWS.iter().find(|v| v.name() == name).copied()
 }

@@ -1,0 +1,193 @@
+use super::*;
+use ramsift_layers::source::{S3Config, Sources};
+use ramsift_queue::MemoryQueue;
+use ramsift_store::{LocalObjects, MemoryLedger};
+use ramsift_telemetry::Readiness;
+
+/// One group for all rules that matched, and none else.
+#[derive(Debug)]
+struct OneGroup;
+
+impl crate::VerdictPlanner for OneGroup {
+    fn groups(&self, _: &[u8], matched: &[RuleCount]) -> Result<Vec<serde_json::Value>, String> {
+        let rules: Vec<u32> = matched.iter().map(|m| m.rule).collect();
+        Ok(vec![serde_json::json!({ "rules": rules })])
+    }
+}
+
+#[derive(Debug)]
+struct Never;
+
+#[async_trait::async_trait]
+impl crate::Finaliser for Never {
+    async fn finalise(&self, _: &str) -> Result<bool, (String, bool)> {
+        Err(("not asked for here".into(), true))
+    }
+}
+
+struct World {
+    deps: Deps,
+    spec: JobSpec,
+    plan: Plan,
+    _dir: tempfile::TempDir,
+}
+
+/// A job of two chunks with rules, planned.
+async fn world() -> World {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let capture = dir.path().join("c.raw");
+    std::fs::write(&capture, vec![7; 2 << 20]).expect("written");
+    let objects = LocalObjects::open(&dir.path().join("store")).expect("store");
+    let deps = Deps {
+        queue: Arc::new(MemoryQueue::new()),
+        ledger: Arc::new(MemoryLedger::default()),
+        objects: Arc::new(objects),
+        sources: Sources::new(S3Config::default()),
+        verdicts: Arc::new(OneGroup),
+        finaliser: Arc::new(Never),
+        readiness: Readiness::default(),
+    };
+    let spec = JobSpec {
+        job: "j".into(),
+        source: capture.display().to_string(),
+        structured: true,
+        unstructured: true,
+        rules_digest: "r".into(),
+        chunk_size: 1 << 20,
+        overlap: 4096,
+        ..JobSpec::default()
+    };
+    let key = rules_key("r");
+    let put = deps.objects.put(&key, bytes::Bytes::new());
+    put.await.expect("stored");
+    let (plan, source) = crate::plan::plan(&deps.sources, spec.clone())
+        .await
+        .expect("planned");
+    assert_eq!((plan.chunk_count, source.len()), (2, 2 << 20));
+    World {
+        deps,
+        spec,
+        plan,
+        _dir: dir,
+    }
+}
+
+impl World {
+    /// A coordinator that has just started.
+    async fn job(&self) -> Job {
+        let mut job = Job::new(self.spec.clone(), JobState::default(), String::new());
+        let begun = job.begin(&self.deps, self.plan.clone());
+        begun.await.expect("begun");
+        job
+    }
+
+    async fn report(&self, task: &str, r: TaskReport) {
+        let r = TaskReport {
+            job: "j".into(),
+            task: task.into(),
+            ..r
+        };
+        let record = CommitRecord {
+            id: task.into(),
+            job: "j".into(),
+            reports: vec![r],
+            ..CommitRecord::default()
+        };
+        let key = Keys::new("j").commit(task);
+        let put = self.deps.objects.put(&key, to_json(&record).expect("JSON"));
+        put.await.expect("stored");
+    }
+}
+
+/// Names of the tasks that a job publishes, as far as it may.
+fn published(job: &mut Job) -> Vec<(String, Work)> {
+    let mut out = Vec::new();
+    while job.next_cost(100).is_some() {
+        let (_, task) = job.take().expect("a task");
+        out.push((task.task, task.work.expect("work")));
+    }
+    out
+}
+
+fn names(job: &mut Job) -> Vec<String> {
+    published(job).into_iter().map(|(name, _)| name).collect()
+}
+
+#[tokio::test]
+async fn what_views_ask_for_becomes_tasks_and_then_verdicts_on_processes() {
+    let w = world().await;
+    let mut job = w.job().await;
+    assert_eq!(names(&mut job), ["chunk-0", "chunk-1"]);
+    for chunk in ["chunk-0", "chunk-1"] {
+        w.report(chunk, TaskReport::default()).await;
+    }
+    job.refresh(&w.deps).await.expect("read");
+    job.advance(&w.deps).await.expect("advanced");
+    assert_eq!(names(&mut job), ["verdict-0", "view-system"]);
+    w.report("verdict-0", TaskReport::default()).await;
+    let wishes = Wishes {
+        folder: "jobs/j/lists/a/".into(),
+        memory: 2,
+        files: 1,
+    };
+    let with_wishes = TaskReport {
+        wishes: Some(wishes),
+        ..TaskReport::default()
+    };
+    w.report("view-system", with_wishes).await;
+    job.refresh(&w.deps).await.expect("read");
+    job.advance(&w.deps).await.expect("advanced");
+    let got = published(&mut job);
+    let list = |name: &str| format!("jobs/j/lists/a/{name}");
+    let memory = |n| MemoryWork { list: list(n) };
+    let files = |n| FilesWork { list: list(n) };
+    let want = [
+        ("memory-0", Work::Memory(memory("memory-0.json"))),
+        ("memory-1", Work::Memory(memory("memory-1.json"))),
+        ("files-0", Work::Files(files("files-0.json"))),
+    ];
+    assert_eq!(got, want.map(|(name, work)| (name.to_owned(), work)));
+
+    // A coordinator that takes over knows what is left, and keeps chunks and processes apart.
+    w.report("files-0", TaskReport::default()).await;
+    let matched = TaskReport {
+        rule_matches: vec![RuleCount { rule: 9, count: 4 }],
+        ..TaskReport::default()
+    };
+    w.report("memory-0", matched).await;
+    let mut job = w.job().await;
+    job.advance(&w.deps).await.expect("advanced");
+    assert_eq!(names(&mut job), ["memory-1"]);
+    let failed = TaskReport {
+        outcome: Outcome::Failed.into(),
+        reason: "every worker died".into(),
+        ..TaskReport::default()
+    };
+    w.report("memory-1", failed).await;
+    job.refresh(&w.deps).await.expect("read");
+    job.advance(&w.deps).await.expect("advanced");
+    let verdict = Work::Verdict(VerdictWork {
+        group: 0,
+        processes: list("processes.json"),
+    });
+    assert_eq!(published(&mut job), [("process-0".to_owned(), verdict)]);
+    let objects = w.deps.objects.as_ref();
+    let of = |key: String| async move {
+        let read = job::read::<VerdictPlan>(objects, &key);
+        read.await.expect("a plan").0
+    };
+    let keys = Keys::new("j");
+    let (image, memory) = (of(keys.verdicts()).await, of(keys.process_verdicts()).await);
+    assert!(!image.failed_ranges && memory.failed_ranges);
+    assert_eq!(image.groups[0]["rules"], serde_json::json!([]));
+    assert_eq!(memory.groups[0]["rules"], serde_json::json!([9]));
+
+    // And one that takes over here goes on here.
+    let mut job = w.job().await;
+    job.advance(&w.deps).await.expect("advanced");
+    assert_eq!(names(&mut job), ["process-0"]);
+    w.report("process-0", TaskReport::default()).await;
+    job.refresh(&w.deps).await.expect("read");
+    job.advance(&w.deps).await.expect("advanced");
+    assert_eq!(job.stage, Stage::Settled);
+}
