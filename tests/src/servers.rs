@@ -414,7 +414,7 @@ impl S3 {
     }
 }
 
-/// A private clamd with one signature of our own.
+/// A private clamd with two signatures of our own.
 #[derive(Debug)]
 pub struct Clamd {
     process: Process,
@@ -425,6 +425,9 @@ pub struct Clamd {
 /// Text that the signature `Ramsift.Test.Needle` is for.
 pub const CLAM_NEEDLE: &[u8] = b"ramsift-clamav-needle-7731";
 
+/// Text of a file that machines of captures have deleted and still open; `Ramsift.Test.Deleted` is for it.
+pub const CLAM_DELETED: &[u8] = b"DELETED-OPEN-FILE-MARKER\nDELETED-OPEN-FILE-MARKER\n";
+
 impl Clamd {
     /// Starts a daemon and waits until it scans.
     pub fn start() -> Self {
@@ -432,10 +435,11 @@ impl Clamd {
         let d = dir.path();
         let port = free_port();
         std::fs::create_dir(d.join("db")).expect("folder");
-        let hex: String = CLAM_NEEDLE.iter().map(|b| format!("{b:02x}")).collect();
+        let hex = |text: &[u8]| -> String { text.iter().map(|b| format!("{b:02x}")).collect() };
+        let (needle, deleted) = (hex(CLAM_NEEDLE), hex(CLAM_DELETED));
         std::fs::write(
             d.join("db/t.ndb"),
-            format!("Ramsift.Test.Needle:0:*:{hex}\n"),
+            format!("Ramsift.Test.Needle:0:*:{needle}\nRamsift.Test.Deleted:0:*:{deleted}\n"),
         )
         .expect("write");
         let conf = format!(

@@ -6,6 +6,7 @@ mod embedded;
 mod faults;
 mod helm;
 mod measure;
+mod memory;
 mod structured;
 mod telemetry;
 mod yara_oracle;

@@ -2,6 +2,7 @@
 
 use crate::distributed::{objects, submit, tables, upload};
 use crate::embedded::{manifest, ok, query};
+use crate::memory;
 use ramsift_store::{Keys, LocalObjects, Objects};
 use ramsift_tests::fixtures::{Capture, capture, image};
 use ramsift_tests::program::{Cluster, command, run, scan};
@@ -32,7 +33,7 @@ fn processes(c: &Capture) -> BTreeSet<i64> {
 }
 
 /// Files that were wholly in memory, with the hashes that the machine computed.
-fn whole_files(c: &Capture) -> BTreeMap<String, String> {
+pub(crate) fn whole_files(c: &Capture) -> BTreeMap<String, String> {
     let files = c.truth["files"].as_array().expect("files");
     // resident bytes, pages, size, path
     let cached: BTreeSet<&str> = c.truth["fincore"]
@@ -265,7 +266,8 @@ fn a_cluster_gives_the_same_views_and_owners() {
     let c = capture();
     let dir = tempfile::tempdir().expect("tempdir");
     let out = dir.path().join("out");
-    ok(&scan(&c.image, &out, &[]));
+    let rules = memory::rules(c, dir.path());
+    ok(&scan(&c.image, &out, &["--rules", &rules]));
     let cluster = Cluster::start(&[]);
     upload(&cluster, "machine.mem", &c.image);
     let coordinator = cluster.service("coordinator");
@@ -273,7 +275,7 @@ fn a_cluster_gives_the_same_views_and_owners() {
     let _chunks = cluster.service("chunk-worker");
     let _views = cluster.service("structured-worker");
     coordinator.await_ready();
-    let job = submit(&cluster, &["s3://evidence/machine.mem"]);
+    let job = submit(&cluster, &["s3://evidence/machine.mem", "--rules", &rules]);
     let results: Arc<dyn Objects> = Arc::new(objects(&cluster, "results", "r"));
     wait_for("the job ends", Duration::from_secs(300), || {
         block_on(results.head(&Keys::new(&job).manifest())).ok()
