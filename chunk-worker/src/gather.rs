@@ -18,15 +18,15 @@ pub(crate) struct Wanted {
 }
 
 /// Bytes of one read at most.
-const READ: usize = 1 << 20;
+const READ: usize = 8 << 20;
 /// Reads at a time.
-const READS: usize = 16;
+const READS: usize = 4;
 
 /// Bytes that are rather read in vain than skipped: what a request costs, in bytes.
 fn worth(source: &dyn ByteSource) -> u64 {
     match source.pin() {
         SourcePin::File { .. } | SourcePin::Ram { .. } => 16 << 10,
-        SourcePin::S3 { .. } => 128 << 10,
+        SourcePin::S3 { .. } => 512 << 10,
     }
 }
 

@@ -92,10 +92,11 @@ impl Plan {
         Some(p.address + (at - p.at) as u64)
     }
 
-    fn wanted(&self, ctx: &JobContext) -> Vec<Wanted> {
+    /// What is to be read, into a buffer that begins at `base`.
+    fn wanted(&self, ctx: &JobContext, base: usize) -> Vec<Wanted> {
         let runs = &ctx.plan.layout.runs;
         let of = |p: &Place| {
-            let (image, at) = (p.image, p.at);
+            let (image, at) = (p.image, base + p.at);
             let pieces = runs.pieces(image..image.saturating_add(p.len as u64));
             pieces.into_iter().map(move |piece| Wanted {
                 file: piece.file,
@@ -128,24 +129,31 @@ pub(crate) fn search(
     let mut scanner = ChunkScanner::new(rules, limits(worker));
     let mut rows = rows(worker, ctx, attempt);
     let mut told = Told::default();
-    let mut bytes_read = 0;
+    // All of the list is read at once: its pages lie closer together than those of a buffer.
+    let (mut plans, mut wanted, mut len) = (Vec::new(), Vec::new(), 0);
     for b in &list.buffers {
+        let plan = Plan::of(b);
+        wanted.extend(plan.wanted(ctx, len));
+        let from = len;
+        len += plan.len;
+        plans.push((b.unit, from, plan));
+    }
+    bytes.clear();
+    bytes.resize(len, GUARD[0]);
+    let bad = {
+        let _span = tracing::info_span!("s3.read", bytes = len).entered();
+        let started = Instant::now();
+        let read = gather(ctx.source.as_ref(), &wanted, bytes);
+        let bad = Handle::current().block_on(read);
+        worker.metrics.read(started.elapsed().as_secs_f64());
+        bad.map_err(ScanError::Source)?
+    };
+    let bytes_read = wanted.iter().map(|w| w.len as u64).sum();
+    for (unit, from, plan) in plans {
         if worker.abandon.is_cancelled() {
             return Err(ScanError::Store("stopping".into()));
         }
-        let plan = Plan::of(b);
-        let wanted = plan.wanted(ctx);
-        bytes_read += wanted.iter().map(|w| w.len as u64).sum::<u64>();
-        bytes.clear();
-        bytes.resize(plan.len, GUARD[0]);
-        let bad = {
-            let _span = tracing::info_span!("s3.read", bytes = plan.len).entered();
-            let started = Instant::now();
-            let read = gather(ctx.source.as_ref(), &wanted, bytes);
-            let bad = Handle::current().block_on(read);
-            worker.metrics.read(started.elapsed().as_secs_f64());
-            bad.map_err(ScanError::Source)?
-        };
+        let bytes = &bytes[from..from + plan.len];
         let started = Instant::now();
         let _span = tracing::info_span!("scan.yara", bytes = plan.len).entered();
         for (slot, found) in found(&mut scanner, &plan, bytes) {
@@ -156,14 +164,17 @@ pub(crate) fn search(
                 not_searched(&plan, &plan.core, "partial", &why, &mut rows);
             }
             for m in &found.matches {
-                if let Some(row) = match_row(b.unit, &plan, slot, &found, m) {
+                if let Some(row) = match_row(unit, &plan, slot, &found, m) {
                     told.matched(m.rule, 1 + m.more);
                     rows.memory_matches.push(&row);
                 }
             }
         }
-        for (r, why) in bad {
-            not_searched(&plan, &r, "failed", &why, &mut rows);
+        for (r, why) in &bad {
+            let (a, b) = (r.start.max(from), r.end.min(from + plan.len));
+            if a < b {
+                not_searched(&plan, &(a - from..b - from), "failed", why, &mut rows);
+            }
         }
         rows.checkpoint_rows();
         worker.metrics.engine(

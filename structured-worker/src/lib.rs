@@ -16,7 +16,7 @@ pub use symbols::{ObjectFiles, symbol_store};
 use linux::Collector;
 use lists::Asked;
 use prost::Message as _;
-use ramsift_layers::source::{SourceError, Sources};
+use ramsift_layers::source::{SourceError, SourcePin, Sources};
 use ramsift_os::kernel::{Discovery, discover};
 use ramsift_os::linux::open;
 use ramsift_os::view::ViewInput;
@@ -38,6 +38,9 @@ use tracing::Instrument;
 
 /// The task that opens the kernel and builds every view of it.
 pub const SYSTEM: &str = "system";
+
+/// Bytes that a request to an object store is worth.
+const AROUND: u64 = 512 << 10;
 
 /// How a structured worker works.
 #[derive(Clone, Debug)]
@@ -311,7 +314,10 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     let layout = plan.layout.clone();
     let means = worker.config.means.clone();
     let built = tokio::task::spawn_blocking(move || {
+        let remote = matches!(source.pin(), SourcePin::S3 { .. });
         let (memory, runs) = alone::memory(source, &layout, &anchors, means.cache);
+        // All views together read most of a capture.
+        let memory = memory.around(if remote { AROUND } else { 0 });
         let input = ViewInput {
             memory: &memory,
             runs: &runs,

@@ -10,8 +10,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Bytes that a list has at least, unless it is the last.
-pub const LIST: u64 = 64 << 20;
+/// Bytes that a list has at least, unless it is the last. With one buffer more it is as large as a chunk.
+pub const LIST: u64 = 48 << 20;
 
 /// Bytes of a buffer at most, what lies around its core apart.
 pub const BUFFER: u64 = 16 << 20;

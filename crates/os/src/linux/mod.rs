@@ -101,6 +101,7 @@ pub use xarray::{Slot, Visit};
 
 use crate::table::{Column, Table};
 use ramsift_symbols::{SymbolTable, TypeError, VmCoreInfo};
+use std::cell::OnceCell;
 
 /// A view of an opened kernel.
 #[derive(Clone, Copy, Debug)]
@@ -184,6 +185,8 @@ pub struct Kernel<'a> {
     pub symbols: SymbolTable,
     /// What the kernel keeps for crash dumps.
     pub info: VmCoreInfo,
+    /// What a scan of all memory for tasks gave: two views need it.
+    scanned: OnceCell<psscan::Scanned>,
 }
 
 /// Why a view can't be built.

@@ -7,6 +7,7 @@ use ramsift_layers::translate::{AARCH64_4K_48, Shape, X86_64, X86_64_LA57};
 use ramsift_layers::{ImageOffset, PhysAddr, VirtAddr};
 use ramsift_symbols::kallsyms::{Hints, Places, image_delta};
 use ramsift_symbols::{Btf, Kallsyms, Provenance, Source, SymbolTable, VmCoreInfo, btf, kallsyms};
+use std::cell::OnceCell;
 
 /// Why a kernel that was found can't be read.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -69,6 +70,7 @@ pub fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a>, Open
         space: AddressSpace::new(input.memory, shape, table.dtb),
         symbols,
         info,
+        scanned: OnceCell::new(),
     };
     unnamed::complete(input, &mut kernel, delta);
     Ok(kernel)

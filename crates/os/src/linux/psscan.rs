@@ -192,8 +192,22 @@ fn shape(kernel: &Kernel<'_>, doubts: &mut Vec<String>) -> Result<Option<Shape>,
     }))
 }
 
-/// Virtual addresses of task structs in the map of all memory.
+/// Virtual addresses of task structs in the map of all memory, and what is doubtful.
+pub(super) type Scanned = Result<(Vec<u64>, Vec<String>), LinuxError>;
+
+/// Virtual addresses of task structs in the map of all memory, which is gone through once, whoever asks.
 pub(super) fn scan(kernel: &Kernel<'_>, doubts: &mut Vec<String>) -> Result<Vec<u64>, LinuxError> {
+    let scanned = kernel.scanned.get_or_init(|| {
+        let mut doubts = Vec::new();
+        let found = go_through(kernel, &mut doubts)?;
+        Ok((found, doubts))
+    });
+    let (found, more) = scanned.as_ref().map_err(Clone::clone)?;
+    doubts.extend(more.iter().cloned());
+    Ok(found.clone())
+}
+
+fn go_through(kernel: &Kernel<'_>, doubts: &mut Vec<String>) -> Result<Vec<u64>, LinuxError> {
     let Some(shape) = shape(kernel, doubts)? else {
         doubts.push("no listed task tells where the map of all memory is".into());
         return Ok(Vec::new());

@@ -72,6 +72,7 @@ impl Machine {
             info: ramsift_symbols::VmCoreInfo::default(),
             space: AddressSpace::new(self, X86_64, Dtb(0x1000)),
             symbols: ramsift_symbols::isf::parse("test", isf.as_bytes()).expect("an ISF"),
+            scanned: std::cell::OnceCell::new(),
         }
     }
 }
