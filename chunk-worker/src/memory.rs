@@ -126,6 +126,9 @@ pub(crate) fn search(
     let Some(rules) = &ctx.rules else {
         return Err(ScanError::Store("the job has no rules".into()));
     };
+    if !rules.rules().iter().any(|r| r.class.is_memory_safe()) {
+        return Ok((Scanned::default(), 0));
+    }
     let mut scanner = ChunkScanner::new(rules, limits(worker));
     let mut rows = rows(worker, ctx, attempt);
     let mut told = Told::default();
