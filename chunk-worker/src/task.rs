@@ -312,7 +312,7 @@ async fn memory(
     let (list, _): (MemoryList, _) = job::read(worker.deps.objects.as_ref(), &work.list)
         .await
         .map_err(|e| Trouble::Outage(e.to_string()))?;
-    // Counts among the buffers of chunks, which are larger.
+    // Counts among the buffers of chunks, which are about as large.
     let Some(mut buffer) = worker.buffers.take().await else {
         return Ok(Err(End::HandBack("stopping".into())));
     };
@@ -355,9 +355,9 @@ async fn chunk(
     }
     let slab = read(worker, ctx, &file, &windows, buffer).await?;
     let bytes_read = slab.buffer.bytes.len() as u64;
-    let started = Instant::now();
     let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
     let scanned = in_slot(worker, task, move || {
+        let started = Instant::now();
         let scanned = scan::scan(&w, &c, &slab, file, &windows, &a);
         w.metrics.chunk(started.elapsed().as_secs_f64());
         scanned
