@@ -1,9 +1,10 @@
-//! Reads of a chunk: one buffer for the chunk's range of the file and what lies around it.
+//! Reads of a chunk: one buffer, or one mapping, for the chunk's range of the file and what lies around it.
 //!
 //! Where the medium fails, the read is tried again in ever smaller pieces, so that only the bad
 //! pages are lost: they read as zeros and are reported as failed.
 
 use ramsift_layers::chunk::ChunkWindow;
+use ramsift_layers::source::Mapping;
 use ramsift_layers::{ByteSource, FileOffset, SourceError};
 use std::borrow::Cow;
 use std::ops::Range;
@@ -62,10 +63,12 @@ impl Drop for Buffer {
 /// The bytes of a chunk.
 #[derive(Debug)]
 pub(crate) struct Slab {
+    /// Empty where the bytes are mapped; the permit counts all the same.
     pub(crate) buffer: Buffer,
-    /// Range of the file that the buffer holds.
+    pub(crate) mapped: Option<Mapping>,
+    /// Range of the file that the slab holds.
     pub(crate) file: Range<u64>,
-    /// Ranges of the file that could not be read (zeros in the buffer), with the reason.
+    /// Ranges of the file that could not be read (zeros here), with the reason.
     pub(crate) bad: Vec<(Range<u64>, String)>,
 }
 
@@ -126,13 +129,25 @@ pub(crate) async fn read_range(
 }
 
 impl Slab {
+    fn all(&self) -> &[u8] {
+        match &self.mapped {
+            Some(m) => m.bytes(),
+            None => &self.buffer.bytes,
+        }
+    }
+
+    /// Bytes of the file in it.
+    pub(crate) fn len(&self) -> u64 {
+        self.all().len() as u64
+    }
+
     fn slice(&self, file: Range<u64>) -> Option<&[u8]> {
         if file.start < self.file.start || file.end > self.file.end {
             return None;
         }
         let a = usize::try_from(file.start - self.file.start).ok()?;
         let b = usize::try_from(file.end - self.file.start).ok()?;
-        self.buffer.bytes.get(a..b)
+        self.all().get(a..b)
     }
 
     /// The bytes of a range of the file that the slab holds whole.

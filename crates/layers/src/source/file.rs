@@ -1,18 +1,22 @@
-//! A file on this machine, read with `pread`: a failing disk is an error, never a signal.
+//! A file on this machine, mapped or read with `pread`: a failing disk is an error, never the end of the process.
 
-use super::{ByteSource, SourceError, SourcePin, in_bounds};
+use super::{ByteSource, Mapping, SourceError, SourcePin, in_bounds};
 use crate::FileOffset;
 use async_trait::async_trait;
 use std::fs::{File, Metadata};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// An open file, pinned by device, inode, size and modification time.
 #[derive(Debug)]
 pub struct FileSource {
     file: File,
     pin: SourcePin,
+    /// Mapping it has failed.
+    unmapped: AtomicBool,
 }
 
 fn pin_of(path: &str, m: &Metadata) -> SourcePin {
@@ -63,7 +67,11 @@ impl FileSource {
             return Err(SourceError::Empty { what });
         }
         let pin = pin_of(&what, &meta);
-        Ok(Self { file, pin })
+        Ok(Self {
+            file,
+            pin,
+            unmapped: AtomicBool::new(false),
+        })
     }
 
     /// Opens a file again that was pinned before; fails when it is no longer that version.
@@ -144,6 +152,17 @@ impl ByteSource for FileSource {
                 }
             }
         })
+    }
+
+    fn map(&self, range: Range<u64>) -> Option<Mapping> {
+        if self.unmapped.load(Ordering::Relaxed) || range.end > self.len() {
+            return None;
+        }
+        Mapping::of(&self.file, range)
+    }
+
+    fn unmap(&self) {
+        self.unmapped.store(true, Ordering::Relaxed);
     }
 
     async fn check_pin(&self) -> Result<(), SourceError> {

@@ -4,14 +4,18 @@
 //! ([`SourceError::Changed`]), never a mix of two versions.
 
 mod cache;
+mod disk;
 mod fault;
 mod file;
+mod map;
 mod ram;
 pub mod s3;
 
 pub use cache::CachedPhys;
+pub use disk::{DiskCache, DiskCaches, DiskLimits};
 pub use fault::{Fault, FaultSource};
 pub use file::FileSource;
+pub use map::Mapping;
 pub use ram::RamSource;
 pub use s3::{S3Client, S3Config, S3Source};
 
@@ -19,6 +23,7 @@ use crate::FileOffset;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::OnceCell;
@@ -200,6 +205,23 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
 
     /// Fails with [`SourceError::Changed`] when the evidence is no longer the pinned version.
     async fn check_pin(&self) -> Result<(), SourceError>;
+
+    /// The bytes of a range without a copy, where the source can give them so; else read them. Blocks as
+    /// reading does.
+    ///
+    /// Look at [`Mapping::is_torn`] after the last use of the bytes; after that, or after any other trouble with
+    /// them, call [`unmap`](Self::unmap) and read.
+    fn map(&self, _range: Range<u64>) -> Option<Mapping> {
+        None
+    }
+
+    /// Maps nothing any more.
+    fn unmap(&self) {}
+
+    /// Bytes that are rather read in vain than skipped: what a read costs, in bytes.
+    fn worth(&self) -> u64 {
+        16 << 10
+    }
 
     /// Bytes of the file or object.
     fn len(&self) -> u64 {

@@ -416,6 +416,10 @@ impl ByteSource for S3Source {
             .await
     }
 
+    fn worth(&self) -> u64 {
+        512 << 10
+    }
+
     async fn check_pin(&self) -> Result<(), SourceError> {
         let what = self.pin.to_string();
         let got = self
