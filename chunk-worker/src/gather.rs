@@ -3,7 +3,6 @@
 
 use crate::read::read_range;
 use futures::{StreamExt, TryStreamExt};
-use ramsift_layers::source::SourcePin;
 use ramsift_layers::{ByteSource, SourceError};
 use std::ops::Range;
 
@@ -22,14 +21,6 @@ const READ: usize = 8 << 20;
 /// Reads at a time.
 const READS: usize = 4;
 
-/// Bytes that are rather read in vain than skipped: what a request costs, in bytes.
-fn worth(source: &dyn ByteSource) -> u64 {
-    match source.pin() {
-        SourcePin::File { .. } | SourcePin::Ram { .. } => 16 << 10,
-        SourcePin::S3 { .. } => 512 << 10,
-    }
-}
-
 /// Reads into `buf`. Gives the bytes of it that could not be read and are zeros, with the reason.
 pub(crate) async fn gather(
     source: &dyn ByteSource,
@@ -38,7 +29,7 @@ pub(crate) async fn gather(
 ) -> Result<Vec<(Range<usize>, String)>, SourceError> {
     let mut all: Vec<Wanted> = all.iter().flat_map(pieces).collect();
     all.sort_unstable_by_key(|w| (w.file, w.at));
-    let groups = group(&all, worth(source));
+    let groups = group(&all, source.worth());
     let mut reads = futures::stream::iter(groups)
         .map(|g| async move {
             let (first, last) = (g[0].file, g[g.len() - 1]);

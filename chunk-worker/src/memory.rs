@@ -16,7 +16,7 @@ use crate::gather::{Wanted, gather};
 use crate::scan::{ScanError, Scanned, Told, limits, rows, thread_cpu};
 use crate::sink::Rows;
 use ramsift_engines::yara::{ChunkMatches, ChunkScanner, PatternMatch};
-use ramsift_layers::ImageOffset;
+use ramsift_layers::{ByteSource, ImageOffset};
 use ramsift_store::lists::{Buffer, MemoryList};
 use ramsift_store::tables::{CoverageRow, MemoryMatchRow};
 use std::ops::Range;
@@ -114,10 +114,11 @@ fn range(m: &PatternMatch) -> Range<usize> {
     start..start.saturating_add(size(m.len))
 }
 
-/// Searches a list of memory. `bytes` is a buffer that is used for all of it.
+/// Searches a list of memory, read from `source`. `bytes` is a buffer that is used for all of it.
 pub(crate) fn search(
     worker: &Worker,
     ctx: &JobContext,
+    source: &dyn ByteSource,
     list: &MemoryList,
     bytes: &mut Vec<u8>,
     attempt: &str,
@@ -146,7 +147,7 @@ pub(crate) fn search(
     let bad = {
         let _span = tracing::info_span!("s3.read", bytes = len).entered();
         let started = Instant::now();
-        let read = gather(ctx.source.as_ref(), &wanted, bytes);
+        let read = gather(source, &wanted, bytes);
         let bad = Handle::current().block_on(read);
         worker.metrics.read(started.elapsed().as_secs_f64());
         bad.map_err(ScanError::Source)?

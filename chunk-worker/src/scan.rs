@@ -23,6 +23,8 @@ pub(crate) enum ScanError {
     Source(SourceError),
     /// Store or rules; another try may do.
     Store(String),
+    /// Mapped bytes turned out not to be there: read them.
+    Torn,
 }
 
 impl From<String> for ScanError {

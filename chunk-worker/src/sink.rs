@@ -23,7 +23,9 @@ use tokio::runtime::Handle;
 
 /// Rows of one table are closed as a batch at this size.
 const BATCH: usize = 4 << 20;
-/// The same between two checkpoints, where a batch may cut across the order of rows.
+/// Rows that make about that many bytes.
+const ROWS: usize = 14 << 10;
+/// The size between two checkpoints, where a batch may cut across the order of rows.
 const BURST: usize = 4 * BATCH;
 /// Rows of one table that are worth a segment of their own. Less goes with the report, to share
 /// one with other chunks.
@@ -162,8 +164,8 @@ impl<'a> Rows<'a> {
             delta: 0,
             keys: BTreeMap::new(),
             json: String::new(),
-            findings: FindingsBuilder::default(),
-            events: EventsBuilder::default(),
+            findings: FindingsBuilder::with_room(ROWS),
+            events: EventsBuilder::with_room(ROWS),
             anchors: AnchorsBuilder::default(),
             matches: MatchesBuilder::default(),
             memory_matches: MemoryMatchesBuilder::default(),
@@ -513,7 +515,9 @@ fn fields_json<'s>(out: &'s mut String, fields: &[(&'static str, Field<'_>)]) ->
 /// A JSON string; the common case has nothing to escape.
 fn json_string(out: &mut String, s: &str) {
     out.push('"');
-    if s.bytes().all(|b| b >= 0x20 && b != b'"' && b != b'\\') {
+    // Without a way out, so that the compiler looks at many bytes at a time.
+    let special = |b: u8| (b < 0x20) | (b == b'"') | (b == b'\\');
+    if !s.bytes().fold(false, |any, b| any | special(b)) {
         out.push_str(s);
     } else {
         for c in s.chars() {

@@ -38,6 +38,8 @@ enum Trouble {
     Fatal(String),
     /// Worth another try, here or elsewhere.
     Outage(String),
+    /// Worth another try at once, which goes another way.
+    Again,
 }
 
 impl From<SourceError> for Trouble {
@@ -57,6 +59,7 @@ impl From<ScanError> for Trouble {
         match e {
             ScanError::Source(e) => e.into(),
             ScanError::Store(why) => Self::Outage(why),
+            ScanError::Torn => Self::Again,
         }
     }
 }
@@ -121,6 +124,7 @@ async fn attempt(worker: &Arc<Worker>, lane: Lane, task: &Task) -> End {
         let report = match perform(worker, lane, task, &attempt).await {
             Ok(Ok(report)) => report,
             Ok(Err(end)) => return end,
+            Err(Trouble::Again) => continue,
             Err(Trouble::Fatal(why)) => failed(worker, task, &attempt, why, true),
             Err(Trouble::Outage(why)) => {
                 worker.deps.readiness.block("work", why.clone());
@@ -317,8 +321,9 @@ async fn memory(
         return Ok(Err(End::HandBack("stopping".into())));
     };
     let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
+    let near = worker.near.source(&task.job, &ctx.source);
     let done = in_slot(worker, task, move || {
-        memory::search(&w, &c, &list, &mut buffer.bytes, &a)
+        memory::search(&w, &c, near.as_ref(), &list, &mut buffer.bytes, &a)
     })
     .await;
     match done {
@@ -354,12 +359,21 @@ async fn chunk(
         return Ok(Err(End::HandBack("stopping".into())));
     }
     let slab = read(worker, ctx, &file, &windows, buffer).await?;
-    let bytes_read = slab.buffer.bytes.len() as u64;
+    let bytes_read = slab.len();
     let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
     let scanned = in_slot(worker, task, move || {
         let started = Instant::now();
         let scanned = scan::scan(&w, &c, &slab, file, &windows, &a);
         w.metrics.chunk(started.elapsed().as_secs_f64());
+        // A system call that meets a bad page fails where others would be told.
+        if slab.mapped.is_some_and(|m| m.is_torn() || scanned.is_err()) {
+            tracing::warn!(
+                at = slab.file.start,
+                "mapped evidence can't be relied on, reading it"
+            );
+            c.source.unmap();
+            return Err(ScanError::Torn);
+        }
         scanned
     })
     .await;
@@ -408,16 +422,19 @@ async fn read(
     let here = tracing::info_span!("s3.read", bytes = span.end - span.start);
     let done = tokio::task::spawn_blocking(move || {
         let _in = here.enter();
+        if let Some(m) = c.source.map(range.clone()) {
+            return (buffer, Some(m), Ok(Vec::new()));
+        }
         let runtime = tokio::runtime::Handle::current();
         let bad = runtime.block_on(read::read_range(
             c.source.as_ref(),
             range,
             &mut buffer.bytes,
         ));
-        (buffer, bad)
+        (buffer, None, bad)
     })
     .await;
-    let (buffer, bad) = done.map_err(|e| Trouble::Outage(format!("read: {e}")))?;
+    let (buffer, mapped, bad) = done.map_err(|e| Trouble::Outage(format!("read: {e}")))?;
     worker.metrics.read(started.elapsed().as_secs_f64());
     let bad = bad.inspect_err(|e| {
         worker.metrics.read_error(if e.is_content() {
@@ -431,6 +448,7 @@ async fn read(
     }
     Ok(Slab {
         buffer,
+        mapped,
         file: span,
         bad,
     })

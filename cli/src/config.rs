@@ -190,11 +190,18 @@ impl Default for Aggregator {
 pub(crate) struct Worker {
     /// Chunks scanned at once; 0: one per processor.
     pub(crate) slots: u64,
+    /// Parts of structured analyses done at once.
+    pub(crate) view_slots: u64,
     pub(crate) chunk_seconds: u64,
     pub(crate) rule_seconds: u64,
     pub(crate) follow_bytes: u64,
     pub(crate) max_artifact_bytes: u64,
     pub(crate) cache_bytes: u64,
+    /// Bytes of an object that views keep on disk; 0: none.
+    pub(crate) disk_cache_bytes: u64,
+    /// Folder for the disk cache and for recovered files on their way to the store; empty: the system's
+    /// temporary folder.
+    pub(crate) spill: String,
     /// Folder in which views without a job keep where a kernel is; empty: the user's cache.
     pub(crate) kernels: String,
     pub(crate) patience_seconds: u64,
@@ -205,11 +212,14 @@ impl Default for Worker {
     fn default() -> Self {
         Self {
             slots: 0,
+            view_slots: 2,
             chunk_seconds: 300,
             rule_seconds: 10,
             follow_bytes: 256 << 20,
             max_artifact_bytes: 64 << 20,
             cache_bytes: 128 << 20,
+            disk_cache_bytes: 8 << 30,
+            spill: String::new(),
             kernels: String::new(),
             patience_seconds: 600,
             grace_seconds: 25,

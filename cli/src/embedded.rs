@@ -1,7 +1,7 @@
 //! All four services in one process: in-process queue and ledger, no port opened.
 
 use crate::config::Config;
-use crate::glue::{LocalFinaliser, YaraVerdicts, finalise_info};
+use crate::glue::{self, LocalFinaliser, YaraVerdicts, finalise_info};
 use anyhow::Result;
 use ramsift_aggregator::{Aggregator, CommitLimits};
 use ramsift_coordinator::Coordinator;
@@ -44,6 +44,7 @@ pub(crate) fn worker_config(config: &Config, name: &str) -> ramsift_chunk_worker
         patience: Duration::from_secs(w.patience_seconds),
         fatal_outage: false,
         grace: Duration::from_secs(w.grace_seconds),
+        disk: glue::disk(config),
     }
 }
 
@@ -114,10 +115,8 @@ pub(crate) async fn start(
         readiness,
     };
     let structured = ramsift_structured_worker::Config {
-        name: "embedded".into(),
-        means: crate::symbols::means(config).await?,
         patience: Duration::from_secs(30),
-        ..ramsift_structured_worker::Config::default()
+        ..glue::structured(config, "embedded".into()).await?
     };
     tasks.spawn(ramsift_structured_worker::run(
         structured,

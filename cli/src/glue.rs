@@ -9,13 +9,14 @@ use ramsift_carvers::{CarverOptions, CarverSet};
 use ramsift_coordinator::{Finaliser, VerdictPlanner};
 use ramsift_engines::clamav::{Clamd, ClamdOptions};
 use ramsift_engines::yara::{RuleSet, load_rules, plan_verdicts};
-use ramsift_layers::source::{Sources, split_s3_url};
+use ramsift_layers::source::{DiskLimits, Sources, split_s3_url};
 use ramsift_proto::v1::{JobSpec, Label, RuleCount};
 use ramsift_store::job::{now_micros, rules_key};
 use ramsift_store::query::QueryLimits;
 use ramsift_store::{LocalObjects, Objects, Plan, S3Objects};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Opens a store for writing.
 pub(crate) async fn store(url: &str, sources: &Sources) -> Result<Arc<dyn Objects>> {
@@ -205,6 +206,39 @@ fn carvers_digest(plan: &Plan) -> String {
         .unwrap_or_default()
 }
 
+/// A folder for temporary files, by the setting that names it.
+fn temporary(setting: &str) -> PathBuf {
+    match setting {
+        "" => std::env::temp_dir(),
+        dir => dir.into(),
+    }
+}
+
+/// What of objects workers keep on disk.
+pub(crate) fn disk(config: &Config) -> DiskLimits {
+    DiskLimits {
+        bytes: config.worker.disk_cache_bytes,
+        folder: temporary(&config.worker.spill),
+    }
+}
+
+/// Settings of the structured worker that has this name.
+pub(crate) async fn structured(
+    config: &Config,
+    name: String,
+) -> Result<ramsift_structured_worker::Config> {
+    Ok(ramsift_structured_worker::Config {
+        name,
+        slots: usize::try_from(config.worker.view_slots)
+            .unwrap_or(usize::MAX)
+            .max(1),
+        means: crate::symbols::means(config).await?,
+        disk: disk(config),
+        patience: Duration::from_secs(config.worker.patience_seconds),
+        grace: Duration::from_secs(config.worker.grace_seconds),
+    })
+}
+
 /// What the manifest says of this program.
 pub(crate) fn finalise_info(config: &Config, clamd: Option<&Clamd>) -> Result<FinaliseInfo> {
     let set = CarverSet::new(CarverOptions::default())?;
@@ -213,10 +247,6 @@ pub(crate) fn finalise_info(config: &Config, clamd: Option<&Clamd>) -> Result<Fi
         .into_iter()
         .map(|n| (n.to_owned(), set.carver_version(n)))
         .collect();
-    let spill = match config.aggregator.spill.as_str() {
-        "" => std::env::temp_dir(),
-        dir => dir.into(),
-    };
     Ok(FinaliseInfo {
         carvers,
         carvers_digest,
@@ -230,7 +260,7 @@ pub(crate) fn finalise_info(config: &Config, clamd: Option<&Clamd>) -> Result<Fi
         }),
         limits: QueryLimits {
             memory: usize::try_from(config.aggregator.sort_bytes).unwrap_or(usize::MAX),
-            spill,
+            spill: temporary(&config.aggregator.spill),
             threads: std::thread::available_parallelism().map_or(2, usize::from),
         },
     })

@@ -30,18 +30,21 @@ use std::process::ExitCode;
 /// Could not run.
 const CANNOT_RUN: u8 = 2;
 
-/// Keeps the C library from giving every thread an arena of its own: measured on a 1 GiB scan, two
-/// take 100 MiB less at the same CPU time, since blocking threads come and go.
-fn few_arenas() {
+/// Keeps the C library from giving every thread an arena of its own, and from giving pages back to the system that
+/// the next batch of rows asks for again. Measured on a 1 GiB scan: two arenas take 100 MiB less at the same CPU
+/// time, since blocking threads come and go; larger thresholds save a fiftieth of the CPU time.
+fn tune_malloc() {
     #[cfg(target_env = "gnu")]
     // SAFETY: mallopt takes two integers and is called before any other thread exists.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 2);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 << 20);
     }
 }
 
 fn main() -> ExitCode {
-    few_arenas();
+    tune_malloc();
     let args = Args::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
         .enable_all()

@@ -281,12 +281,7 @@ pub(crate) async fn structured_worker(config: &Config) -> Result<u8> {
         sources: s.sources,
         readiness: s.readiness,
     };
-    let c = ramsift_structured_worker::Config {
-        name: instance("structured-worker"),
-        means: crate::symbols::means(config).await?,
-        patience: Duration::from_secs(config.worker.patience_seconds),
-        ..ramsift_structured_worker::Config::default()
-    };
+    let c = glue::structured(config, instance("structured-worker")).await?;
     ramsift_structured_worker::run(c, deps, s.stop).await;
     Ok(0)
 }

@@ -96,7 +96,10 @@ pub(crate) struct Job {
     image: Searched,
     /// The memory of processes.
     memory: Searched,
-    wishes: Wishes,
+    /// Folders of the lists of memory and of recovered content.
+    lists: [String; 2],
+    /// Lists of memory of processes.
+    memory_lists: u32,
     failed_tasks: u64,
     bytes_done: u64,
     total: u64,
@@ -130,7 +133,8 @@ impl Job {
             commits: BTreeSet::new(),
             image: Searched::default(),
             memory: Searched::default(),
-            wishes: Wishes::default(),
+            lists: Default::default(),
+            memory_lists: 0,
             failed_tasks: 0,
             bytes_done: 0,
             total: 0,
@@ -274,13 +278,18 @@ impl Job {
 
     /// Adds what a view asks for.
     fn wish(&mut self, w: Wishes) {
-        for n in 0..w.memory {
-            self.add(TaskId::Memory(n));
+        if w.memory > 0 {
+            self.lists[0].clone_from(&w.folder);
+            self.memory_lists = w.memory;
+            (0..w.memory).for_each(|n| self.add(TaskId::Memory(n)));
         }
-        for n in 0..w.files {
-            self.add(TaskId::Files(n));
+        if w.files > 0 {
+            self.lists[1] = w.folder;
+            (0..w.files).for_each(|n| self.add(TaskId::Files(n)));
         }
-        self.wishes = w;
+        for v in w.views {
+            self.add(TaskId::View(v));
+        }
     }
 
     /// Bytes that the next task reads, when one may be published now.
@@ -316,13 +325,16 @@ impl Job {
                 (lane, Work::Chunk(work))
             }
             TaskId::Verdict(group) => (Lane::Chunks, self.verdict(*group, String::new())),
-            TaskId::Process(group) => (Lane::Chunks, self.verdict(*group, self.list(PROCESSES))),
+            TaskId::Process(group) => {
+                let processes = format!("{}{PROCESSES}", self.lists[0]);
+                (Lane::Chunks, self.verdict(*group, processes))
+            }
             TaskId::Memory(n) => {
-                let list = self.list(&memory_name(*n));
+                let list = format!("{}{}", self.lists[0], memory_name(*n));
                 (Lane::Chunks, Work::Memory(MemoryWork { list }))
             }
             TaskId::Files(n) => {
-                let list = self.list(&files_name(*n));
+                let list = format!("{}{}", self.lists[1], files_name(*n));
                 (Lane::Chunks, Work::Files(FilesWork { list }))
             }
             TaskId::View(view) => (Lane::Views, Work::View(ViewWork { view: view.clone() })),
@@ -338,10 +350,6 @@ impl Job {
 
     fn verdict(&self, group: u32, processes: String) -> Work {
         Work::Verdict(VerdictWork { group, processes })
-    }
-
-    fn list(&self, name: &str) -> String {
-        format!("{}{name}", self.wishes.folder)
     }
 
     /// A task could not be published after all.
@@ -377,7 +385,7 @@ impl Job {
                     self.start_rest(deps).await?;
                     Stage::Rest
                 }
-                Stage::Rest if self.wishes.memory > 0 => {
+                Stage::Rest if self.memory_lists > 0 => {
                     let (key, failed) = (self.keys.process_verdicts(), self.memory.failed);
                     let of = (&self.memory, name::MEMORY_MATCHES);
                     let groups = self.plan_verdicts(deps, &key, of, failed).await?;

@@ -137,3 +137,8 @@ spec:
         {{- toYaml . | nindent 8 }}
       {{- end }}
 {{- end -}}
+
+{{- /* Gibibytes as bytes. */}}
+{{- define "ramsift.gibibytes" -}}
+{{- mul . 1073741824 -}}
+{{- end }}

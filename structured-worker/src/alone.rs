@@ -77,7 +77,7 @@ pub(crate) fn record(anchors: &[Anchor]) -> KernelRecord {
 }
 
 /// The anchors of a record; spots that are damaged are left out.
-fn known(r: &KernelRecord) -> Vec<Anchor> {
+pub(crate) fn known(r: &KernelRecord) -> Vec<Anchor> {
     let anchor = |s: &Spot| {
         Some(Anchor {
             kind: s.kind.clone(),

@@ -13,17 +13,19 @@ mod symbols;
 pub use alone::{Alone, AloneError, Means, view_alone, with_kernel};
 pub use symbols::{ObjectFiles, symbol_store};
 
-use linux::Collector;
+use linux::{Collector, Part};
 use lists::Asked;
 use prost::Message as _;
-use ramsift_layers::source::{SourceError, SourcePin, Sources};
+use ramsift_layers::source::{DiskCaches, DiskLimits, SourceError, Sources};
 use ramsift_os::kernel::{Discovery, discover};
 use ramsift_os::linux::open;
 use ramsift_os::view::ViewInput;
+use ramsift_proto::TaskId;
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{Outcome, Task, TaskReport};
 use ramsift_queue::{Consumer, Delivery, Lane, Queue, QueueError};
 use ramsift_store::job::{read, to_json};
+use ramsift_store::kernel::KernelRecord;
 use ramsift_store::ledger::Wanted;
 use ramsift_store::tables::{SystemRow, name, system_batch};
 use ramsift_store::{Ack, Keys, Ledger, Objects, Plan, Report, Reporter};
@@ -36,21 +38,20 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-/// The task that opens the kernel and builds every view of it.
+/// The task that finds the kernel and builds every view of it.
 pub const SYSTEM: &str = "system";
-
-/// Bytes that a request to an object store is worth.
-const AROUND: u64 = 512 << 10;
 
 /// How a structured worker works.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Name in reports and logs.
     pub name: String,
-    /// Views built at once.
+    /// Tasks at once.
     pub slots: usize,
-    /// What kernels are read with, each task for itself.
+    /// What kernels are read with; the tasks share the cache.
     pub means: Means,
+    /// What of objects is kept on this machine's disk.
+    pub disk: DiskLimits,
     /// How long an outage is waited out before a task is handed back.
     pub patience: Duration,
     /// How long running tasks may take after a stop before they are handed back.
@@ -61,11 +62,12 @@ impl Default for Config {
     fn default() -> Self {
         Self {
             name: "structured-worker".into(),
-            slots: 1,
+            slots: 2,
             means: Means {
                 cache: 128 << 20,
                 symbols: None,
             },
+            disk: DiskLimits::default(),
             patience: Duration::from_secs(600),
             grace: Duration::from_secs(25),
         }
@@ -93,6 +95,7 @@ pub struct Deps {
 struct Worker {
     config: Config,
     deps: Deps,
+    near: DiskCaches,
     stop: CancellationToken,
     /// Set when the grace period is over: what still runs is handed back.
     abandon: CancellationToken,
@@ -104,6 +107,7 @@ struct Worker {
 pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
     let abandon = CancellationToken::new();
     let worker = Arc::new(Worker {
+        near: DiskCaches::new(&config.disk),
         config,
         deps,
         stop,
@@ -278,13 +282,10 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     if work.view == SHA256 {
         return sha256::hash(worker, task).await;
     }
-    if work.view != SYSTEM {
-        return Ok(failed(
-            worker,
-            task,
-            format!("there is no view {}", work.view),
-        ));
-    }
+    let Some(part) = Part::of(&work.view) else {
+        let why = format!("there is no view {}", work.view);
+        return Ok(failed(worker, task, why));
+    };
     let objects = worker.deps.objects.as_ref();
     let keys = Keys::new(&task.job);
     let (plan, _): (Plan, _) = read(objects, &keys.plan())
@@ -294,7 +295,10 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
         Ok(s) => s,
         Err(e) => return gone(worker, task, e),
     };
-    let anchors = if plan.spec.unstructured {
+    let anchors = if part != Part::System {
+        let record = read::<KernelRecord>(objects, &keys.kernel()).await;
+        alone::known(&record.map_err(|e| e.to_string())?.0)
+    } else if plan.spec.unstructured {
         anchors::reported(objects, &keys).await?
     } else {
         match anchors::stream(source.clone(), &plan, &worker.config.means).await {
@@ -302,22 +306,30 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
             Err(e) => return gone(worker, task, e),
         }
     };
-    let kernel = to_json(&alone::record(&anchors)).map_err(|e| e.to_string())?;
-    objects
-        .put(&keys.kernel(), kernel)
-        .await
-        .map_err(|e| e.to_string())?;
+    if part == Part::System {
+        let kernel = to_json(&alone::record(&anchors)).map_err(|e| e.to_string())?;
+        let put = objects.put(&keys.kernel(), kernel).await;
+        put.map_err(|e| e.to_string())?;
+    }
     let pinned = source.clone();
     let mut header = header(worker, task);
     let asked = Asked::of(&plan);
-    let mut collector = Collector::new(worker.deps.objects.clone(), keys, &header.attempt, asked);
+    let mut collector = Collector::new(
+        worker.deps.objects.clone(),
+        keys,
+        &header.attempt,
+        asked,
+        worker.config.disk.folder.clone(),
+    );
     let layout = plan.layout.clone();
     let means = worker.config.means.clone();
+    // All views together read most of a capture.
+    let near = worker.near.source(&task.job, &source);
+    let cache = means.cache / worker.config.slots.max(1) as u64;
     let built = tokio::task::spawn_blocking(move || {
-        let remote = matches!(source.pin(), SourcePin::S3 { .. });
-        let (memory, runs) = alone::memory(source, &layout, &anchors, means.cache);
-        // All views together read most of a capture.
-        let memory = memory.around(if remote { AROUND } else { 0 });
+        let around = near.worth();
+        let (memory, runs) = alone::memory(near, &layout, &anchors, cache);
+        let memory = memory.around(around);
         let input = ViewInput {
             memory: &memory,
             runs: &runs,
@@ -326,7 +338,7 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
             anchors: &anchors,
             symbols: means.symbols.as_deref(),
         };
-        let rows = views(&input, discover(&input), &mut collector);
+        let rows = build_part(part, &input, discover(&input), &mut collector);
         (
             rows.map(|()| collector),
             memory.bytes_read(),
@@ -341,11 +353,11 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
             if let Err(e) = pinned.check_pin().await {
                 return gone(worker, task, e);
             }
-            let collected = collected?;
+            let mut collected = collected?;
             header.bytes_read = bytes_read;
+            header.wishes = collected.wishes();
             header.segments = collected.segments;
             header.objects = collected.refs;
-            header.wishes = collected.wishes;
             Ok(Report {
                 header,
                 batches: collected.batches,
@@ -356,16 +368,25 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     }
 }
 
-/// The row of the system view, and every view of the kernel that it names.
-fn views(input: &ViewInput<'_>, mut d: Discovery, rows: &mut Collector) -> Result<(), String> {
+/// Opens the kernel and does a part's work on it; the system part tells of the kernel in a row.
+fn build_part(
+    part: Part,
+    input: &ViewInput<'_>,
+    mut d: Discovery,
+    rows: &mut Collector,
+) -> Result<(), String> {
     if d.impossible.is_none() {
         match open(input, &d) {
-            Ok(kernel) => linux::build_all(&kernel, input.runs, rows)?,
+            Ok(kernel) => part.build(&kernel, input.runs, rows)?,
             Err(e) => d.impossible = Some(e.to_string()),
         }
     }
-    let batch = system_batch(&system_row(&d)).map_err(|e| e.to_string())?;
-    rows.take(name::SYSTEM, Some(batch))?;
+    if part == Part::System {
+        let batch = system_batch(&system_row(&d)).map_err(|e| e.to_string())?;
+        rows.take(name::SYSTEM, Some(batch))?;
+    } else if let Some(why) = d.impossible {
+        rows.not_built(part, why);
+    }
     rows.finish()
 }
 
@@ -398,7 +419,12 @@ fn failed(worker: &Worker, task: &Task, why: String) -> Report {
         anchors: "{}".into(),
         ..SystemRow::default()
     };
-    let batches = system_batch(&row).map(|b| vec![(name::SYSTEM.to_owned(), b)]);
+    // The other parts only come where the system is known.
+    let batches = if task.task == TaskId::View(SYSTEM.to_owned()).to_string() {
+        system_batch(&row).map(|b| vec![(name::SYSTEM.to_owned(), b)])
+    } else {
+        Ok(Vec::new())
+    };
     Report {
         header: TaskReport {
             outcome: Outcome::Failed.into(),

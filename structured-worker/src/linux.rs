@@ -1,5 +1,6 @@
-//! All Linux views of a job in one go: the kernel is opened once, every view gives its table, its
-//! findings and its events, and one that fails takes no other along.
+//! The Linux views of a job: every view gives its table, its findings and its events, and one that fails takes
+//! no other along. What takes longest on a large machine are tasks of their own ([`Part`]), which several workers
+//! do at a time.
 
 use crate::lists::{Asked, Lists};
 use crate::rows;
@@ -17,6 +18,7 @@ use ramsift_store::tables::{
 use ramsift_store::{Keys, Objects};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::runtime::Handle;
@@ -36,6 +38,52 @@ const FRAMES: usize = 128 << 10;
 /// Doubts that are told one by one.
 const DOUBTS: usize = 20;
 
+/// A task of the structured analysis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Finds the kernel and builds all views; asks for the other parts.
+    System,
+    /// Recovers content: cached files, modules, programs in memory.
+    Content,
+    /// Lists the memory of processes for the rules.
+    Memory,
+    /// Makes the map of who owns which page.
+    Frames,
+}
+
+impl Part {
+    /// The part that a view of a job is.
+    pub(crate) fn of(view: &str) -> Option<Self> {
+        [Self::System, Self::Content, Self::Memory, Self::Frames]
+            .into_iter()
+            .find(|p| p.name() == view)
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::System => crate::SYSTEM,
+            Self::Content => "content",
+            Self::Memory => "memory",
+            Self::Frames => "frames",
+        }
+    }
+
+    /// Does its work on a kernel. An error is an outage of the store.
+    pub(crate) fn build(
+        self,
+        kernel: &Kernel<'_>,
+        runs: &RunMap,
+        out: &mut Collector,
+    ) -> Result<(), String> {
+        match self {
+            Self::System => out.views(kernel, runs),
+            Self::Content => out.artifacts(kernel, runs),
+            Self::Memory => out.memory(kernel, runs),
+            Self::Frames => out.frames(kernel, runs),
+        }
+    }
+}
+
 /// Rows on their way into a report.
 pub(crate) struct Collector {
     objects: Arc<dyn Objects>,
@@ -45,18 +93,26 @@ pub(crate) struct Collector {
     pub(crate) batches: Vec<(String, RecordBatch)>,
     pub(crate) segments: Vec<SegmentRef>,
     pub(crate) refs: Vec<ObjectRef>,
-    /// What chunk workers are asked to scan.
-    pub(crate) wishes: Option<Wishes>,
     asked: Asked,
+    /// Folder for recovered files on their way to the store.
+    spill: PathBuf,
     lists: Lists,
     views: Vec<ViewRow>,
+    /// Parts to be done next.
+    more: Vec<&'static str>,
 }
 
 impl Collector {
-    pub(crate) fn new(objects: Arc<dyn Objects>, keys: Keys, attempt: &str, asked: Asked) -> Self {
+    pub(crate) fn new(
+        objects: Arc<dyn Objects>,
+        keys: Keys,
+        attempt: &str,
+        asked: Asked,
+        spill: PathBuf,
+    ) -> Self {
         Self {
-            wishes: None,
             asked,
+            spill,
             lists: Lists::new(objects.clone(), Handle::current(), keys.lists(attempt)),
             objects,
             keys,
@@ -66,6 +122,7 @@ impl Collector {
             segments: Vec::new(),
             refs: Vec::new(),
             views: Vec::new(),
+            more: Vec::new(),
         }
     }
 
@@ -121,7 +178,7 @@ impl Collector {
                         left.push(format!("{} has {size} bytes, over {LARGEST}", r.name));
                         return ControlFlow::Continue(());
                     }
-                    match store(kernel, runs, view.name, &r, &mut packs) {
+                    match store(kernel, runs, view.name, &r, &mut packs, &self.spill) {
                         Ok(()) => rows += 1,
                         // A full disk costs this file, not all that was found.
                         Err(Lost::Here(e)) => left.push(format!("{}: {e}", r.name)),
@@ -244,6 +301,47 @@ impl Collector {
         Ok(())
     }
 
+    /// Builds every view.
+    fn views(&mut self, kernel: &Kernel<'_>, runs: &RunMap) -> Result<(), String> {
+        for view in VIEWS {
+            let span = tracing::info_span!("view.build", view = view.name);
+            let _inside = span.enter();
+            let started = Instant::now();
+            let mut row = ViewRow {
+                view: view.name.to_owned(),
+                ..ViewRow::default()
+            };
+            match guarded(|| (view.build)(kernel).map_err(|e| e.to_string())) {
+                Ok(t) => {
+                    self.view(view.name, &t, runs)?;
+                    row.status = "built".into();
+                    row.rows = t.rows.len() as u64;
+                    row.doubtful = t.doubts.len() as u64;
+                    row.anomalies = t.anomalies.len() as u64;
+                    row.detail = told(&t.doubts);
+                }
+                Err(why) => {
+                    tracing::warn!(view = view.name, reason = %why, "view failed");
+                    row.status = "failed".into();
+                    row.detail = Some(why);
+                }
+            }
+            row.micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
+            self.views.push(row);
+        }
+        let more = [Part::Content, Part::Frames];
+        let memory = self.asked.memory.then_some(Part::Memory);
+        self.more = more.into_iter().chain(memory).map(Part::name).collect();
+        Ok(())
+    }
+
+    /// What is asked for by what was built.
+    pub(crate) fn wishes(&mut self) -> Option<Wishes> {
+        let mut w = self.lists.finish();
+        w.views = self.more.iter().map(|v| (*v).to_owned()).collect();
+        (w.memory + w.files > 0 || !w.views.is_empty()).then_some(w)
+    }
+
     /// Takes the rows of a view.
     fn view(&mut self, view: &str, t: &Table, runs: &RunMap) -> Result<(), String> {
         let own = rows::batch(t).map_err(|e| e.to_string())?;
@@ -258,52 +356,22 @@ impl Collector {
         self.take(name::EVENTS, events)
     }
 
+    /// Notes that a part could not be begun.
+    pub(crate) fn not_built(&mut self, part: Part, why: String) {
+        self.views.push(ViewRow {
+            view: format!("linux/{}", part.name()),
+            status: "failed".into(),
+            detail: Some(why),
+            ..ViewRow::default()
+        });
+    }
+
     /// Closes the table of what came of each view.
     pub(crate) fn finish(&mut self) -> Result<(), String> {
         let views = std::mem::take(&mut self.views);
         let b = views_batch(&views).map_err(|e| e.to_string())?;
         self.take(name::VIEWS, b)
     }
-}
-
-/// Builds every view. An error is an outage of the store.
-pub(crate) fn build_all(
-    kernel: &Kernel<'_>,
-    runs: &RunMap,
-    out: &mut Collector,
-) -> Result<(), String> {
-    for view in VIEWS {
-        let span = tracing::info_span!("view.build", view = view.name);
-        let _inside = span.enter();
-        let started = Instant::now();
-        let mut row = ViewRow {
-            view: view.name.to_owned(),
-            ..ViewRow::default()
-        };
-        match guarded(|| (view.build)(kernel).map_err(|e| e.to_string())) {
-            Ok(t) => {
-                out.view(view.name, &t, runs)?;
-                row.status = "built".into();
-                row.rows = t.rows.len() as u64;
-                row.doubtful = t.doubts.len() as u64;
-                row.anomalies = t.anomalies.len() as u64;
-                row.detail = told(&t.doubts);
-            }
-            Err(why) => {
-                tracing::warn!(view = view.name, reason = %why, "view failed");
-                row.status = "failed".into();
-                row.detail = Some(why);
-            }
-        }
-        row.micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
-        out.views.push(row);
-    }
-    out.artifacts(kernel, runs)?;
-    if out.asked.memory {
-        out.memory(kernel, runs)?;
-    }
-    out.wishes = out.lists.finish();
-    out.frames(kernel, runs)
 }
 
 /// Why content was not stored.
@@ -321,8 +389,9 @@ fn store(
     view: &'static str,
     r: &Recovered,
     packs: &mut PackWriter,
+    spill: &Path,
 ) -> Result<(), Lost> {
-    let mut spool = Spool::new(&std::env::temp_dir());
+    let mut spool = Spool::new(spill);
     let lost = r
         .content
         .write(kernel.space.memory(), &mut spool)

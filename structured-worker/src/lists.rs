@@ -166,10 +166,9 @@ impl Lists {
         Ok(())
     }
 
-    /// What is asked for; nothing where there is nothing to scan.
-    pub(crate) fn finish(&mut self) -> Option<Wishes> {
-        let some = self.wishes.memory + self.wishes.files > 0;
-        some.then(|| self.wishes.clone())
+    /// The lists that were written.
+    pub(crate) fn finish(&mut self) -> Wishes {
+        std::mem::take(&mut self.wishes)
     }
 }
 

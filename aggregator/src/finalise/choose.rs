@@ -100,7 +100,7 @@ impl Groups {
 pub(super) fn expected(
     plan: &Plan,
     groups: &Groups,
-    wishes: &Wishes,
+    wishes: &[Wishes],
     split: &BTreeSet<String>,
 ) -> Vec<String> {
     let mut out = Vec::new();
@@ -111,9 +111,12 @@ pub(super) fn expected(
     };
     let mut todo: Vec<TaskId> = (0..chunks).map(TaskId::chunk).collect();
     todo.extend((0..groups.image).map(TaskId::Verdict));
-    todo.extend((0..wishes.memory).map(TaskId::Memory));
-    todo.extend((0..wishes.files).map(TaskId::Files));
-    if wishes.memory > 0 {
+    for w in wishes {
+        todo.extend((0..w.memory).map(TaskId::Memory));
+        todo.extend((0..w.files).map(TaskId::Files));
+        todo.extend(w.views.iter().cloned().map(TaskId::View));
+    }
+    if wishes.iter().any(|w| w.memory > 0) {
         // Not planned yet: one that can't be settled.
         todo.extend((0..groups.processes.unwrap_or(1)).map(TaskId::Process));
     }

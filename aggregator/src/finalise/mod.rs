@@ -12,7 +12,7 @@ use crate::Aggregator;
 use choose::{Groups, choose, expected, freeze, segments_of, splits};
 use coverage::Covered;
 use manifest::{Facts, manifest_of};
-use ramsift_proto::v1::{CommitRecord, Wishes};
+use ramsift_proto::v1::CommitRecord;
 use ramsift_store::job::{self, ManifestFile, to_json};
 use ramsift_store::merge::{Filter, Segment, Stamp, merge_through};
 use ramsift_store::query::QueryLimits;
@@ -75,14 +75,12 @@ pub async fn finalise(
     let split = splits(objects.as_ref(), &keys).await?;
     let groups = Groups::read(objects.as_ref(), &keys).await?;
     let mut settled = BTreeSet::new();
-    let mut wishes = Wishes::default();
+    let mut wishes = Vec::new();
     let records = job::commits(objects.as_ref(), &keys).await?;
     for r in records.into_iter().flat_map(|c| c.reports) {
         // Of several attempts the first counts, and so what it asks for.
-        if settled.insert(r.task)
-            && let Some(w) = r.wishes
-        {
-            wishes = w;
+        if settled.insert(r.task) {
+            wishes.extend(r.wishes);
         }
     }
     let open = expected(&plan, &groups, &wishes, &split)

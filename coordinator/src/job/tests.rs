@@ -125,25 +125,43 @@ async fn what_views_ask_for_becomes_tasks_and_then_verdicts_on_processes() {
     job.advance(&w.deps).await.expect("advanced");
     assert_eq!(names(&mut job), ["verdict-0", "view-system"]);
     w.report("verdict-0", TaskReport::default()).await;
-    let wishes = Wishes {
-        folder: "jobs/j/lists/a/".into(),
-        memory: 2,
-        files: 1,
-    };
-    let with_wishes = TaskReport {
+    let asks = |wishes: Wishes| TaskReport {
         wishes: Some(wishes),
         ..TaskReport::default()
     };
-    w.report("view-system", with_wishes).await;
+    let more = Wishes {
+        views: vec!["content".into(), "memory".into()],
+        ..Wishes::default()
+    };
+    w.report("view-system", asks(more)).await;
     job.refresh(&w.deps).await.expect("read");
     job.advance(&w.deps).await.expect("advanced");
-    let got = published(&mut job);
-    let list = |name: &str| format!("jobs/j/lists/a/{name}");
+    assert_eq!(names(&mut job), ["view-content", "view-memory"]);
+    let folder = |attempt: &str| format!("jobs/j/lists/{attempt}/");
+    let content = Wishes {
+        folder: folder("b"),
+        files: 1,
+        ..Wishes::default()
+    };
+    let of_processes = Wishes {
+        folder: folder("a"),
+        memory: 2,
+        ..Wishes::default()
+    };
+    w.report("view-memory", asks(of_processes)).await;
+    w.report("view-content", asks(content)).await;
+    job.refresh(&w.deps).await.expect("read");
+    job.advance(&w.deps).await.expect("advanced");
+    let mut got = published(&mut job);
+    got.sort_by(|a, b| b.0.cmp(&a.0));
+    let list = |name: &str| format!("{}{name}", folder("a"));
     let memory = |n| MemoryWork { list: list(n) };
-    let files = |n| FilesWork { list: list(n) };
+    let files = |n| FilesWork {
+        list: format!("{}{n}", folder("b")),
+    };
     let want = [
-        ("memory-0", Work::Memory(memory("memory-0.json"))),
         ("memory-1", Work::Memory(memory("memory-1.json"))),
+        ("memory-0", Work::Memory(memory("memory-0.json"))),
         ("files-0", Work::Files(files("files-0.json"))),
     ];
     assert_eq!(got, want.map(|(name, work)| (name.to_owned(), work)));

@@ -69,9 +69,46 @@ pub struct EventsBuilder {
     row: StringBuilder,
     rows: usize,
     bytes: usize,
+    /// Rows that there is room for from the start.
+    room: usize,
 }
 
 impl EventsBuilder {
+    /// Takes room at once for batches of about this many rows: builders that grow copy what they have, again and
+    /// again.
+    pub fn with_room(rows: usize) -> Self {
+        let mut b = Self {
+            room: rows,
+            ..Self::default()
+        };
+        b.make_room();
+        b
+    }
+
+    fn make_room(&mut self) {
+        let n = self.room;
+        if n == 0 {
+            return;
+        }
+        let text = |each| StringBuilder::with_capacity(n, n * each);
+        self.time = TimestampMicrosecondBuilder::with_capacity(n);
+        self.inferred_time = TimestampMicrosecondBuilder::with_capacity(n);
+        self.inferred_from = text(0);
+        self.raw_time = text(32);
+        self.time_kind = text(8);
+        self.source = text(12);
+        self.host = text(16);
+        self.program = text(16);
+        self.pid = UInt32Builder::with_capacity(n);
+        self.message = text(128);
+        self.fields = text(128);
+        self.encoding = text(8);
+        self.image_offset = UInt64Builder::with_capacity(n);
+        self.physical_address = UInt64Builder::with_capacity(n);
+        self.length = UInt64Builder::with_capacity(n);
+        self.row = text(0);
+    }
+
     /// Rows so far.
     pub fn rows(&self) -> usize {
         self.rows
@@ -87,7 +124,7 @@ impl EventsBuilder {
         // The width is right by its type, so this can't fail.
         let _ = self
             .id
-            .get_or_insert_with(|| FixedSizeBinaryBuilder::new(16))
+            .get_or_insert_with(|| FixedSizeBinaryBuilder::with_capacity(self.room, 16))
             .append_value(r.id);
         self.time.append_option(r.time);
         self.inferred_time.append_option(r.inferred_time);
@@ -135,6 +172,7 @@ impl EventsBuilder {
             Arc::new(self.length.finish()),
             Arc::new(self.row.finish()),
         ];
+        self.make_room();
         let schema = super::schema(EVENTS)
             .ok_or_else(|| ArrowError::SchemaError("events has no schema".into()))?;
         RecordBatch::try_new(schema, columns).map(Some)

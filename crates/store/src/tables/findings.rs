@@ -68,9 +68,46 @@ pub struct FindingsBuilder {
     rule: StringBuilder,
     rows: usize,
     bytes: usize,
+    /// Rows that there is room for from the start.
+    room: usize,
 }
 
 impl FindingsBuilder {
+    /// Takes room at once for batches of about this many rows: builders that grow copy what they have, again and
+    /// again.
+    pub fn with_room(rows: usize) -> Self {
+        let mut b = Self {
+            room: rows,
+            ..Self::default()
+        };
+        b.make_room();
+        b
+    }
+
+    fn make_room(&mut self) {
+        let n = self.room;
+        if n == 0 {
+            return;
+        }
+        let text = |each| StringBuilder::with_capacity(n, n * each);
+        self.detector = text(16);
+        self.kind = text(8);
+        self.severity = text(8);
+        self.severity_rank = UInt8Builder::with_capacity(n);
+        self.severity_reason = text(16);
+        self.scope = text(8);
+        self.image_offset = UInt64Builder::with_capacity(n);
+        self.physical_address = UInt64Builder::with_capacity(n);
+        self.length = UInt64Builder::with_capacity(n);
+        self.value = text(32);
+        self.encoding = text(8);
+        self.context = BinaryBuilder::with_capacity(n, n * 128);
+        self.fields = text(0);
+        self.path = text(0);
+        self.artifact = text(0);
+        self.rule = text(0);
+    }
+
     /// Rows so far.
     pub fn rows(&self) -> usize {
         self.rows
@@ -86,7 +123,7 @@ impl FindingsBuilder {
         // The width is right by its type, so this can't fail.
         let _ = self
             .id
-            .get_or_insert_with(|| FixedSizeBinaryBuilder::new(16))
+            .get_or_insert_with(|| FixedSizeBinaryBuilder::with_capacity(self.room, 16))
             .append_value(r.id);
         self.detector.append_value(r.detector);
         self.kind.append_value(r.kind);
@@ -140,6 +177,7 @@ impl FindingsBuilder {
             Arc::new(self.artifact.finish()),
             Arc::new(self.rule.finish()),
         ];
+        self.make_room();
         let schema = super::schema(FINDINGS)
             .ok_or_else(|| ArrowError::SchemaError("findings has no schema".into()))?;
         RecordBatch::try_new(schema, columns).map(Some)
