@@ -1,7 +1,7 @@
 //! What a cluster costs: CPU time and peak memory of each service, and the objects that it writes.
 //! `tests/bench` runs this; the figures are for people, nothing is asserted on them.
 
-use crate::distributed::{objects, submit, upload};
+use crate::distributed::{objects, submit};
 use ramsift_store::objects::Objects;
 use ramsift_tests::block_on;
 use ramsift_tests::program::{Cluster, Service, run};
@@ -39,7 +39,7 @@ fn cluster() {
         ("RAMSIFT_WORKER_SLOTS", "2"),
         ("RAMSIFT_AGGREGATOR_COMMIT_MILLISECONDS", "2000"),
     ]);
-    upload(&c, "bench.raw", &image);
+    c.s3.put_as_is("evidence", "bench.raw", &image);
     let services: Vec<(&str, Service)> = [
         "coordinator",
         "aggregator",
