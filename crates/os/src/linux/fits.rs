@@ -42,6 +42,32 @@ fn is_text(s: &str) -> bool {
     !s.is_empty() && s.bytes().all(|b| (b' '..0x7f).contains(&b))
 }
 
+/// Members of a list at most: none of those that are looked for has as many.
+const MAX_MEMBERS: usize = 1 << 16;
+
+/// The members of a list whose nodes all point back; `None` where one does not.
+fn ring(
+    kernel: &Kernel<'_>,
+    head: u64,
+    ty: &'static str,
+    member: &str,
+) -> Result<Option<Vec<u64>>, LinuxError> {
+    let offset = kernel.symbols.types().field(ty, member)?.offset;
+    let (mut at, mut out) = (head, Vec::new());
+    while out.len() <= MAX_MEMBERS {
+        let next = kernel.space.u64(at)?;
+        if kernel.space.u64(next.wrapping_add(8))? != at {
+            return Ok(None);
+        }
+        if next == head {
+            return Ok(Some(out));
+        }
+        out.push(next.wrapping_sub(offset));
+        at = next;
+    }
+    Ok(None)
+}
+
 /// A list whose nodes point back and whose members are all of a kind.
 fn list(
     kernel: &Kernel<'_>,
@@ -50,20 +76,15 @@ fn list(
     member: &str,
     is: impl Fn(u64) -> Result<bool, LinuxError>,
 ) -> Checked {
-    let next = kernel.space.u64(head)?;
-    if kernel.space.u64(next.wrapping_add(8))? != head {
+    let Some(members) = ring(kernel, head, ty, member)? else {
         return Ok(Fit::No);
-    }
-    let walk = kernel.list(head, ty, member)?;
-    if walk.broken.is_some() {
-        return Ok(Fit::No);
-    }
-    for va in &walk.items {
+    };
+    for va in &members {
         if !is(*va)? {
             return Ok(Fit::No);
         }
     }
-    Ok(match walk.items.is_empty() {
+    Ok(match members.is_empty() {
         true => Fit::Empty,
         false => Fit::Sound,
     })
@@ -77,7 +98,9 @@ fn modules(kernel: &Kernel<'_>) -> Result<BTreeSet<u64>, LinuxError> {
 
 /// A timekeeper behind a lock, which begins a line of the cache.
 pub(super) fn clock(kernel: &Kernel<'_>, at: u64) -> Checked {
-    Ok(Fit::of(at % 64 == 0 && kernel.clock_at(at, 64).is_some()))
+    Ok(Fit::of(
+        at.is_multiple_of(64) && kernel.clock_at(at, 64).is_some(),
+    ))
 }
 
 /// A pointer to the command line.
@@ -110,8 +133,8 @@ pub(super) fn protocols(kernel: &Kernel<'_>, at: u64) -> Checked {
     if fit != Fit::Sound {
         return Ok(Fit::No);
     }
-    let walk = kernel.list(at, "proto", "node")?;
-    let names: BTreeSet<String> = walk.items.into_iter().flat_map(named).collect();
+    let all = ring(kernel, at, "proto", "node")?.unwrap_or_default();
+    let names: BTreeSet<String> = all.into_iter().flat_map(named).collect();
     Ok(Fit::of(
         ["TCP", "UDP", "RAW"].iter().all(|n| names.contains(*n)),
     ))
@@ -127,10 +150,8 @@ pub(super) fn protocol_tables(kernel: &Kernel<'_>) -> Result<Vec<(String, u64)>,
         ("RAWv6", "h.raw_hash", "raw_v6_hashinfo"),
     ];
     let mut out = Vec::new();
-    for va in kernel
-        .list(kernel.address("proto_list")?, "proto", "node")?
-        .items
-    {
+    let all = ring(kernel, kernel.address("proto_list")?, "proto", "node")?;
+    for va in all.unwrap_or_default() {
         let proto = kernel.object("proto", va);
         let name = proto.text("name")?;
         for (of, field, symbol) in TABLES {
@@ -324,7 +345,7 @@ pub(super) fn btf_modules(kernel: &Kernel<'_>, at: u64) -> Checked {
         Ok(kernel.object("btf", of.number("btf")?).number("data")? != 0)
     })?;
     if fit == Fit::Sound {
-        for va in kernel.list(at, "btf_module", "list")?.items {
+        for va in ring(kernel, at, "btf_module", "list")?.unwrap_or_default() {
             any |= listed.contains(&kernel.object("btf_module", va).number("module")?);
         }
         return Ok(Fit::of(any));

@@ -60,6 +60,8 @@ pub(super) struct Freed {
     pub(super) module: u64,
 }
 
+/// Freed functions at most.
+const MAX_FREED: usize = 1 << 20;
 /// Bytes of a name at most (`KSYM_NAME_LEN`).
 const MAX_NAME: usize = 512;
 
@@ -80,6 +82,10 @@ pub(super) fn freed(
         let funcs = kernel.list(map.at("funcs")?, "ftrace_mod_func", "list")?;
         doubts.extend(funcs.broken);
         for va in funcs.items {
+            if out.len() >= MAX_FREED {
+                doubts.push(format!("ftrace keeps more than {MAX_FREED} names"));
+                return Ok(out);
+            }
             let f = kernel.object("ftrace_mod_func", va);
             out.push(Freed {
                 name: kernel.text(f.number("name")?, MAX_NAME)?,

@@ -6,6 +6,7 @@
 use super::{CodeMap, Kernel, LinuxError, LinuxView, ftrace, module};
 use crate::table::{Column, Kind, Table, Value, column};
 use ramsift_symbols::Symbol;
+use std::collections::BTreeSet;
 
 /// `linux/kallsyms`.
 pub(super) const KALLSYMS: LinuxView = LinuxView {
@@ -71,7 +72,7 @@ fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
         ]);
     }
     let listed = kernel.modules(&mut doubts)?;
-    let is_listed = |va: u64| listed.iter().any(|m| m.va == va);
+    let places: BTreeSet<u64> = listed.iter().map(|m| m.va).collect();
     let freed = ftrace::freed(kernel, &mut doubts).unwrap_or_else(|e| {
         doubts.push(format!("ftrace_mod_maps: {e}"));
         Vec::new()
@@ -107,7 +108,7 @@ fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
                 f.name.into(),
                 name.into(),
                 f.size.into(),
-                (!is_listed(f.module)).into(),
+                (!places.contains(&f.module)).into(),
                 Value::Null,
             ]),
             Err(e) => doubts.push(format!("struct module at {:#x}: {e}", f.module)),

@@ -59,8 +59,10 @@ const COLUMNS: &[Column] = &[
 
 /// Parameters of a module, and elements of one of them, at most.
 const MAX: u64 = 4096;
-/// Bytes of a text at most: a page, as of files in /sys.
+/// Bytes of a text, and of all elements together, at most: a page, as of files in /sys.
 const MAX_TEXT: usize = 4096;
+/// Rows at most.
+const MAX_ROWS: usize = 1 << 20;
 
 fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let mut out = Table::new(COLUMNS);
@@ -90,6 +92,11 @@ fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
             ));
         }
         for i in 0..count.min(MAX) {
+            if out.rows.len() >= MAX_ROWS {
+                out.doubts
+                    .push(format!("modules have more than {MAX_ROWS} parameters"));
+                return Ok(out);
+            }
             let p = kernel.object("kernel_param", first.wrapping_add(i * size));
             if let Err(e) = row(&code, &p, &module, hidden, &mut out) {
                 out.doubts.push(format!("kernel_param at {:#x}: {e}", p.va));
@@ -158,14 +165,20 @@ fn value(
     let Some(kind) = getter(code, &array)? else {
         return Ok((Some("[]".to_owned()), None));
     };
-    let mut all = Vec::new();
+    let mut all = String::new();
     for i in 0..count.min(MAX) {
-        match scalar(kernel, &kind, elements.wrapping_add(i * size))? {
-            Some(v) => all.push(v),
-            None => return Ok((Some(kind + "[]"), None)),
+        let Some(one) = scalar(kernel, &kind, elements.wrapping_add(i * size))? else {
+            return Ok((Some(kind + "[]"), None));
+        };
+        if i > 0 {
+            all.push(',');
+        }
+        all.push_str(&one);
+        if all.len() >= MAX_TEXT {
+            break;
         }
     }
-    Ok((Some(kind + "[]"), Some(all.join(","))))
+    Ok((Some(kind + "[]"), Some(all)))
 }
 
 /// What [`getter`] says of arrays.
