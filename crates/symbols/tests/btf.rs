@@ -90,10 +90,45 @@ fn modules_go_on_where_the_kernel_ends() {
     // Without its base a module's blob refers to nothing.
     let mut m = Blob::split(next, string_base);
     m.add("", 2, 0, task, &[]);
+    m.string("own");
+    assert!(matches!(
+        Btf::parse(&m.finish()),
+        Err(BtfError::Header { .. })
+    ));
+    let mut m = Blob::new();
+    m.add("", 2, 0, task, &[]);
     assert!(matches!(
         Btf::parse(&m.finish()),
         Err(BtfError::Type { id: 1, .. })
     ));
+}
+
+#[test]
+fn a_modules_names_do_not_take_the_kernels_place() {
+    let base = Arc::new(Btf::parse(&every_kind().finish()).expect("sound"));
+    let (strings, _) = base.strings();
+    let next = u32::try_from(base.len()).unwrap() + 1;
+    let mut m = Blob::split(next, u32::try_from(strings.len()).unwrap());
+    let int = m.add("long long int", 1, 0, 8, &[(1 << 24) | 64]);
+    // Larger than the kernel's; the name of a typedef, and of an integer; one of its own, twice.
+    m.composite(4, "task_struct", 4096, &[("other", int, 0, 0)]);
+    m.composite(4, "pid_t", 24, &[("other", int, 0, 0)]);
+    m.composite(4, "own", 8, &[("small", int, 0, 0)]);
+    m.composite(4, "own", 16, &[("large", int, 64, 0)]);
+    let mut t = btf::to_types(&base);
+    btf::add_split(
+        &mut t,
+        &Btf::parse_split(&m.finish(), &base).expect("sound"),
+    );
+    assert_eq!(t.size_of("task_struct"), Ok(80));
+    assert!(t.has_field("task_struct", "pid") && !t.has_field("task_struct", "other"));
+    assert_eq!(t.size_of("pid_t"), Ok(4));
+    let both = t.composites("task_struct");
+    let of: Vec<bool> = both.iter().map(|id| t.is_of_module(*id)).collect();
+    assert_eq!(of, [false, true]);
+    // What only the module has is answered as ever, from the largest.
+    assert_eq!(t.size_of("own"), Ok(16));
+    assert!(t.has_field("own", "large"));
 }
 
 #[test]

@@ -191,6 +191,84 @@ fn units_share_their_types() {
     assert_eq!(types.size(second.base), types.size_of("b").ok());
 }
 
+/// What Volatility 3 asks of a file: it knows structs by their names, wants a type of each symbol, and that
+/// every type that is named is there (`volatility3/framework/symbols/intermed.py`, schema 6.2.0).
+fn resolves(isf: &serde_json::Value, ty: &serde_json::Value) {
+    let name = ty["name"].as_str().unwrap_or_default();
+    let place = match ty["kind"].as_str().expect("a kind") {
+        "pointer" | "array" => return resolves(isf, &ty["subtype"]),
+        "bitfield" => return resolves(isf, &ty["type"]),
+        "function" => return,
+        "base" => "base_types",
+        "enum" => "enums",
+        "struct" | "union" => "user_types",
+        other => panic!("{other}"),
+    };
+    assert!(isf[place][name].is_object(), "{ty}");
+}
+
+#[test]
+fn files_are_whole_for_those_who_know_structs_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |n: &str| dir.path().join(n);
+    let header = "typedef struct inner { int v; } inner_t; \
+                  struct outer { struct outer *next; inner_t in; struct { inner_t deep; } sub; }; \
+                  extern const unsigned int counted; ";
+    // Each unit comes upon the structs in another order.
+    let one = format!("{header} struct inner i; struct outer first; ");
+    let two = format!("{header} struct outer second; inner_t j; ");
+    let three = format!(
+        "{header} struct outer *third; int main(void) {{ return counted != 7 || third != 0; }}"
+    );
+    for (name, text) in [("1.c", &*one), ("2.c", &two), ("3.c", &three)] {
+        std::fs::write(path(name), text).unwrap();
+    }
+    // No debug information says what this is but for the declaration.
+    let data =
+        ".section .rodata\n.globl counted\ncounted: .long 7\n.globl untold\nuntold: .long 8\n";
+    std::fs::write(path("4.s"), data).unwrap();
+    let mut cc = Command::new("cc");
+    cc.arg("-g").arg("-o").arg(path("x"));
+    run(cc.args([path("1.c"), path("2.c"), path("3.c"), path("4.s")]));
+    run(&mut Command::new(path("x")));
+    let table = dwarf::parse("x", &std::fs::read(path("x")).unwrap()).expect("DWARF");
+    for name in ["inner", "outer"] {
+        assert_eq!(table.types().composites(name).len(), 1, "{name}");
+    }
+    let mut json = Vec::new();
+    isf::write(&table, &mut json).expect("written");
+    let isf: serde_json::Value = serde_json::from_slice(&json).expect("JSON");
+    let ty = |name: &str| &isf["symbols"][name]["type"];
+    let outer = serde_json::json!({ "kind": "struct", "name": "outer" });
+    for name in ["first", "second"] {
+        assert_eq!(ty(name), &outer, "{name}");
+    }
+    assert_eq!(ty("third")["subtype"], outer);
+    assert_eq!(
+        isf["user_types"]["outer"]["fields"]["next"]["type"]["subtype"],
+        outer
+    );
+    assert_eq!(ty("counted")["name"], "unsigned int");
+    for name in ["main", "untold"] {
+        let void = serde_json::json!({ "kind": "base", "name": "void" });
+        assert_eq!(ty(name), &void, "{name}");
+    }
+    let fields = |ty: &serde_json::Value| -> Vec<serde_json::Value> {
+        let all = ty["fields"].as_object().unwrap();
+        all.values().map(|f| f["type"].clone()).collect()
+    };
+    let users = isf["user_types"].as_object().unwrap().values();
+    let symbols = isf["symbols"].as_object().unwrap().values();
+    let all: Vec<_> = users
+        .flat_map(fields)
+        .chain(symbols.map(|s| s["type"].clone()))
+        .collect();
+    assert!(all.len() > 10);
+    for ty in all {
+        resolves(&isf, &ty);
+    }
+}
+
 #[test]
 fn damage_is_an_error() {
     assert!(dwarf::parse("x", b"\x7fELF").is_err());

@@ -72,10 +72,9 @@ fn entries(
     at: u64,
     out: &mut Table,
 ) -> Result<(), LinuxError> {
-    let end = kernel
-        .symbols
-        .next_address(VirtAddr(at))
-        .map_or(at, |e| e.0);
+    let next = kernel.symbols.next_address(VirtAddr(at));
+    let told = kernel.ends.get(&at).copied();
+    let end = told.or(next.map(|e| e.0)).unwrap_or(at);
     let count = (end.wrapping_sub(at) / 8).min(MAX);
     let mut raw = vec![0; usize::try_from(count * 8).unwrap_or(0)];
     kernel.space.read(at, &mut raw)?;

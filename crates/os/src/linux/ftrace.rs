@@ -4,6 +4,7 @@
 //! ftrace_ops_list -> ftrace_ops { func, next, flags, func_hash, trampoline } -> … -> ftrace_list_end
 //! func_hash -> ftrace_ops_hash { filter_hash -> ftrace_hash { size_bits, buckets -> hlist_head[] } }
 //! bucket -> ftrace_func_entry { hlist, ip }
+//! ftrace_mod_maps -> ftrace_mod_map { list, mod, funcs -> ftrace_mod_func { list, name, ip, size } }
 //! ```
 //!
 //! Sources: Linux `include/linux/ftrace.h`, `kernel/trace/ftrace.c`, `kernel/trace/trace.h`.
@@ -47,6 +48,55 @@ const COLUMNS: &[Column] = &[
 const MAX_BITS: u64 = 16;
 /// Names of hooked functions that are told.
 const TOLD: usize = 16;
+
+/// A function whose code was freed and whose name ftrace keeps, for it may be in a trace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Freed {
+    pub(super) name: String,
+    /// Where its code was.
+    pub(super) address: u64,
+    pub(super) size: u64,
+    /// The struct module that it was of.
+    pub(super) module: u64,
+}
+
+/// Freed functions at most.
+const MAX_FREED: usize = 1 << 20;
+/// Bytes of a name at most (`KSYM_NAME_LEN`).
+const MAX_NAME: usize = 512;
+
+/// Functions of modules' code for starting that ftrace keeps by name; nothing where the kernel doesn't.
+pub(super) fn freed(
+    kernel: &Kernel<'_>,
+    doubts: &mut Vec<String>,
+) -> Result<Vec<Freed>, LinuxError> {
+    let mut out = Vec::new();
+    let Some(head) = kernel.symbols.address("ftrace_mod_maps") else {
+        return Ok(out);
+    };
+    let maps = kernel.list(head.0, "ftrace_mod_map", "list")?;
+    doubts.extend(maps.broken);
+    for map in maps.items {
+        let map = kernel.object("ftrace_mod_map", map);
+        let module = map.number("mod")?;
+        let funcs = kernel.list(map.at("funcs")?, "ftrace_mod_func", "list")?;
+        doubts.extend(funcs.broken);
+        for va in funcs.items {
+            if out.len() >= MAX_FREED {
+                doubts.push(format!("ftrace keeps more than {MAX_FREED} names"));
+                return Ok(out);
+            }
+            let f = kernel.object("ftrace_mod_func", va);
+            out.push(Freed {
+                name: kernel.text(f.number("name")?, MAX_NAME)?,
+                address: f.number("ip")?,
+                size: f.number("size")? & 0xffff_ffff,
+                module,
+            });
+        }
+    }
+    Ok(out)
+}
 
 fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let mut out = Table::new(COLUMNS);

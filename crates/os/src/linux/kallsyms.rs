@@ -1,9 +1,12 @@
 //! `linux/kallsyms`: all names of the kernel and its modules, as /proc/kallsyms has them.
 //!
-//! Sources: Linux `kernel/kallsyms.c`, `kernel/module/kallsyms.c`.
+//! Sources: Linux `kernel/kallsyms.c`, `kernel/module/kallsyms.c`, `kernel/trace/ftrace.c`
+//! (`ftrace_mod_get_kallsym`).
 
-use super::{CodeMap, Kernel, LinuxError, LinuxView, module};
+use super::{CodeMap, Kernel, LinuxError, LinuxView, ftrace, module};
 use crate::table::{Column, Kind, Table, Value, column};
+use ramsift_symbols::Symbol;
+use std::collections::BTreeSet;
 
 /// `linux/kallsyms`.
 pub(super) const KALLSYMS: LinuxView = LinuxView {
@@ -42,7 +45,7 @@ const COLUMNS: &[Column] = &[
     column(
         "physical",
         Kind::Hex,
-        "its physical address; null where nothing is mapped",
+        "its physical address; null where nothing is mapped, and of code that was freed",
     ),
 ];
 
@@ -53,7 +56,9 @@ fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let physical = |va: u64| Value::from(kernel.space.translate(va).ok().map(|p| p.0));
     let letter = |kind: u8| Value::from(char::from(kind).to_string());
     let mut ends = kernel.symbols.iter().map(|s| s.address.0).peekable();
-    for s in kernel.symbols.iter().filter(|s| s.module.is_none()) {
+    // What the table lacks is not in /proc/kallsyms either.
+    let own = |s: &Symbol<'_>| s.module.is_none() && !kernel.found.contains(s.name);
+    for s in kernel.symbols.iter().filter(own) {
         let va = s.address.0;
         while ends.next_if(|e| *e <= va).is_some() {}
         out.push(vec![
@@ -67,6 +72,11 @@ fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
         ]);
     }
     let listed = kernel.modules(&mut doubts)?;
+    let places: BTreeSet<u64> = listed.iter().map(|m| m.va).collect();
+    let freed = ftrace::freed(kernel, &mut doubts).unwrap_or_else(|e| {
+        doubts.push(format!("ftrace_mod_maps: {e}"));
+        Vec::new()
+    });
     let hidden = code.hidden().iter().map(|h| (h.va, true));
     for (va, hidden) in listed.iter().map(|m| (m.va, false)).chain(hidden) {
         let m = kernel.object("module", va);
@@ -87,6 +97,21 @@ fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
                 hidden.into(),
                 physical(s.address),
             ]);
+        }
+    }
+    // Nothing is mapped there any more, or something else.
+    for f in freed {
+        match kernel.object("module", f.module).text("name") {
+            Ok(name) => out.push(vec![
+                f.address.into(),
+                letter(b'T'),
+                f.name.into(),
+                name.into(),
+                f.size.into(),
+                (!places.contains(&f.module)).into(),
+                Value::Null,
+            ]),
+            Err(e) => doubts.push(format!("struct module at {:#x}: {e}", f.module)),
         }
     }
     for g in code.generated() {

@@ -39,6 +39,7 @@ fn lsmod(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let walk = kernel.list(kernel.address("modules")?, "module", "list")?;
     let mut out = Table::new(MODULES);
     out.doubts.extend(walk.broken);
+    out.doubts.extend(kernel.untyped.iter().cloned());
     for va in walk.items {
         let module = kernel.object("module", va);
         match row(&module) {

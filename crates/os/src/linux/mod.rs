@@ -7,6 +7,7 @@
 //!
 //! Which fields a struct has decides how it is read, never the kernel's version.
 
+mod aarch64;
 mod areas;
 mod arguments;
 mod bash;
@@ -23,6 +24,7 @@ mod elfs;
 mod exe;
 mod fields;
 mod files;
+mod fits;
 mod frames;
 mod ftrace;
 mod hidden_modules;
@@ -45,6 +47,8 @@ mod maps;
 mod memory;
 mod module;
 mod module_extract;
+mod module_parameters;
+mod module_types;
 mod mountinfo;
 mod namespaces;
 mod neighbours;
@@ -62,6 +66,7 @@ mod pstree;
 mod psxview;
 mod ptrace;
 mod recover;
+mod referred;
 mod registers;
 mod resident;
 mod routes;
@@ -102,6 +107,7 @@ pub use xarray::{Slot, Visit};
 use crate::table::{Column, Table};
 use ramsift_symbols::{SymbolTable, TypeError, VmCoreInfo};
 use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A view of an opened kernel.
 #[derive(Clone, Copy, Debug)]
@@ -138,6 +144,7 @@ pub const VIEWS: &[LinuxView] = &[
     arguments::PSAUX,
     arguments::ENVARS,
     lsmod::LSMOD,
+    module_parameters::MODULE_PARAMETERS,
     boottime::BOOTTIME,
     uname::UNAME,
     uname::CMDLINE,
@@ -187,6 +194,12 @@ pub struct Kernel<'a> {
     pub info: VmCoreInfo,
     /// What a scan of all memory for tasks gave: two views need it.
     scanned: OnceCell<psscan::Scanned>,
+    /// Names that its symbol table lacks and that were found otherwise.
+    found: BTreeSet<String>,
+    /// Where tables end whose names are not in the kernel's symbol table, by their beginning.
+    ends: BTreeMap<u64, u64>,
+    /// Types of modules that could not be read; the view of modules tells them.
+    untyped: Vec<String>,
 }
 
 /// Why a view can't be built.

@@ -169,13 +169,20 @@ impl Kernel<'_> {
     /// The modules whose memory is in the kernel's tree of it, by address. Nothing where the kernel
     /// has no such tree.
     pub fn modules_in_tree(&self, doubts: &mut Vec<String>) -> Result<BTreeSet<u64>, LinuxError> {
+        match self.symbols.address("mod_tree") {
+            Some(root) => self.modules_below(root.0, doubts),
+            None => Ok(BTreeSet::new()),
+        }
+    }
+
+    /// The modules of the tree whose `latch_tree_root` is at an address.
+    pub(super) fn modules_below(
+        &self,
+        root: u64,
+        doubts: &mut Vec<String>,
+    ) -> Result<BTreeSet<u64>, LinuxError> {
         let types = self.symbols.types();
-        let Some(root) = self.symbols.address("mod_tree") else {
-            return Ok(BTreeSet::new());
-        };
-        let root = root
-            .0
-            .wrapping_add(types.field("latch_tree_root", "tree")?.offset);
+        let root = root.wrapping_add(types.field("latch_tree_root", "tree")?.offset);
         let walk = self.rb_tree(root)?;
         doubts.extend(walk.broken);
         let node = types.field("mod_tree_node", "node.node")?.offset;

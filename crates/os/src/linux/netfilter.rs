@@ -4,13 +4,14 @@
 //! net.nf: hooks_ipv4[], hooks_ipv6[], hooks_arp[], hooks_bridge[] -> nf_hook_entries
 //! net_device.nf_hooks_ingress, nf_hooks_egress                    -> nf_hook_entries
 //! nf_hook_entries { num_hook_entries, hooks[n] { hook, priv }, nf_hook_ops *[n] }
+//! nf_hook_ops { hook_ops_type, priv } -> nft_chain { name, table -> nft_table { name } }
 //! ```
 //!
 //! Sources: Linux `include/linux/netfilter.h`, `include/net/netns/netfilter.h`,
-//! `net/netfilter/core.c`.
+//! `include/net/netfilter/nf_tables.h`, `net/netfilter/core.c`.
 
 use super::hooks::judge;
-use super::{CodeMap, Kernel, LinuxError, LinuxView};
+use super::{CodeMap, Kernel, LinuxError, LinuxView, Object};
 use crate::table::{Column, Kind, Table, Value, column};
 use std::collections::BTreeMap;
 
@@ -51,6 +52,11 @@ const COLUMNS: &[Column] = &[
     column("symbol", Kind::Text, "whose code that is"),
     column("module", Kind::Text, "the module, where it is one's"),
     column(
+        "chain",
+        Kind::Text,
+        "table and chain of nf_tables that it runs; null of other hooks",
+    ),
+    column(
         "ops",
         Kind::Hex,
         "virtual address of the struct nf_hook_ops that it was registered with",
@@ -70,6 +76,8 @@ const INET: [&str; 6] = [
 const ARP: [&str; 3] = ["IN", "OUT", "FORWARD"];
 /// Entries of a hook at most: the kernel allows 1024.
 const MAX: u64 = 1024;
+/// Bytes of a name at most (`NFT_NAME_MAXLEN`).
+const MAX_NAME: usize = 256;
 /// Devices of a namespace are in a list; these are where they keep hooks.
 const DEVICE: [(&str, &str); 2] = [
     ("nf_hooks_ingress", "INGRESS"),
@@ -193,6 +201,10 @@ fn chain(
         let handler = entry.number("hook")?;
         let ops = kernel.space.u64(registered.wrapping_add(i * 8))?;
         let priority = kernel.object("nf_hook_ops", ops).int("priority");
+        let rules = nf_tables(kernel, ops).unwrap_or_else(|e| {
+            out.doubts.push(format!("nf_hook_ops at {ops:#x}: {e}"));
+            None
+        });
         let owner = code.owner(handler);
         out.push(vec![
             p.net.into(),
@@ -203,6 +215,7 @@ fn chain(
             handler.into(),
             owner.to_string().into(),
             owner.module().into(),
+            rules.into(),
             ops.into(),
             va.into(),
             entry.physical().into(),
@@ -214,4 +227,27 @@ fn chain(
         judge(out, code, "netfilter_hook", &what, handler);
     }
     Ok(())
+}
+
+/// `filter INPUT`: what a hook of nf_tables runs. Its structs are a module's on most kernels; where their
+/// types are not known, nothing is told.
+fn nf_tables(kernel: &Kernel<'_>, ops: u64) -> Result<Option<String>, LinuxError> {
+    let types = kernel.symbols.types();
+    let ops = kernel.object("nf_hook_ops", ops);
+    let kind = types.enum_value("nf_hook_ops_type", "NF_HOOK_OP_NF_TABLES");
+    let known = types.has_field("nft_chain", "table") && types.has_field("nft_table", "name");
+    let (Some(kind), true, true) = (kind, known, ops.has("hook_ops_type")) else {
+        return Ok(None);
+    };
+    if i64::try_from(ops.number("hook_ops_type")? & 0xffff_ffff) != Ok(kind) {
+        return Ok(None);
+    }
+    let Some(chain) = ops.follow("priv", "nft_chain")? else {
+        return Ok(None);
+    };
+    let Some(table) = chain.follow("table", "nft_table")? else {
+        return Ok(None);
+    };
+    let name = |of: &Object<'_>| kernel.text(of.number("name")?, MAX_NAME);
+    Ok(Some(format!("{} {}", name(&table)?, name(&chain)?)))
 }

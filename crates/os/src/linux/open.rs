@@ -1,6 +1,6 @@
 //! From what discovery confirmed to a kernel that can be read.
 
-use super::{AddressSpace, Kernel, unnamed};
+use super::{AddressSpace, Kernel, module_types, unnamed};
 use crate::kernel::Discovery;
 use crate::view::ViewInput;
 use ramsift_layers::translate::{AARCH64_4K_48, Shape, X86_64, X86_64_LA57};
@@ -8,6 +8,8 @@ use ramsift_layers::{ImageOffset, PhysAddr, VirtAddr};
 use ramsift_symbols::kallsyms::{Hints, Places, image_delta};
 use ramsift_symbols::{Btf, Kallsyms, Provenance, Source, SymbolTable, VmCoreInfo, btf, kallsyms};
 use std::cell::OnceCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// Why a kernel that was found can't be read.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -62,27 +64,34 @@ pub fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a>, Open
         .find(|v| v.release() == d.release.as_deref() && image_delta(v).is_some())
         .ok_or(OpenError::NoVmCoreInfo)?;
     let delta = image_delta(&info).ok_or(OpenError::NoVmCoreInfo)?;
-    let symbols = match carried(input, d, &info, delta) {
-        Ok(own) => own,
-        Err(e) => from_file(input, d, &info)?.ok_or(e)?,
+    let (symbols, types) = match carried(input, d, &info, delta) {
+        Ok((symbols, types)) => (symbols, Some(types)),
+        Err(e) => (from_file(input, d, &info)?.ok_or(e)?, None),
     };
     let mut kernel = Kernel {
         space: AddressSpace::new(input.memory, shape, table.dtb),
         symbols,
         info,
         scanned: OnceCell::new(),
+        found: BTreeSet::new(),
+        ends: BTreeMap::new(),
+        untyped: Vec::new(),
     };
     unnamed::complete(input, &mut kernel, delta);
+    // Those of modules go on from the kernel's own blob, and from nothing else.
+    if let Some(base) = types {
+        module_types::add(&mut kernel, &base);
+    }
     Ok(kernel)
 }
 
-/// What the kernel carries itself.
+/// What the kernel carries itself, and its types as they lie in it.
 fn carried(
     input: &ViewInput<'_>,
     d: &Discovery,
     info: &VmCoreInfo,
     delta: u64,
-) -> Result<SymbolTable, OpenError> {
+) -> Result<(SymbolTable, Arc<Btf>), OpenError> {
     let (symbols, from) = read_symbols(input, info, delta).map_err(|why| OpenError::Symbols {
         why,
         wanted: wanted(d),
@@ -96,10 +105,8 @@ fn carried(
         symbols: from,
         types: types_from,
     };
-    Ok(
-        SymbolTable::from_kernel(&symbols, btf::to_types(&types), provenance)
-            .with_banner(d.banner.clone()),
-    )
+    let table = SymbolTable::from_kernel(&symbols, btf::to_types(&types), provenance);
+    Ok((table.with_banner(d.banner.clone()), Arc::new(types)))
 }
 
 /// The table of a symbol file for exactly this kernel, moved to where the kernel is.

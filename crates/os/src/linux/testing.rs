@@ -73,6 +73,9 @@ impl Machine {
             space: AddressSpace::new(self, X86_64, Dtb(0x1000)),
             symbols: ramsift_symbols::isf::parse("test", isf.as_bytes()).expect("an ISF"),
             scanned: std::cell::OnceCell::new(),
+            found: std::collections::BTreeSet::new(),
+            ends: std::collections::BTreeMap::new(),
+            untyped: Vec::new(),
         }
     }
 }

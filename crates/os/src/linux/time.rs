@@ -51,12 +51,16 @@ impl Clock {
 impl Kernel<'_> {
     /// The machine's clocks, where they can be found.
     pub fn clock(&self) -> Option<Clock> {
-        SYMBOLS.iter().find_map(|name| {
-            let start = self.symbols.address(name)?.0;
-            (0..REACH).step_by(8).find_map(|at| {
-                let keeper = self.object("timekeeper", start.wrapping_add(at));
-                clock(&keeper)
-            })
+        SYMBOLS
+            .iter()
+            .find_map(|name| self.clock_at(self.symbols.address(name)?.0, REACH))
+    }
+
+    /// The clocks of the timekeeper that begins at an address or within some bytes behind it.
+    pub(super) fn clock_at(&self, start: u64, reach: u64) -> Option<Clock> {
+        (0..reach).step_by(8).find_map(|at| {
+            let keeper = self.object("timekeeper", start.wrapping_add(at));
+            clock(&keeper)
         })
     }
 

@@ -8,10 +8,13 @@
 //!               module is its head
 //! ```
 //!
+//! Others are found by the code that refers to them ([`referred`](super::referred)).
+//!
 //! Sources: Linux `kernel/vmcore_info.c`, `include/linux/module.h` (`module_kobject`),
 //! `arch/arm64/include/asm/memory.h` (modules lie in the 2 GiB below the image).
 
-use super::{Kernel, open};
+use super::memory::is_x86;
+use super::{Kernel, open, referred};
 use crate::view::ViewInput;
 use ramsift_layers::translate::{Mapped, mappings};
 use ramsift_symbols::NewSymbol;
@@ -44,13 +47,20 @@ pub(super) fn complete(input: &ViewInput<'_>, kernel: &mut Kernel<'_>, delta: u6
         let va = modules(kernel);
         add(kernel, va.map(|va| ("modules".to_owned(), va)));
     }
+    if !is_x86(kernel) {
+        referred::complete(kernel);
+    }
 }
 
-fn add(kernel: &mut Kernel<'_>, found: impl IntoIterator<Item = (String, u64)>) {
+/// Adds names with their addresses to the kernel's own.
+pub(super) fn add(kernel: &mut Kernel<'_>, found: impl IntoIterator<Item = (String, u64)>) {
     let found: Vec<(String, u64)> = found.into_iter().collect();
     if found.is_empty() {
         return;
     }
+    kernel
+        .found
+        .extend(found.iter().map(|(name, _)| name.clone()));
     kernel.symbols.add(found.iter().map(|(name, va)| NewSymbol {
         name,
         address: *va,

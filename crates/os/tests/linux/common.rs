@@ -188,10 +188,10 @@ impl Capture {
     }
 }
 
-/// Whether a kernel has data symbols; the configuration of Debian's arm64 leaves them out, and only
-/// the first task is found all the same.
+/// Whether a kernel's table has data symbols; the configuration of Debian's arm64 leaves them out, and
+/// only what views start from is found all the same.
 pub(crate) fn has_data_symbols(k: &Kernel<'_>) -> bool {
-    k.symbols.address("saved_command_line").is_some()
+    k.symbols.address("linux_banner").is_some()
 }
 
 pub(crate) fn build(k: &Kernel<'_>, view: &str) -> Table {

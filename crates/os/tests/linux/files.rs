@@ -1,6 +1,6 @@
 //! Views of files and mounts.
 
-use crate::common::{Capture, build, each, each_with_tasks, listed, number, text};
+use crate::common::{Capture, build, each_with_tasks, listed, number, text};
 use ramsift_os::linux::{self, Recovered};
 use ramsift_os::table::Value;
 use sha2::{Digest, Sha256};
@@ -181,7 +181,7 @@ fn grows(path: &str) -> bool {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn cached_inodes_are_the_files_that_the_machine_listed() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let t = build(k, "linux/pagecache_files");
         assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
         assert_eq!(t.anomalies, Vec::new(), "{}", c.name);
@@ -255,7 +255,7 @@ fn cached_inodes_are_the_files_that_the_machine_listed() {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn whole_files_of_the_page_cache_have_the_hash_that_the_machine_computed() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let mut doubts = Vec::new();
         let mut got: BTreeMap<String, Recovered> = BTreeMap::new();
         let recover = linux::by_name("linux/pagecache_files").unwrap();

@@ -1,6 +1,6 @@
 //! ELF files, images and cores of processes against what the machine said of their memory.
 
-use crate::common::{build, each_with_tasks, has_data_symbols, number, text};
+use crate::common::{build, each_with_tasks, number, text};
 use crate::memory::{Line, count, flag, hex, note, optional, truth};
 use ramsift_os::linux::{self, Kernel, Recovered};
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,13 +69,8 @@ fn libraries_are_those_that_are_mapped() {
             let got = got.remove(&pid).unwrap_or_default();
             assert_eq!(got, elf_files(&lines), "{} pid {pid}", c.name);
         }
-        // Where pages that a process didn't touch can be taken from the page cache, all lists are read.
-        let least = if has_data_symbols(k) {
-            all
-        } else {
-            all * 3 / 4
-        };
-        assert!(linked >= least, "{}: {linked} of {all}", c.name);
+        // Pages that a process didn't touch are taken from the page cache, so that all lists are read.
+        assert_eq!(linked, all, "{}", c.name);
         assert!(named > 100, "{}: {named}", c.name);
     });
 }
@@ -108,22 +103,9 @@ fn images_of_elf_hold_the_code_of_their_files() {
         }
         for (pid, (_, lines)) in truth(c) {
             let (got, want) = (got.remove(&pid).unwrap_or_default(), elf_files(&lines));
-            if has_data_symbols(k) {
-                assert_eq!(got, want, "{} pid {pid}", c.name);
-            } else {
-                // Headers that the process didn't touch are not found without the page cache.
-                assert!(
-                    got.iter().all(|(p, at)| want.get(p) == Some(at)),
-                    "{} pid {pid}",
-                    c.name
-                );
-            }
+            assert_eq!(got, want, "{} pid {pid}", c.name);
         }
-        let files = if has_data_symbols(k) {
-            recovered(k, "linux/pagecache_files")
-        } else {
-            vec![]
-        };
+        let files = recovered(k, "linux/pagecache_files");
         let files: BTreeMap<&str, Vec<u8>> = files
             .iter()
             .filter(|r| r.content.holes().is_empty())
@@ -161,11 +143,7 @@ fn images_of_elf_hold_the_code_of_their_files() {
             }
         }
         assert!(names.len() > 40, "{}: {}", c.name, names.len());
-        assert!(
-            checked > 10 || !has_data_symbols(k),
-            "{}: {checked}",
-            c.name
-        );
+        assert!(checked > 10, "{}: {checked}", c.name);
     });
 }
 

@@ -10,6 +10,7 @@ mod images;
 mod integrity;
 mod kernel;
 mod memory;
+mod modules;
 mod network;
 mod processes;
 mod shell;

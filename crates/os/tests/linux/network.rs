@@ -1,6 +1,6 @@
 //! Views of the network.
 
-use crate::common::{Capture, build, each, each_with_tasks, number, text};
+use crate::common::{Capture, build, each_with_tasks, number, text};
 use ramsift_os::table::{Table, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -70,7 +70,7 @@ fn files(c: &Capture) -> BTreeMap<(i128, String), Vec<Vec<String>>> {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn internet_sockets_are_those_of_proc_net() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let t = build(k, "linux/sockstat");
         assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
         let truth = files(c);
@@ -147,7 +147,7 @@ fn internet_sockets_are_those_of_proc_net() {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn other_sockets_are_those_of_proc_net() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let t = build(k, "linux/sockstat");
         for ((net, name), lines) in files(c) {
             let rows = |columns: &[&str]| -> BTreeSet<Vec<String>> {
@@ -364,7 +364,7 @@ fn interfaces_and_addresses_are_those_of_ip() {
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn neighbours_are_those_of_ip() {
-    each(|c, k| {
+    each_with_tasks(|c, k| {
         let t = build(k, "linux/neighbours");
         assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
         let got: BTreeMap<(String, String), (String, String)> = rows(c, &t)

@@ -13,8 +13,11 @@ pub fn to_types(btf: &Btf) -> Types {
 
 /// Adds the types of a module's split blob to those of its base.
 ///
-/// `types` must come from the base of `split` (other modules may have been added before).
+/// `types` must come from the base of `split` (other modules may have been added before). A name that the
+/// kernel has too still means the kernel's.
 pub fn add_split(types: &mut Types, split: &Btf) {
+    let kernel = u32::try_from(types.nodes.len()).unwrap_or(u32::MAX);
+    types.modules_from = types.modules_from.min(kernel);
     let (_, first_string) = split.strings();
     let (nodes, text) = (types.nodes.len(), types.text.len());
     let first = split.first_id();

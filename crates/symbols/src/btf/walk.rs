@@ -7,7 +7,7 @@ use crate::phys::u32_at;
 const MAX_SIZE: u32 = 1 << 30;
 
 impl Btf {
-    /// Strings are text between NULs, and begin with the empty one (of a module: may begin so).
+    /// Strings are text between NULs, and begin with the empty one, which a module has from its base.
     pub(super) fn check_strings(&self) -> Result<(), BtfError> {
         let at = self.header.strings;
         let b = self.data.get(at..).unwrap_or_default();
@@ -18,7 +18,8 @@ impl Btf {
                 found,
             })
         };
-        if b.first() != Some(&0) || b.last() != Some(&0) {
+        let begins = self.base.is_some() || b.first() == Some(&0);
+        if !begins || b.last() != Some(&0) {
             return bad(
                 at,
                 "strings that begin and end with NUL",

@@ -23,6 +23,8 @@ pub(super) struct Merger {
     tags: HashMap<(bool, String), TypeId>,
     waiting: HashSet<TypeId>,
     variables: HashMap<String, TypeId>,
+    /// Variables that units only declare: those that no unit defines come from assembly or the linker.
+    declared: HashMap<String, TypeId>,
 }
 
 impl Merger {
@@ -33,6 +35,7 @@ impl Merger {
             tags: HashMap::new(),
             waiting: HashSet::new(),
             variables: HashMap::new(),
+            declared: HashMap::new(),
         }
     }
 
@@ -109,12 +112,19 @@ impl Merger {
         id
     }
 
-    pub(super) fn add_variable(&mut self, name: &str, ty: TypeId) {
-        self.variables.entry(name.to_owned()).or_insert(ty);
+    pub(super) fn add_variable(&mut self, name: &str, ty: TypeId, declared: bool) {
+        let of = if declared {
+            &mut self.declared
+        } else {
+            &mut self.variables
+        };
+        of.entry(name.to_owned()).or_insert(ty);
     }
 
+    /// The type that the definition of a variable has, or else its first declaration.
     pub(super) fn variable(&self, name: &str) -> Option<TypeId> {
-        self.variables.get(name).copied()
+        let found = self.variables.get(name);
+        found.or_else(|| self.declared.get(name)).copied()
     }
 
     pub(super) fn finish(self) -> Types {

@@ -373,23 +373,25 @@ impl Unit<'_, '_> {
     /// What a type is made of. Named structs count by name where they are referred to, so that the
     /// same type prints the same whether or not a unit defines what it points to.
     fn print(&mut self, i: usize, depth: usize) -> Print {
-        if let Some(p) = self.prints.get(&i) {
-            return *p;
-        }
-        let Some(die) = self.dies.get(i).cloned() else {
+        let Some(die) = self.dies.get(i) else {
             return 0;
         };
-        if depth > MAX_DEPTH {
-            return 1;
-        }
         let tagged = matches!(
             die.tag,
             gimli::DW_TAG_structure_type | gimli::DW_TAG_union_type | gimli::DW_TAG_class_type
         );
-        let own = print((die.tag.0, die.name, die.size, die.count, die.value));
+        // Before what is known: whether this unit has asked for the struct itself makes no difference.
         if tagged && depth > 0 && !die.name.is_empty() {
             return print((die.tag.0, die.name));
         }
+        if let Some(p) = self.prints.get(&i) {
+            return *p;
+        }
+        if depth > MAX_DEPTH {
+            return 1;
+        }
+        let die = die.clone();
+        let own = print((die.tag.0, die.name, die.size, die.count, die.value));
         let mut parts = vec![own];
         if let Some(t) = die.ty.and_then(|o| self.by_offset.get(&o)).copied() {
             parts.push(self.print(t, depth + 1));
@@ -432,12 +434,12 @@ impl Unit<'_, '_> {
                 at = i;
             }
         }
-        if die.name.is_empty() || die.declaration {
+        if die.name.is_empty() {
             return;
         }
         let ty = self.target(at, 0);
         if ty != TypeId::VOID {
-            self.merger.add_variable(die.name, ty);
+            self.merger.add_variable(die.name, ty, die.declaration);
         }
     }
 }

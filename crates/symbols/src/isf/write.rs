@@ -267,10 +267,12 @@ impl Writer<'_> {
             let Some(best) = self.table.find(s.name) else {
                 continue;
             };
-            let mut entry = json!({ "address": self.table.linked(best.address.0) });
-            if let Some(ty) = self.table.own_type(s.name) {
-                entry["type"] = self.ty(ty);
-            }
+            // Who reads the file may want a type of each symbol, functions and the linker's included.
+            let ty = self.table.own_type(s.name).unwrap_or_default();
+            let mut entry = json!({
+                "address": self.table.linked(best.address.0),
+                "type": self.ty(ty),
+            });
             if let (true, Some(banner)) = (s.name == "linux_banner", self.table.banner()) {
                 let raw = format!("{banner}\n\0");
                 let data = base64::engine::general_purpose::STANDARD.encode(raw);

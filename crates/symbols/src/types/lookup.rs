@@ -107,13 +107,22 @@ impl Types {
     /// counts when nothing has the name itself (`atomic_t` is a typedef in BTF and a struct in an
     /// ISF).
     pub fn composites(&self, name: &str) -> Vec<TypeId> {
-        let mut found: Vec<TypeId> = self
-            .named(name)
+        let mut all = self.composites_of(name, false);
+        all.extend(self.composites_of(name, true));
+        all
+    }
+
+    /// The same of the kernel alone or of modules alone.
+    fn composites_of(&self, name: &str, modules: bool) -> Vec<TypeId> {
+        let named = || {
+            self.named(name)
+                .filter(|id| self.is_of_module(*id) == modules)
+        };
+        let mut found: Vec<TypeId> = named()
             .filter(|id| self.shape(*id).is_composite())
             .collect();
         if found.is_empty() {
-            found = self
-                .named(name)
+            found = named()
                 .map(|id| self.resolve(id))
                 .filter(|id| self.shape(*id).is_composite())
                 .collect();
@@ -128,13 +137,24 @@ impl Types {
         found
     }
 
+    /// Whether a type came with a module, not with the kernel.
+    pub fn is_of_module(&self, id: TypeId) -> bool {
+        id.0 >= self.modules_from
+    }
+
     /// A type by name: a struct or union first, then an enum, a typedef or a base type.
     pub fn find(&self, name: &str) -> Option<TypeId> {
         if name == "void" {
             return Some(TypeId::VOID);
         }
-        let composite = self.composites(name).into_iter().next();
-        composite.or_else(|| self.named(name).min())
+        [false, true].into_iter().find_map(|modules| {
+            let composite = self.composites_of(name, modules).into_iter().next();
+            composite.or_else(|| {
+                self.named(name)
+                    .filter(|id| self.is_of_module(*id) == modules)
+                    .min()
+            })
+        })
     }
 
     fn must(&self, name: &str) -> Result<TypeId, TypeError> {
@@ -402,16 +422,25 @@ impl Types {
         all.iter().map(|v| (v.name.of(&self.text), v.value))
     }
 
+    /// All types of a name, the kernel's first.
+    fn in_order(&self, name: &str) -> Vec<TypeId> {
+        let mut all: Vec<TypeId> = self.named(name).collect();
+        all.sort_unstable();
+        all
+    }
+
     /// The value of a constant in a named enumeration. Values of unsigned 64-bit ones keep their
     /// bits.
     pub fn enum_value(&self, name: &str, constant: &str) -> Option<i64> {
-        self.named(name)
+        self.in_order(name)
+            .into_iter()
             .find_map(|id| Some(self.values(id).find(|(n, _)| *n == constant)?.1))
     }
 
     /// The name that a value has in a named enumeration.
     pub fn enum_name(&self, name: &str, value: i64) -> Option<&str> {
-        self.named(name)
+        self.in_order(name)
+            .into_iter()
             .find_map(|id| Some(self.values(id).find(|(_, v)| *v == value)?.0))
     }
 
@@ -444,7 +473,8 @@ impl Types {
         self.variable_names
             .iter_hash(hash)
             .copied()
-            .find(|i| self.variables[*i as usize].0.is(&self.text, name))
+            .filter(|i| self.variables[*i as usize].0.is(&self.text, name))
+            .min()
             .map(|i| self.variables[i as usize].1)
     }
 

@@ -7,7 +7,9 @@
 //!
 //! A name may be defined more than once: kernels have 10 to 20 such structs, private to different
 //! source files. All are kept. A question by name is answered from the largest one (then the one
-//! with most members, then the first); [`Types::composites`] gives all.
+//! with most members, then the first); [`Types::composites`] gives all. Those of the kernel go before
+//! those of modules, whatever their size: what a module calls its own does not change what the kernel's
+//! structs are.
 
 mod build;
 mod error;
@@ -153,6 +155,8 @@ pub struct Types {
     constants: HashTable<u32>,
     variable_names: HashTable<u32>,
     pointer_size: u32,
+    /// The first type that is a module's.
+    pub(crate) modules_from: u32,
 }
 
 impl std::fmt::Debug for Types {
@@ -189,6 +193,7 @@ impl Types {
             constants: HashTable::new(),
             variable_names: HashTable::new(),
             pointer_size: 8,
+            modules_from: u32::MAX,
         }
     }
 

@@ -13,11 +13,11 @@ impl Blob {
         Self::split(1, 0)
     }
 
-    /// A blob that goes on where another ends.
+    /// A blob that goes on where another ends. It has no empty string of its own.
     pub(crate) fn split(next: u32, string_base: u32) -> Self {
         Self {
             types: Vec::new(),
-            strings: vec![0],
+            strings: vec![0; usize::from(string_base == 0)],
             next,
             string_base,
         }
