@@ -17,6 +17,7 @@ use crate::carver::{Carver, Extent, Hit};
 use crate::crc::crc32;
 use crate::source::Item;
 use evtx::{EvtxChunkData, ParserSettings, SerializedEvtxRecord};
+use jiff::Timestamp;
 use ramsift_layers::ImageOffset;
 use serde_json::Value;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -76,7 +77,7 @@ impl Carver for EvtxChunk {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn literals(&self) -> &'static [&'static [u8]] {
@@ -188,13 +189,19 @@ fn event(record: &SerializedEvtxRecord<Value>, start: usize, len: u64, hit: &mut
     let pid = text(&system["Execution"]["#attributes"]["ProcessID"]);
     let stamp = text(&system["TimeCreated"]["#attributes"]["SystemTime"]);
     let (channel, computer) = (member("Channel"), member("Computer"));
-    let time = record.timestamp.as_microsecond();
+    // When it happened; the record's header only says when it was written, which may be long after.
+    let happened = stamp.as_deref().and_then(|s| s.parse::<Timestamp>().ok());
+    let time = happened.unwrap_or(record.timestamp).as_microsecond();
     let raw = stamp.unwrap_or_else(|| record.timestamp.to_string());
     let mut message = String::new();
     for part in ["EventData", "UserData", "ProcessingErrorData"] {
         flatten(&root[part], "", &mut message, 0);
     }
     let mut fields = vec![("record_id", Field::Int(record.event_record_id as i64))];
+    // A log that was exported counts its records anew, and its events keep their numbers.
+    if let Some(id) = number("EventRecordID").filter(|id| *id != record.event_record_id as i64) {
+        fields.push(("event_record_id", Field::Int(id)));
+    }
     if let Some(id) = number("EventID") {
         fields.push(("event_id", Field::Int(id)));
     }
