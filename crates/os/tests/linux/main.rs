@@ -9,6 +9,7 @@ mod hostile;
 mod images;
 mod integrity;
 mod kernel;
+mod kexec;
 mod memory;
 mod network;
 mod processes;
