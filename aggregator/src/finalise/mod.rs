@@ -103,7 +103,7 @@ pub async fn finalise(
     }
     // The list of splits is frozen with the commits: every aggregator chooses alike.
     let chosen = choose(records, &frozen.split);
-    let evidence = evidence::blake3(&plan, &chosen);
+    let evidence = evidence::blake3(&plan, &chosen, &frozen.split);
     let sha256 = evidence::sha256(&plan, &chosen);
     let sha = sha256.as_ref().map(|(h, _)| h.as_str());
     evidence::check(&plan, evidence.as_deref(), sha)?;
