@@ -326,7 +326,8 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
             anchors: &anchors,
             symbols: means.symbols.as_deref(),
         };
-        let rows = views(&input, discover(&input), &mut collector);
+        let base = (runs != layout.runs).then(|| runs.runs().first().map_or(0, |r| r.pa));
+        let rows = views(&input, discover(&input), base, &mut collector);
         (
             rows.map(|()| collector),
             memory.bytes_read(),
@@ -356,15 +357,25 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     }
 }
 
-/// The row of the system view, and every view of the kernel that it names.
-fn views(input: &ViewInput<'_>, mut d: Discovery, rows: &mut Collector) -> Result<(), String> {
+/// The row of the system view, and every view of the kernel that it names. `base` is where memory
+/// begins when the container did not say so.
+fn views(
+    input: &ViewInput<'_>,
+    mut d: Discovery,
+    base: Option<u64>,
+    rows: &mut Collector,
+) -> Result<(), String> {
     if d.impossible.is_none() {
         match open(input, &d) {
             Ok(kernel) => linux::build_all(&kernel, input.runs, rows)?,
             Err(e) => d.impossible = Some(e.to_string()),
         }
     }
-    let batch = system_batch(&system_row(&d)).map_err(|e| e.to_string())?;
+    let row = SystemRow {
+        physical_base: base,
+        ..system_row(&d)
+    };
+    let batch = system_batch(&row).map_err(|e| e.to_string())?;
     rows.take(name::SYSTEM, Some(batch))?;
     rows.finish()
 }
@@ -439,5 +450,6 @@ fn system_row(d: &Discovery) -> SystemRow {
         build_id: d.build_id.clone(),
         page_tables: serde_json::Value::from(tables).to_string(),
         anchors: serde_json::to_string(&d.anchors).unwrap_or_else(|_| "{}".into()),
+        physical_base: None,
     }
 }

@@ -124,6 +124,7 @@ pub async fn finalise(
         .copied()
         .chain(views.map(String::as_str))
         .collect();
+    let system = system_row(objects, segments.get(name::SYSTEM)).await?;
     let mut frames: Option<PathBuf> = None;
     for table in tables {
         let inputs = segments.get(table).map_or(&[][..], Vec::as_slice);
@@ -139,6 +140,7 @@ pub async fn finalise(
             capture: &capture,
             pass: 1,
             frames: frames.as_deref(),
+            base: system.as_ref().and_then(|s| s.physical_base),
         };
         let (file, path) =
             write_table(objects, &keys, table, inputs, stamp, &limits, filter).await?;
@@ -150,7 +152,6 @@ pub async fn finalise(
         }
     }
     let (coverage, gaps) = covered.finish();
-    let system = system_row(objects, segments.get(name::SYSTEM)).await?;
     let manifest = manifest_of(
         &plan,
         &chosen,

@@ -5,6 +5,7 @@ mod distributed;
 mod embedded;
 mod faults;
 mod helm;
+mod kernels;
 mod measure;
 mod memory;
 mod structured;
