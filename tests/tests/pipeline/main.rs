@@ -10,4 +10,5 @@ mod measure;
 mod memory;
 mod structured;
 mod telemetry;
+mod tls;
 mod yara_oracle;
