@@ -8,7 +8,8 @@ use crate::sink::{Av, Collected, Rows};
 use ramsift_carvers::api::{MoreError, ReadMore, Window};
 use ramsift_engines::yara::{ChunkMatches, ChunkScanner, ScanLimits, Unfinished, UnfinishedReason};
 use ramsift_layers::chunk::ChunkWindow;
-use ramsift_layers::{FileOffset, ImageOffset, SourceError, hash};
+use ramsift_layers::hash::PieceHasher;
+use ramsift_layers::{FileOffset, ImageOffset, SourceError};
 use ramsift_proto::v1::{RuleCount, RuleGap};
 use ramsift_store::tables::MatchRow;
 use std::collections::{BTreeMap, BTreeSet};
@@ -135,12 +136,6 @@ pub(crate) fn scan(
     attempt: &str,
 ) -> Result<Scanned, ScanError> {
     let cpu = thread_cpu();
-    let whole = ctx.plan.chunks.chunk(
-        &ctx.plan.layout.runs,
-        ctx.source.len(),
-        file.start / ctx.plan.chunks.size,
-    );
-    let whole = whole.is_ok_and(|c| c.file == file);
     let mut rows = rows(worker, ctx, attempt);
     let mut yara = YaraPass::new(worker, ctx);
     let mut budget = worker.config.follow_budget;
@@ -154,16 +149,7 @@ pub(crate) fn scan(
             y.window(worker, w, &data, &bad, &sparse, &mut rows);
         }
     }
-    let hash = if whole && slab.bad.is_empty() {
-        let bytes = slab.bytes(file.clone());
-        if ctx.plan.chunk_count == 1 {
-            blake3::hash(bytes).to_hex().to_string()
-        } else {
-            hex::encode(hash::piece(file.start, bytes))
-        }
-    } else {
-        String::new()
-    };
+    let hash = hash_of(ctx, slab, &file);
     let (rule_matches, rule_gaps) = yara.map(|y| y.told.finish()).unwrap_or_default();
     let rows = rows.finish().map_err(ScanError::Store)?;
     let cpu = thread_cpu().saturating_sub(cpu);
@@ -173,6 +159,15 @@ pub(crate) fn scan(
         rule_matches,
         rule_gaps,
         cpu,
+    })
+}
+
+/// What a part of the file adds to the hash of the whole; empty when some of it could not be read.
+fn hash_of(ctx: &JobContext, slab: &Slab, file: &Range<u64>) -> String {
+    let hasher = PieceHasher::new(file, ctx.source.len()).filter(|_| slab.bad.is_empty());
+    hasher.map_or_else(String::new, |mut h| {
+        h.update(slab.bytes(file.clone()));
+        h.finish()
     })
 }
 

@@ -6,7 +6,7 @@
 use anyhow::{Context, Result, anyhow, bail};
 use ramsift_layers::source::S3Config;
 use serde::{Deserialize, Serialize};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 /// All settings.
@@ -72,6 +72,8 @@ impl S3 {
 pub(crate) struct Queue {
     pub(crate) url: String,
     pub(crate) prefix: String,
+    /// PEM file of authorities for `amqps://`; empty: those of the system alone.
+    pub(crate) ca_file: String,
 }
 
 impl Default for Queue {
@@ -79,7 +81,14 @@ impl Default for Queue {
         Self {
             url: "amqp://guest:guest@127.0.0.1:5672/%2f".into(),
             prefix: "ramsift".into(),
+            ca_file: String::new(),
         }
+    }
+}
+
+impl Queue {
+    pub(crate) fn ca_file(&self) -> Option<PathBuf> {
+        (!self.ca_file.is_empty()).then(|| self.ca_file.clone().into())
     }
 }
 

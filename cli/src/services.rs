@@ -76,6 +76,7 @@ async fn shared(config: &Config, what: &str) -> Result<Shared> {
         url: config.queue.url.clone(),
         prefix: config.queue.prefix.clone(),
         name: instance(what),
+        ca_file: config.queue.ca_file(),
     }));
     let ledger: Arc<dyn Ledger> =
         Arc::new(RedisLedger::new(&config.ledger.url, &config.ledger.prefix));

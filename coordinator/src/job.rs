@@ -1,5 +1,6 @@
 //! One running job: which of its tasks are to be published, which are out, which are settled.
 
+use crate::lost::Lost;
 use crate::{Config, Deps};
 use futures::{StreamExt, TryStreamExt};
 use ramsift_proto::TaskId;
@@ -469,21 +470,23 @@ impl Job {
         Ok(out)
     }
 
-    /// A task took a worker down even alone: cut it in two, or note it as failed when it is too
-    /// small to cut.
+    /// A task took a worker down even alone: cut it in two. Gives what is lost when it is too
+    /// small to cut, to be noted as failed.
     pub(crate) async fn bury(
         &mut self,
         deps: &Deps,
         config: &Config,
         task: &str,
-    ) -> Result<(), StoreError> {
+    ) -> Result<Option<Lost>, StoreError> {
         let Ok(id) = task.parse::<TaskId>() else {
-            return Ok(());
+            return Ok(None);
         };
         if !self.open.contains(&id) {
-            return Ok(());
+            return Ok(None);
         }
-        let halves = id.halves().filter(|_| self.bytes(&id) > config.smallest);
+        let halves = id
+            .halves()
+            .filter(|_| self.bytes(&id) > config.smallest.max(4096));
         if let Some(halves) = halves {
             let data = to_json(&serde_json::json!({"task": task, "micros": now_micros()}))?;
             match deps.objects.put_new(&self.keys.split(task), data).await {
@@ -497,29 +500,16 @@ impl Job {
             self.pending.retain(|t| *t != id);
             self.total = self.total.saturating_sub(1);
             halves.into_iter().for_each(|h| self.add(h));
-            return Ok(());
+            return Ok(None);
         }
-        let attempt = uuid::Uuid::now_v7().to_string();
-        let report = TaskReport {
+        let pin = self.plan.as_ref().map(|p| p.pin.clone());
+        Ok(pin.map(|pin| Lost {
             job: self.spec.job.clone(),
             task: task.to_owned(),
-            attempt: attempt.clone(),
+            file: self.range(&id),
+            pin,
             worker: config.name.clone(),
-            outcome: Outcome::Failed.into(),
-            reason: "every worker that tried it died".into(),
-            ..TaskReport::default()
-        };
-        let record = CommitRecord {
-            id: attempt.clone(),
-            job: self.spec.job.clone(),
-            time_micros: now_micros(),
-            reports: vec![report],
-            segments: Vec::new(),
-        };
-        deps.objects
-            .put_new(&self.keys.commit(&attempt), to_json(&record)?)
-            .await?;
-        Ok(())
+        }))
     }
 
     /// Bytes of unsettled chunk tasks.

@@ -9,6 +9,7 @@
 
 mod job;
 mod lease;
+mod lost;
 mod metrics;
 mod plan;
 mod reign;

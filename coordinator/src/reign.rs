@@ -23,6 +23,8 @@ use tracing::Instrument;
 const DISCOVER: Duration = Duration::from_secs(5);
 /// How long the embedded form waits for a store that fails.
 const EMBEDDED_PATIENCE: Duration = Duration::from_secs(30);
+/// Pause before a lost task is noted again.
+const AGAIN: Duration = Duration::from_secs(1);
 /// Publishes in flight at a time.
 const BATCH: usize = 64;
 
@@ -350,10 +352,22 @@ impl Reign {
             }
             Event::Dead(task, done) => {
                 let config = self.me.inner.config.clone();
-                if let Some(job) = self.jobs.get_mut(&task.job) {
-                    job.bury(&deps, &config, &task.task).await?;
-                }
-                let _ = done.send(true);
+                let lost = match self.jobs.get_mut(&task.job) {
+                    Some(job) => job.bury(&deps, &config, &task.task).await?,
+                    None => None,
+                };
+                // Its bytes are read apart from the loop. In an outage the message goes back.
+                tokio::spawn(async move {
+                    let noted = match lost {
+                        Some(lost) => lost.note(&deps).await,
+                        None => Ok(()),
+                    };
+                    if let Err(e) = &noted {
+                        tracing::warn!(task = %task.task, error = %e, "not noted yet");
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    let _ = done.send(noted.is_ok());
+                });
                 Ok(true)
             }
         }

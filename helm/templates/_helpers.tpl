@@ -82,6 +82,10 @@ spec:
           env:
             - name: RAMSIFT_WORKER_GRACE_SECONDS
               value: {{ sub (int .values.terminationGracePeriodSeconds) 5 | max 1 | quote }}
+            {{- if .root.Values.secrets.queueCa }}
+            - name: RAMSIFT_QUEUE_CA_FILE
+              value: /etc/ramsift/queue-ca/ca.crt
+            {{- end }}
             {{- range $k, $v := .env }}
             - name: {{ $k }}
               value: {{ $v | quote }}
@@ -120,7 +124,17 @@ spec:
           volumeMounts:
             - name: tmp
               mountPath: /tmp
+            {{- if .root.Values.secrets.queueCa }}
+            - name: queue-ca
+              mountPath: /etc/ramsift/queue-ca
+              readOnly: true
+            {{- end }}
       volumes:
+        {{- with .root.Values.secrets.queueCa }}
+        - name: queue-ca
+          secret:
+            secretName: {{ . }}
+        {{- end }}
         - name: tmp
           emptyDir:
             sizeLimit: {{ default "256Mi" .tmp }}

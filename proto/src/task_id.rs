@@ -84,15 +84,15 @@ impl TaskId {
         }
     }
 
-    /// The range of the file that this part of a chunk covers, given the chunk's own. Cuts lie on
-    /// page boundaries of the file.
+    /// The range of the file that this part of a chunk covers, given the chunk's own. The lower
+    /// half is the largest power of two that leaves something to the upper, and at least a page:
+    /// the way BLAKE3 cuts, so that parts are subtrees of the file's hash tree as chunks are.
     pub fn narrow(&self, chunk: Range<u64>) -> Range<u64> {
         let mut r = chunk;
         if let Self::Chunk { part, .. } = self {
             for upper in part {
-                let mid = (r.start + (r.end - r.start) / 2)
-                    .next_multiple_of(4096)
-                    .min(r.end);
+                let lower = (r.end - r.start).next_power_of_two() / 2;
+                let mid = (r.start + lower.max(4096)).min(r.end);
                 r = if *upper { mid..r.end } else { r.start..mid };
             }
         }
@@ -185,5 +185,20 @@ mod tests {
             (r.start, r.end)
         );
         assert_eq!(b.parent(), Some(whole));
+    }
+
+    #[test]
+    fn parts_are_aligned_to_their_size() {
+        for len in [4096u64, 5000, 20_480, 1 << 20, (1 << 20) + 1, 3_000_000] {
+            let mut todo = vec![TaskId::chunk(3)];
+            while let Some(t) = todo.pop() {
+                let r = t.narrow(3 << 22..(3 << 22) + len);
+                let size = (r.end - r.start).next_power_of_two();
+                assert!(r.start.is_multiple_of(size), "{t} of {len}: {r:x?}");
+                if r.end - r.start > 4096 {
+                    todo.extend(t.halves().expect("chunk"));
+                }
+            }
+        }
     }
 }

@@ -338,7 +338,8 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
             anchors: &anchors,
             symbols: means.symbols.as_deref(),
         };
-        let rows = build_part(part, &input, discover(&input), &mut collector);
+        let base = (runs != layout.runs).then(|| runs.runs().first().map_or(0, |r| r.pa));
+        let rows = build_part(part, &input, discover(&input), base, &mut collector);
         (
             rows.map(|()| collector),
             memory.bytes_read(),
@@ -368,11 +369,13 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     }
 }
 
-/// Opens the kernel and does a part's work on it; the system part tells of the kernel in a row.
+/// Opens the kernel and does a part's work on it; the system part tells of the kernel in a row. `base` is where
+/// memory begins when the container did not say so.
 fn build_part(
     part: Part,
     input: &ViewInput<'_>,
     mut d: Discovery,
+    base: Option<u64>,
     rows: &mut Collector,
 ) -> Result<(), String> {
     if d.impossible.is_none() {
@@ -382,7 +385,11 @@ fn build_part(
         }
     }
     if part == Part::System {
-        let batch = system_batch(&system_row(&d)).map_err(|e| e.to_string())?;
+        let row = SystemRow {
+            physical_base: base,
+            ..system_row(&d)
+        };
+        let batch = system_batch(&row).map_err(|e| e.to_string())?;
         rows.take(name::SYSTEM, Some(batch))?;
     } else if let Some(why) = d.impossible {
         rows.not_built(part, why);
@@ -465,5 +472,6 @@ fn system_row(d: &Discovery) -> SystemRow {
         build_id: d.build_id.clone(),
         page_tables: serde_json::Value::from(tables).to_string(),
         anchors: serde_json::to_string(&d.anchors).unwrap_or_else(|_| "{}".into()),
+        physical_base: None,
     }
 }

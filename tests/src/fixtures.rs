@@ -22,25 +22,42 @@ pub struct Capture {
     pub image: PathBuf,
     /// What the machine said.
     pub truth: serde_json::Value,
+    /// What is known of the machine from outside.
+    pub info: serde_json::Value,
 }
 
 /// The capture for everyday tests, which `tests/run` has built by `tests/captures`.
 pub fn capture() -> &'static Capture {
     static OPENED: OnceLock<Capture> = OnceLock::new();
     OPENED.get_or_init(|| {
-        let all = std::env::var_os("RAMSIFT_CAPTURES").map_or_else(
-            || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.test-tools/captures"),
-            PathBuf::from,
-        );
-        let dir = all.join("deb6.1-cloud-256m-zerofree");
-        let (image, truth) = (dir.join("memory.raw"), dir.join("truth.json"));
-        let text = std::fs::read(&truth).unwrap_or_else(|e| {
-            panic!("{}: {e}; tests/captures builds it", truth.display());
-        });
-        Capture {
-            image: image.canonicalize().expect("memory.raw beside truth.json"),
-            truth: serde_json::from_slice(&text).expect("truth is JSON"),
-        }
+        let dir = captures().join("deb6.1-cloud-256m-zerofree");
+        opened(&dir).unwrap_or_else(|e| {
+            panic!("{}: {e}; tests/captures builds it", dir.display());
+        })
+    })
+}
+
+/// A capture that takes minutes to build, so that it is not there everywhere.
+pub fn another_capture(name: &str) -> Option<Capture> {
+    opened(&captures().join(name)).ok()
+}
+
+fn captures() -> PathBuf {
+    std::env::var_os("RAMSIFT_CAPTURES").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../.test-tools/captures"),
+        PathBuf::from,
+    )
+}
+
+fn opened(dir: &Path) -> std::io::Result<Capture> {
+    let json = |name: &str| -> std::io::Result<serde_json::Value> {
+        let text = std::fs::read(dir.join(name))?;
+        Ok(serde_json::from_slice(&text).expect("what tests/captures writes is JSON"))
+    };
+    Ok(Capture {
+        truth: json("truth.json")?,
+        info: json("info.json")?,
+        image: dir.join("memory.raw").canonicalize()?,
     })
 }
 

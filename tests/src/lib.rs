@@ -4,6 +4,7 @@
 //! loopback interface alone, and ends with the value that stands for it. A server that is not
 //! installed is a failure that says what to install, never a skipped test.
 
+pub mod authority;
 pub mod fixtures;
 pub mod program;
 pub mod servers;

@@ -132,11 +132,16 @@ impl Service {
 impl Cluster {
     /// Starts the servers, with a bucket `evidence` and one `results`.
     pub fn start(settings: &[(&str, &str)]) -> Self {
+        Self::with(Rabbit::start(), settings)
+    }
+
+    /// Starts the servers beside this broker.
+    pub fn with(rabbit: Rabbit, settings: &[(&str, &str)]) -> Self {
         let s3 = S3::start();
         s3.bucket("evidence");
         s3.bucket("results");
         Self {
-            rabbit: Rabbit::start(),
+            rabbit,
             redis: Redis::start(),
             s3,
             logs: tempfile::tempdir().expect("a temporary folder"),
@@ -180,6 +185,9 @@ impl Cluster {
             )
             .env("RAMSIFT_AGGREGATOR_COMMIT_MILLISECONDS", "100")
             .env("RAMSIFT_WORKER_SLOTS", "1");
+        if let Some(file) = self.rabbit.ca_file() {
+            c.env("RAMSIFT_QUEUE_CA_FILE", file);
+        }
         for (k, v) in &self.settings {
             c.env(k, v);
         }

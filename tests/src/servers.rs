@@ -1,5 +1,6 @@
 //! RabbitMQ, Redis, an S3 server and clamd, as private child processes.
 
+use crate::authority::Authority;
 use crate::{block_on, free_port, wait_for};
 use ramsift_layers::source::{S3Client, S3Config};
 use ramsift_queue::{Queue, RabbitConfig, RabbitQueue};
@@ -118,14 +119,25 @@ pub struct Rabbit {
     port: u16,
     dist: u16,
     epmd: u16,
+    authority: Option<Authority>,
 }
 
 impl Rabbit {
     /// Starts a node and waits until it takes messages. A port that was free may be taken by the
     /// time the node wants it: then another node is tried.
     pub fn start() -> Self {
+        Self::come_up(|| None)
+    }
+
+    /// Starts a node that speaks TLS only, on 127.0.0.1, which its certificate names, and on
+    /// 127.0.0.2, which it doesn't.
+    pub fn start_tls() -> Self {
+        Self::come_up(|| Some(Authority::new("IP:127.0.0.1")))
+    }
+
+    fn come_up(authority: impl Fn() -> Option<Authority>) -> Self {
         for _ in 0..3 {
-            let mut r = Self::prepare();
+            let mut r = Self::prepare(authority());
             if r.launch(Duration::from_secs(60)) {
                 return r;
             }
@@ -134,7 +146,7 @@ impl Rabbit {
         panic!("RabbitMQ does not come up: see its log with RABBITMQ_LOG_BASE, or run tests/run");
     }
 
-    fn prepare() -> Self {
+    fn prepare(authority: Option<Authority>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let r = Self {
             process: None,
@@ -142,19 +154,37 @@ impl Rabbit {
             port: free_port(),
             dist: free_port(),
             epmd: free_port(),
+            authority,
         };
         let d = r.dir.path();
         std::fs::write(
             d.join("rabbitmq.conf"),
             format!(
-                "listeners.tcp.1 = 127.0.0.1:{}\nloopback_users.guest = true\n\
+                "{}\nloopback_users.guest = true\n\
                  vm_memory_high_watermark.absolute = 1GB\ndisk_free_limit.absolute = 200MB\n",
-                r.port
+                r.listeners()
             ),
         )
         .expect("write");
         std::fs::write(d.join("plugins"), "[].").expect("write");
         r
+    }
+
+    fn listeners(&self) -> String {
+        let port = self.port;
+        let Some(a) = &self.authority else {
+            return format!("listeners.tcp.1 = 127.0.0.1:{port}");
+        };
+        let [certificate, key] = a.server();
+        format!(
+            "listeners.tcp = none\nlisteners.ssl.1 = 127.0.0.1:{port}\n\
+             listeners.ssl.2 = 127.0.0.2:{port}\nssl_options.cacertfile = {}\n\
+             ssl_options.certfile = {}\nssl_options.keyfile = {}\n\
+             ssl_options.verify = verify_none",
+            a.ca_file().display(),
+            certificate.display(),
+            key.display()
+        )
     }
 
     /// Starts the node again on the data it has.
@@ -217,10 +247,25 @@ impl Rabbit {
 
     /// Where it is.
     pub fn url(&self) -> String {
+        self.url_at("127.0.0.1")
+    }
+
+    /// Where it is, by another of its addresses.
+    pub fn url_at(&self, host: &str) -> String {
+        let scheme = if self.authority.is_some() {
+            "amqps"
+        } else {
+            "amqp"
+        };
         format!(
-            "amqp://guest:guest@127.0.0.1:{}/%2f?heartbeat=10",
+            "{scheme}://guest:guest@{host}:{}/%2f?heartbeat=10",
             self.port
         )
+    }
+
+    /// Who signed its certificate, where it has one.
+    pub fn ca_file(&self) -> Option<PathBuf> {
+        self.authority.as_ref().map(Authority::ca_file)
     }
 
     /// A queue at this node.
@@ -229,6 +274,7 @@ impl Rabbit {
             url: self.url(),
             prefix: prefix.to_owned(),
             name: "tests".into(),
+            ca_file: self.ca_file(),
         })
     }
 }

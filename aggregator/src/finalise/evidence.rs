@@ -2,28 +2,60 @@
 
 use super::FinaliseError;
 use super::choose::Chosen;
-use ramsift_layers::hash;
+use ramsift_layers::hash::{self, ChainingValue};
 use ramsift_proto::TaskId;
+use ramsift_proto::v1::TaskReport;
 use ramsift_store::Plan;
+use std::collections::{BTreeMap, BTreeSet};
 
-/// BLAKE3 of the evidence from its chunks, when all were read whole.
-pub(super) fn blake3(plan: &Plan, chosen: &Chosen) -> Option<String> {
+/// BLAKE3 of the evidence from its chunks and their parts, when all bytes were read.
+pub(super) fn blake3(plan: &Plan, chosen: &Chosen, split: &BTreeSet<String>) -> Option<String> {
     if !plan.spec.unstructured {
         return None;
     }
-    if plan.chunk_count == 1 {
-        let h = &chosen.reports.get("chunk-0")?.hash;
-        return (!h.is_empty()).then(|| h.clone());
+    let reports = &chosen.reports;
+    Tree { reports, split }.root(plan.chunk_count)
+}
+
+/// What the reports say of the evidence's hash tree.
+struct Tree<'a> {
+    reports: &'a BTreeMap<String, TaskReport>,
+    split: &'a BTreeSet<String>,
+}
+
+impl Tree<'_> {
+    fn root(&self, chunks: u64) -> Option<String> {
+        if chunks > 1 {
+            let values = (0..chunks).map(|i| self.value(&TaskId::chunk(i)));
+            let root = hash::whole(&values.collect::<Option<Vec<_>>>()?)?;
+            return Some(root.to_hex().to_string());
+        }
+        // The chunk is the root: what its task says is the hash, unless it was cut.
+        if let Some([l, r]) = self.parts(&TaskId::chunk(0)) {
+            let root = hash::root(&self.value(&l)?, &self.value(&r)?);
+            return Some(root.to_hex().to_string());
+        }
+        let h = &self.reports.get("chunk-0")?.hash;
+        (!h.is_empty()).then(|| h.clone())
     }
-    let pieces = (0..plan.chunk_count)
-        .map(|i| {
-            let h = &chosen.reports.get(&TaskId::chunk(i).to_string())?.hash;
-            let mut cv = [0u8; 32];
-            hex::decode_to_slice(h, &mut cv).ok()?;
-            Some(cv)
-        })
-        .collect::<Option<Vec<_>>>()?;
-    Some(hash::whole(&pieces)?.to_hex().to_string())
+
+    /// The halves of a task that was cut.
+    fn parts(&self, task: &TaskId) -> Option<[TaskId; 2]> {
+        task.halves()
+            .filter(|_| self.split.contains(&task.to_string()))
+    }
+
+    /// The subtree over a task's bytes: from its report, or from those of its parts. As deep as
+    /// tasks were cut.
+    fn value(&self, task: &TaskId) -> Option<ChainingValue> {
+        if let Some([l, r]) = self.parts(task) {
+            return Some(hash::parent(&self.value(&l)?, &self.value(&r)?));
+        }
+        let mut value = [0; 32];
+        let report = self.reports.get(&task.to_string())?;
+        hex::decode_to_slice(&report.hash, &mut value).ok()?;
+        Some(value)
+    }
 }
 
 /// SHA-256 of the evidence and where it comes from: the provider, or a pass of our own.
@@ -66,5 +98,74 @@ pub(super) fn capture_id(plan: &Plan, blake3: Option<&str>) -> String {
             let pin = serde_json::to_vec(&plan.pin).unwrap_or_default();
             format!("pin-{}", &::blake3::hash(&pin).to_hex()[..28])
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ramsift_layers::hash::PieceHasher;
+    use std::ops::Range;
+
+    const CHUNK: u64 = 64 << 10;
+
+    /// Reports on a file of which some tasks were cut; one of them may not have its hash.
+    fn root(data: &[u8], cut: &[&str], without: &str) -> Option<String> {
+        let len = data.len() as u64;
+        let split: BTreeSet<String> = cut.iter().map(|c| (*c).to_owned()).collect();
+        let mut reports = BTreeMap::new();
+        let chunks = len.div_ceil(CHUNK);
+        let mut todo: Vec<TaskId> = (0..chunks).map(TaskId::chunk).collect();
+        while let Some(t) = todo.pop() {
+            let name = t.to_string();
+            if split.contains(&name) {
+                todo.extend(t.halves().expect("chunk"));
+                continue;
+            }
+            let TaskId::Chunk { index, .. } = t else {
+                unreachable!("chunks only")
+            };
+            let chunk = index * CHUNK..((index + 1) * CHUNK).min(len);
+            let r: Range<u64> = t.narrow(chunk);
+            let mut h = PieceHasher::new(&r, len).expect("a subtree");
+            h.update(&data[r.start as usize..r.end as usize]);
+            let hash = if name == without {
+                String::new()
+            } else {
+                h.finish()
+            };
+            let report = TaskReport {
+                hash,
+                ..TaskReport::default()
+            };
+            reports.insert(name, report);
+        }
+        let (reports, split) = (&reports, &split);
+        Tree { reports, split }.root(chunks)
+    }
+
+    #[test]
+    fn parts_give_the_hash_that_the_file_has() {
+        let all: Vec<u8> = (0..200_000).map(|i| (i * 7 % 251) as u8).collect();
+        for len in [
+            3000, 20_000, 65_536, 100_000, 131_072, 131_073, 150_000, 200_000,
+        ] {
+            let data = &all[..len];
+            let want = Some(blake3::hash(data).to_hex().to_string());
+            let chunks = len.div_ceil(CHUNK as usize);
+            let last = format!("chunk-{}", chunks - 1);
+            let deep = [last.clone(), format!("{last}.0"), format!("{last}.01")];
+            let deep: Vec<&str> = deep.iter().map(String::as_str).collect();
+            let most = if len % CHUNK as usize > 17_000 || len == 65_536 {
+                3
+            } else {
+                0
+            };
+            for cuts in 0..=most {
+                assert_eq!(root(data, &deep[..cuts], ""), want, "{len}, {cuts} cuts");
+            }
+            assert_eq!(root(data, &[], &last), None, "{len}");
+        }
+        assert_eq!(root(&all, &["chunk-1", "chunk-1.1"], "chunk-1.10"), None);
     }
 }

@@ -101,7 +101,7 @@ pub async fn finalise(
     }
     // The list of splits is frozen with the commits: every aggregator chooses alike.
     let chosen = choose(records, &frozen.split);
-    let evidence = evidence::blake3(&plan, &chosen);
+    let evidence = evidence::blake3(&plan, &chosen, &frozen.split);
     let sha256 = evidence::sha256(&plan, &chosen);
     let sha = sha256.as_ref().map(|(h, _)| h.as_str());
     evidence::check(&plan, evidence.as_deref(), sha)?;
@@ -122,6 +122,7 @@ pub async fn finalise(
         .copied()
         .chain(views.map(String::as_str))
         .collect();
+    let system = system_row(objects, segments.get(name::SYSTEM)).await?;
     let mut frames: Option<PathBuf> = None;
     for table in tables {
         let inputs = segments.get(table).map_or(&[][..], Vec::as_slice);
@@ -137,6 +138,7 @@ pub async fn finalise(
             capture: &capture,
             pass: 1,
             frames: frames.as_deref(),
+            base: system.as_ref().and_then(|s| s.physical_base),
         };
         let (file, path) =
             write_table(objects, &keys, table, inputs, stamp, &limits, filter).await?;
@@ -148,7 +150,6 @@ pub async fn finalise(
         }
     }
     let (coverage, gaps) = covered.finish();
-    let system = system_row(objects, segments.get(name::SYSTEM)).await?;
     let manifest = manifest_of(
         &plan,
         &chosen,

@@ -209,3 +209,44 @@ async fn what_views_ask_for_becomes_tasks_and_then_verdicts_on_processes() {
     job.advance(&w.deps).await.expect("advanced");
     assert_eq!(job.stage, Stage::Settled);
 }
+
+/// The report on a task, of those in the store.
+async fn reported(w: &World, task: &str) -> TaskReport {
+    let all = ramsift_store::job::commits(w.deps.objects.as_ref(), &Keys::new("j"));
+    let mut reports = all.await.expect("read").into_iter().flat_map(|c| c.reports);
+    reports.find(|r| r.task == task).expect("a report")
+}
+
+#[tokio::test]
+async fn a_part_that_no_worker_survives_is_hashed_all_the_same() {
+    let w = world().await;
+    let config = Config {
+        smallest: 512 << 10,
+        ..Config::default()
+    };
+    let mut job = w.job().await;
+    names(&mut job);
+    let cut = job.bury(&w.deps, &config, "chunk-1").await;
+    assert_eq!(cut.expect("stored"), None, "cut in two");
+    assert_eq!(names(&mut job), ["chunk-1.0", "chunk-1.1"]);
+    let lost = job.bury(&w.deps, &config, "chunk-1.1").await;
+    let lost = lost.expect("stored").expect("too small to cut");
+    lost.clone().note(&w.deps).await.expect("noted");
+    let r = reported(&w, "chunk-1.1").await;
+    assert_eq!(r.outcome(), Outcome::Failed);
+    let want = ramsift_layers::hash::piece(3 << 19, &[7; 512 << 10]);
+    let hex: String = want.iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(r.hash, hex);
+    job.refresh(&w.deps).await.expect("read");
+    assert!(!job.open.contains(&"chunk-1.1".parse().expect("a task")));
+
+    // Evidence that is gone has no hash, and its part is noted all the same.
+    std::fs::remove_file(w.spec.source.as_str()).expect("removed");
+    let gone = Lost {
+        task: "chunk-0".into(),
+        file: 0..1 << 20,
+        ..lost
+    };
+    gone.note(&w.deps).await.expect("noted");
+    assert_eq!(reported(&w, "chunk-0").await.hash, "");
+}

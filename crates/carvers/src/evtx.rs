@@ -17,6 +17,7 @@ use crate::carver::{Carver, Extent, Hit};
 use crate::crc::crc32;
 use crate::source::Item;
 use evtx::{EvtxChunkData, ParserSettings, SerializedEvtxRecord};
+use jiff::Timestamp;
 use ramsift_layers::ImageOffset;
 use serde_json::Value;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -76,7 +77,7 @@ impl Carver for EvtxChunk {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn literals(&self) -> &'static [&'static [u8]] {
@@ -101,14 +102,15 @@ impl Carver for EvtxChunk {
                 .push((hit.carver, from, CHUNK as u64, "out of time".to_owned()));
             return;
         }
+        let there = chunk.len();
         let mut bytes = chunk.to_vec();
         bytes.resize(CHUNK, 0);
         // The parser keeps to its bounds, but it is not ours and the bytes are hostile.
         let read = catch_unwind(AssertUnwindSafe(|| {
-            records(bytes.clone(), at, hit).or_else(|| {
+            records(bytes.clone(), there, at, hit).or_else(|| {
                 // The table of names is only a short cut to them, and may point to lost pages.
                 bytes[128..HEADER].fill(0);
-                records(bytes, at, hit)
+                records(bytes, there, at, hit)
             })
         }));
         // Torn content was looked at in full: it is a fact on the artifact, no gap in the scan.
@@ -132,8 +134,13 @@ impl Carver for EvtxChunk {
 }
 
 /// Reports the records of a chunk that begin in the core; `None` when nothing could be read, else
-/// why not every record could.
-fn records(bytes: Vec<u8>, at: usize, hit: &mut Hit<'_, '_>) -> Option<Option<String>> {
+/// why not every record could. The image has the first `there` bytes of the chunk.
+fn records(
+    bytes: Vec<u8>,
+    there: usize,
+    at: usize,
+    hit: &mut Hit<'_, '_>,
+) -> Option<Option<String>> {
     let settings = Arc::new(ParserSettings::new());
     let mut data = EvtxChunkData::new(bytes, false).ok()?;
     let mut chunk = data.parse(settings).ok()?;
@@ -150,7 +157,8 @@ fn records(bytes: Vec<u8>, at: usize, hit: &mut Hit<'_, '_>) -> Option<Option<St
         if !hit.source.core.contains(&start) {
             continue;
         }
-        let len = u64::from(record.binxml_size) + 28;
+        let len = (record.binxml_size as usize).saturating_add(28);
+        let len = len.min((at + there).saturating_sub(start)) as u64;
         match record.into_json_value() {
             Ok(value) => event(&value, start, len, hit),
             Err(e) => drop(failed.get_or_insert_with(|| words(&e))),
@@ -188,13 +196,19 @@ fn event(record: &SerializedEvtxRecord<Value>, start: usize, len: u64, hit: &mut
     let pid = text(&system["Execution"]["#attributes"]["ProcessID"]);
     let stamp = text(&system["TimeCreated"]["#attributes"]["SystemTime"]);
     let (channel, computer) = (member("Channel"), member("Computer"));
-    let time = record.timestamp.as_microsecond();
+    // When it happened; the record's header only says when it was written, which may be long after.
+    let happened = stamp.as_deref().and_then(|s| s.parse::<Timestamp>().ok());
+    let time = happened.unwrap_or(record.timestamp).as_microsecond();
     let raw = stamp.unwrap_or_else(|| record.timestamp.to_string());
     let mut message = String::new();
     for part in ["EventData", "UserData", "ProcessingErrorData"] {
         flatten(&root[part], "", &mut message, 0);
     }
     let mut fields = vec![("record_id", Field::Int(record.event_record_id as i64))];
+    // A log that was exported counts its records anew, and its events keep their numbers.
+    if let Some(id) = number("EventRecordID").filter(|id| *id != record.event_record_id as i64) {
+        fields.push(("event_record_id", Field::Int(id)));
+    }
     if let Some(id) = number("EventID") {
         fields.push(("event_id", Field::Int(id)));
     }

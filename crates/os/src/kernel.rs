@@ -3,11 +3,14 @@
 //! For Linux, VMCOREINFO names the top page table and how the kernel image lies in physical
 //! memory. A candidate counts as confirmed when walking it from the virtual address of
 //! `init_uts_ns` leads to the physical page where the kernel image says it is, and the release
-//! stands there.
+//! stands there. Memory may hold several kernels: what was left of one when the machine went on with
+//! another (kexec), or notes of one alone. Each VMCOREINFO is tried with its own table; of several
+//! kernels the one whose clock stands latest is the one that ran.
 //!
 //! Source: Linux, `Documentation/admin-guide/kdump/vmcoreinfo.rst`: on x86-64 the kernel image maps
 //! `va - 0xffffffff80000000 + phys_base`; on arm64 `va - kimage_voffset`.
 
+use crate::linux;
 use crate::view::ViewInput;
 use ramsift_layers::translate::{
     AARCH64_4K_48, PhysError, PhysRead, Shape, X86_64, X86_64_LA57, walk,
@@ -39,6 +42,8 @@ pub struct PageTable {
     pub shape: &'static str,
     /// Where the candidate comes from.
     pub source: &'static str,
+    /// Image offset of the VMCOREINFO that it comes from.
+    pub vmcoreinfo: Option<u64>,
     /// Whether a walk through it led where it should.
     pub confirmed: bool,
 }
@@ -75,19 +80,24 @@ pub fn discover(input: &ViewInput<'_>) -> Discovery {
     for a in input.anchors {
         *d.anchors.entry(a.kind.clone()).or_default() += 1;
     }
-    let infos: Vec<VmCoreInfo> = of_kind(input, "vmcoreinfo")
-        .filter_map(|a| VmCoreInfo::parse(&a.data).ok())
-        .filter(|v| v.len() > 10)
+    let infos: Vec<(u64, VmCoreInfo)> = of_kind(input, "vmcoreinfo")
+        .filter_map(|a| Some((a.image_offset, VmCoreInfo::parse(&a.data).ok()?)))
+        .filter(|(_, v)| v.len() > 10)
         .collect();
-    banner(input, &infos, &mut d);
-    for v in &infos {
-        from_vmcoreinfo(input.memory, v, &mut d);
+    for (at, v) in &infos {
+        from_vmcoreinfo(input.memory, *at, v, &mut d);
     }
-    if let Some(v) = infos.first() {
-        d.os = Some("linux");
-        d.release = v.release().map(str::to_owned);
-        d.build_id = v.build_id().map(str::to_owned);
+    d.page_tables.sort_by_key(|p| (!p.confirmed, p.dtb));
+    let of = |t: &PageTable| {
+        let own = infos.iter().find(|(at, _)| Some(*at) == t.vmcoreinfo);
+        own.map(|(_, v)| v)
+    };
+    if let Some(ran) = latest(input, &d, &of) {
+        // Before the others that are confirmed.
+        d.page_tables[..=ran].rotate_right(1);
     }
+    let confirmed = d.page_tables.first().filter(|t| t.confirmed).and_then(of);
+    names(input, confirmed.or(infos.first().map(|(_, v)| v)), &mut d);
     for hint in input.dtb_hints {
         let known = d.page_tables.iter().any(|p| p.dtb.0 == *hint);
         if !known {
@@ -100,6 +110,7 @@ pub fn discover(input: &ViewInput<'_>) -> Discovery {
                 dtb: Dtb(*hint),
                 shape: shape.name,
                 source: "the container's processor state",
+                vmcoreinfo: None,
                 confirmed: false,
             });
         }
@@ -113,9 +124,51 @@ fn of_kind<'a>(input: &'a ViewInput<'_>, kind: &'a str) -> impl Iterator<Item = 
     input.anchors.iter().filter(move |a| a.kind == kind)
 }
 
+/// Kernels that are compared at most.
+const KERNELS: usize = 4;
+
+/// Where among the page tables is that of the kernel that ran last, if several are confirmed: the
+/// one whose clock stands latest, or whose list of processes is longer where clocks can't be read.
+fn latest<'v>(
+    input: &ViewInput<'_>,
+    d: &Discovery,
+    of: &impl Fn(&PageTable) -> Option<&'v VmCoreInfo>,
+) -> Option<usize> {
+    let confirmed = d.page_tables.iter().take_while(|t| t.confirmed);
+    let confirmed: Vec<&PageTable> = confirmed.take(KERNELS).collect();
+    if confirmed.len() < 2 {
+        return None;
+    }
+    let rank = |t: &PageTable| {
+        let mut alone = Discovery {
+            page_tables: vec![t.clone()],
+            ..d.clone()
+        };
+        names(input, of(t), &mut alone);
+        let kernel = linux::open(input, &alone).ok()?;
+        let tasks = kernel.processes(&mut Vec::new()).map_or(0, |p| p.len());
+        Some((kernel.clock().map(|c| c.seconds), tasks))
+    };
+    let ranked = confirmed.into_iter().map(rank).enumerate();
+    // Of equals the first.
+    ranked
+        .max_by_key(|(i, r)| (*r, std::cmp::Reverse(*i)))
+        .map(|(i, _)| i)
+}
+
+/// What the kernel of a VMCOREINFO calls itself.
+fn names(input: &ViewInput<'_>, info: Option<&VmCoreInfo>, d: &mut Discovery) {
+    banner(input, info, d);
+    if let Some(v) = info {
+        d.os = Some("linux");
+        d.release = v.release().map(str::to_owned);
+        d.build_id = v.build_id().map(str::to_owned);
+    }
+}
+
 /// The banner: one that names the release of VMCOREINFO if there is such, else one with a build
 /// number (a weak banner without it also lies in the kernel's read-only data).
-fn banner(input: &ViewInput<'_>, infos: &[VmCoreInfo], d: &mut Discovery) {
+fn banner(input: &ViewInput<'_>, info: Option<&VmCoreInfo>, d: &mut Discovery) {
     let all: Vec<(String, u64)> = of_kind(input, "linux_banner")
         .map(|a| {
             (
@@ -124,7 +177,7 @@ fn banner(input: &ViewInput<'_>, infos: &[VmCoreInfo], d: &mut Discovery) {
             )
         })
         .collect();
-    let release = infos.first().and_then(VmCoreInfo::release);
+    let release = info.and_then(VmCoreInfo::release);
     let named = release.and_then(|r| {
         let start = format!("Linux version {r} ");
         all.iter()
@@ -142,7 +195,7 @@ fn banner(input: &ViewInput<'_>, infos: &[VmCoreInfo], d: &mut Discovery) {
 }
 
 /// Candidates from one VMCOREINFO block, checked by a walk.
-fn from_vmcoreinfo(memory: &dyn PhysRead, v: &VmCoreInfo, d: &mut Discovery) {
+fn from_vmcoreinfo(memory: &dyn PhysRead, at: u64, v: &VmCoreInfo, d: &mut Discovery) {
     let Some(root) = v.symbol("swapper_pg_dir") else {
         return;
     };
@@ -178,6 +231,7 @@ fn from_vmcoreinfo(memory: &dyn PhysRead, v: &VmCoreInfo, d: &mut Discovery) {
         dtb,
         shape: shape.name,
         source: "VMCOREINFO",
+        vmcoreinfo: Some(at),
         confirmed,
     });
 }

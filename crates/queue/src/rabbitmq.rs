@@ -22,9 +22,11 @@ use crate::{Consumer, Lane, Message, Queue, QueueError};
 use async_trait::async_trait;
 use consumer::RabbitConsumer;
 use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
+use lapin::tcp::OwnedTLSConfig;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Confirmation};
 use link::{Broker, Link};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Mutex;
@@ -45,6 +47,10 @@ pub struct RabbitConfig {
     pub prefix: String,
     /// Name of this connection in the broker's lists.
     pub name: String,
+    /// A PEM file of the authorities that may have signed the broker's certificate, beside those of
+    /// the system; for `amqps://` alone. Read whenever a connection is made, so that it may be
+    /// renewed.
+    pub ca_file: Option<PathBuf>,
 }
 
 impl std::fmt::Debug for RabbitConfig {
@@ -63,6 +69,24 @@ impl RabbitConfig {
         rest.rsplit_once('@')
             .map_or(rest, |(_, host)| host)
             .to_owned()
+    }
+
+    /// What connections over TLS trust.
+    fn tls(&self) -> std::io::Result<OwnedTLSConfig> {
+        let Some(path) = &self.ca_file else {
+            return Ok(OwnedTLSConfig::default());
+        };
+        let wrong = |why: &dyn std::fmt::Display| {
+            std::io::Error::other(format!("queue.ca_file {}: {why}", path.display()))
+        };
+        let pem = std::fs::read_to_string(path).map_err(|e| wrong(&e))?;
+        if !pem.contains("-----BEGIN CERTIFICATE-----") {
+            return Err(wrong(&"no certificate in it; it must be a PEM file"));
+        }
+        Ok(OwnedTLSConfig {
+            identity: None,
+            cert_chain: Some(pem),
+        })
     }
 
     fn queue(&self, lane: Lane) -> String {

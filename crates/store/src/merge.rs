@@ -13,30 +13,24 @@
 //! The capture's id and the pass, which are known only now, go in front of every row, and whose memory
 //! it lies in behind.
 
+mod output;
+
 use crate::objects::Objects;
-use crate::owners::{self, Owners};
 use crate::query::{QueryLimits, Tables, fail};
-use crate::tables::{
-    FAIR_GROUP, ROW_GROUP, in_order, is_view, place_columns, schema, sort_keys, writer_properties,
-};
+use crate::tables::{FAIR_GROUP, ROW_GROUP, in_order, is_view, place_columns, schema, sort_keys};
 use crate::{ObjectError, StoreError};
-use arrow::array::{ArrayRef, AsArray, RecordBatch, StringArray, UInt16Array};
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use output::Output;
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
-use parquet::arrow::arrow_writer::{ArrowColumnWriter, ArrowRowGroupWriterFactory, compute_leaves};
-use parquet::arrow::{ArrowSchemaConverter, ProjectionMask, add_encoded_arrow_schema_to_metadata};
-use parquet::column::writer::ColumnCloseResult;
 use parquet::errors::ParquetError;
 use parquet::file::metadata::{ParquetMetaData, ParquetMetaDataReader, RowGroupMetaData};
 use parquet::file::reader::{ChunkReader, Length};
 use parquet::file::statistics::Statistics;
-use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
-use std::fs::File;
-use std::io::BufWriter;
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
@@ -70,6 +64,10 @@ pub struct Stamp<'a> {
     pub pass: u16,
     /// The finished `frames` table: rows that have a place are given their owners from it.
     pub frames: Option<&'a Path>,
+    /// Where the memory of a raw image begins, when a kernel says that it is not at 0, which is what
+    /// chunk workers count from. A raw image has no holes: each row's physical address is then its
+    /// image offset and this.
+    pub base: Option<u64>,
 }
 
 /// Merges segments into one table in the file `to`. Memory is bounded by `limits` and a few row
@@ -496,237 +494,5 @@ impl Sql<'_> {
             out.write(&b)?;
         }
         out.cut()
-    }
-}
-
-/// The table being written.
-struct Output {
-    schema: SchemaRef,
-    writer: SerializedFileWriter<BufWriter<File>>,
-    factory: ArrowRowGroupWriterFactory,
-    capture: String,
-    pass: u16,
-    /// The column that says where a row lies, in tables that are sorted by place.
-    place: Option<usize>,
-    owners: Option<Owners>,
-    /// The row group being encoded: its columns and rows.
-    open: Option<(Vec<ArrowColumnWriter>, usize)>,
-    groups: usize,
-    rows: u64,
-    copied: u64,
-}
-
-/// Encodes a column of a row group.
-fn encode(
-    mut w: ArrowColumnWriter,
-    field: &Field,
-    array: &ArrayRef,
-    group: &mut SerializedRowGroupWriter<'_, BufWriter<File>>,
-) -> Result<(), StoreError> {
-    for leaf in compute_leaves(field, array).map_err(fail)? {
-        w.write(&leaf).map_err(fail)?;
-    }
-    w.close()
-        .and_then(|c| c.append_to_row_group(group))
-        .map_err(fail)
-}
-
-/// Columns in front of those of the segments.
-const STAMPED: usize = 2;
-
-impl Output {
-    fn create(
-        to: &Path,
-        table: &str,
-        rows: &SchemaRef,
-        stamp: Stamp<'_>,
-    ) -> Result<Self, StoreError> {
-        let mut fields = vec![
-            Arc::new(Field::new("capture", DataType::Utf8, false)),
-            Arc::new(Field::new("pass", DataType::UInt16, false)),
-        ];
-        fields.extend(rows.fields().iter().cloned());
-        let place = place_columns(table).and_then(|c| rows.index_of(c.start).ok());
-        let mut owners = None;
-        if place.is_some() {
-            fields.extend(owners::fields());
-            owners = stamp.frames.map(Owners::open).transpose()?;
-        }
-        let schema = Arc::new(Schema::new(fields));
-        let sorted = place_columns(table).and_then(|c| schema.index_of(c.start).ok());
-        let mut properties = writer_properties(sorted);
-        add_encoded_arrow_schema_to_metadata(&schema, &mut properties);
-        let described = ArrowSchemaConverter::new().convert(&schema).map_err(fail)?;
-        let file = File::create(to).map_err(|e| fail(format!("{}: {e}", to.display())))?;
-        let writer = SerializedFileWriter::new(
-            BufWriter::with_capacity(1 << 20, file),
-            described.root_schema_ptr(),
-            Arc::new(properties),
-        )
-        .map_err(fail)?;
-        let factory = ArrowRowGroupWriterFactory::new(&writer, schema.clone());
-        Ok(Self {
-            schema,
-            writer,
-            factory,
-            capture: stamp.capture.to_owned(),
-            pass: stamp.pass,
-            place,
-            owners,
-            open: None,
-            groups: 0,
-            rows: 0,
-            copied: 0,
-        })
-    }
-
-    /// The columns that stand in front of `rows` rows.
-    fn stamps(&self, rows: usize) -> [ArrayRef; STAMPED] {
-        [
-            Arc::new(StringArray::from_iter_values(std::iter::repeat_n(
-                self.capture.as_str(),
-                rows,
-            ))),
-            Arc::new(UInt16Array::from_value(self.pass, rows)),
-        ]
-    }
-
-    fn copy(&mut self, g: &Group, piece: &Piece) -> Result<(), StoreError> {
-        self.cut()?;
-        let columns = self
-            .factory
-            .create_column_writers(self.groups)
-            .map_err(fail)?;
-        let stamps = self.stamps(g.rows);
-        let tail = self.owners_of(g, piece)?;
-        let mut group = self.writer.next_row_group().map_err(fail)?;
-        let mut columns = columns.into_iter().zip(self.schema.fields().iter());
-        for ((w, field), array) in columns.by_ref().take(STAMPED).zip(stamps) {
-            encode(w, field, &array, &mut group)?;
-        }
-        for c in g.meta().columns() {
-            let close = ColumnCloseResult {
-                bytes_written: c.compressed_size().cast_unsigned(),
-                rows_written: g.rows as u64,
-                metadata: c.clone(),
-                bloom_filter: None,
-                column_index: None,
-                offset_index: None,
-            };
-            group.append_column(piece, close).map_err(fail)?;
-        }
-        for ((w, field), array) in columns.skip(g.meta().num_columns()).zip(tail) {
-            encode(w, field, &array, &mut group)?;
-        }
-        group.close().map_err(fail)?;
-        self.groups += 1;
-        self.rows += g.rows as u64;
-        self.copied += g.rows as u64;
-        Ok(())
-    }
-
-    /// The owners' columns of a row group that is copied.
-    fn owners_of(&mut self, g: &Group, piece: &Piece) -> Result<Vec<ArrayRef>, StoreError> {
-        let (Some(place), Some(owners)) = (self.place, &mut self.owners) else {
-            return Ok(owners::unknown(g.rows).into());
-        };
-        let meta = ArrowReaderMetadata::try_new(g.meta.clone(), ArrowReaderOptions::new())
-            .map_err(fail)?;
-        let only = ProjectionMask::leaves(g.meta.file_metadata().schema_descr(), [place]);
-        let piece = Piece {
-            start: piece.start,
-            bytes: piece.bytes.clone(),
-        };
-        let reader = ParquetRecordBatchReaderBuilder::new_with_metadata(piece, meta)
-            .with_row_groups(vec![g.index])
-            .with_projection(only)
-            .with_batch_size(g.rows)
-            .build()
-            .map_err(fail)?;
-        let mut offsets = Vec::with_capacity(g.rows);
-        for b in reader {
-            let b = b.map_err(fail)?;
-            offsets.extend_from_slice(b.column(0).as_primitive::<UInt64Type>().values());
-        }
-        Ok(owners.columns(&offsets)?.into())
-    }
-
-    /// The owners' columns of rows.
-    fn owners_beside(&mut self, rows: &RecordBatch) -> Result<Vec<ArrayRef>, StoreError> {
-        let Some(place) = self.place else {
-            return Ok(Vec::new());
-        };
-        let Some(owners) = &mut self.owners else {
-            return Ok(owners::unknown(rows.num_rows()).into());
-        };
-        let offsets = rows.column(place).as_primitive::<UInt64Type>();
-        Ok(owners.columns(offsets.values())?.into())
-    }
-
-    /// Encodes rows, which come without the stamped columns.
-    fn write(&mut self, batch: &RecordBatch) -> Result<(), StoreError> {
-        let mut at = 0;
-        while at < batch.num_rows() {
-            let (mut columns, before) = match self.open.take() {
-                Some(o) => o,
-                None => (
-                    self.factory
-                        .create_column_writers(self.groups)
-                        .map_err(fail)?,
-                    0,
-                ),
-            };
-            let n = (ROW_GROUP - before).min(batch.num_rows() - at);
-            let slice = batch.slice(at, n);
-            let all = self.stamps(n).into_iter();
-            let tail = self.owners_beside(&slice)?;
-            let all = all.chain(slice.columns().iter().cloned()).chain(tail);
-            let mut writers = columns.iter_mut();
-            for (field, array) in self.schema.fields().iter().zip(all) {
-                for leaf in compute_leaves(field, &array).map_err(fail)? {
-                    let w = writers
-                        .next()
-                        .ok_or_else(|| fail("a row has more columns than its table"))?;
-                    w.write(&leaf).map_err(fail)?;
-                }
-            }
-            self.open = Some((columns, before + n));
-            at += n;
-            if before + n == ROW_GROUP {
-                self.cut()?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Ends the row group that is being encoded.
-    fn cut(&mut self) -> Result<(), StoreError> {
-        let Some((columns, rows)) = self.open.take() else {
-            return Ok(());
-        };
-        let mut group = self.writer.next_row_group().map_err(fail)?;
-        for w in columns {
-            w.close()
-                .and_then(|c| c.append_to_row_group(&mut group))
-                .map_err(fail)?;
-        }
-        group.close().map_err(fail)?;
-        self.groups += 1;
-        self.rows += rows as u64;
-        Ok(())
-    }
-
-    fn close(mut self, to: &Path) -> Result<Merged, StoreError> {
-        self.cut()?;
-        let (rows, copied) = (self.rows, self.copied);
-        self.writer.close().map_err(fail)?;
-        let bytes = std::fs::metadata(to)
-            .map_err(|e| fail(format!("{}: {e}", to.display())))?
-            .len();
-        Ok(Merged {
-            rows,
-            bytes,
-            copied,
-        })
     }
 }

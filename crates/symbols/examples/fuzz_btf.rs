@@ -4,7 +4,9 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "../../../tests/fuzz/drive.rs"]
+mod drive;
 
 fn main() {
-    common::seeds::drive("btf", &common::seeds::btf_seeds(), common::fuzz::btf);
+    drive::drive("btf", &common::seeds::btf_seeds(), common::fuzz::btf);
 }

@@ -4,7 +4,9 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "../../../tests/fuzz/drive.rs"]
+mod drive;
 
 fn main() {
-    common::seeds::drive("isf", &common::seeds::isf_seeds(), common::fuzz::isf);
+    drive::drive("isf", &common::seeds::isf_seeds(), common::fuzz::isf);
 }

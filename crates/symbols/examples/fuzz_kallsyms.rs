@@ -4,9 +4,11 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "../../../tests/fuzz/drive.rs"]
+mod drive;
 
 fn main() {
-    common::seeds::drive(
+    drive::drive(
         "kallsyms",
         &common::seeds::kallsyms_seeds(),
         common::fuzz::kallsyms,

@@ -4,9 +4,11 @@
 
 #[path = "../tests/common/mod.rs"]
 mod common;
+#[path = "../../../tests/fuzz/drive.rs"]
+mod drive;
 
 fn main() {
-    common::seeds::drive(
+    drive::drive(
         "walker",
         &common::seeds::walker_seeds(),
         common::fuzz::walker,

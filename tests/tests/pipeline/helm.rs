@@ -47,6 +47,8 @@ fn lints_strictly_and_renders_valid_manifests() {
                 "--set",
                 "secrets.s3=keys",
                 "--set",
+                "secrets.queueCa=authority",
+                "--set",
                 "otel.OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4317",
                 "--set",
                 "chunkWorker.clamd=clamd:3310",
@@ -96,7 +98,9 @@ fn values_are_checked() {
 #[test]
 fn the_program_takes_every_setting_that_the_chart_sets() {
     // The config map's names must be settings: unknown ones are errors.
-    let text = render(&["--set", "chunkWorker.clamd=clamd:3310"]);
+    let (clamd, ca) = ("chunkWorker.clamd=clamd:3310", "secrets.queueCa=authority");
+    let text = render(&["--set", clamd, "--set", ca]);
+    assert!(text.contains("name: RAMSIFT_QUEUE_CA_FILE"), "{text}");
     let mut c = command();
     let mut n = 0;
     for line in text.lines() {
@@ -111,7 +115,8 @@ fn the_program_takes_every_setting_that_the_chart_sets() {
     }
     assert!(n > 8, "{n} settings");
     c.env("RAMSIFT_WORKER_GRACE_SECONDS", "25")
-        .env("RAMSIFT_CLAMD_ADDRESS", "c:1");
+        .env("RAMSIFT_CLAMD_ADDRESS", "c:1")
+        .env("RAMSIFT_QUEUE_CA_FILE", "/etc/ramsift/queue-ca/ca.crt");
     let r = run(c.arg("config"));
     assert_eq!(r.code, 0, "{}", r.err);
     assert!(r.out.contains("r-coordinator:7400"), "{}", r.out);

@@ -1,6 +1,8 @@
 //! What the integration tests share: a sink that keeps rows, scans in windows, a planted image.
 #![allow(dead_code, reason = "each test uses its part")]
 
+pub(crate) mod fuzz;
+
 use ramsift_carvers::api::{
     Anchor, Artifact, Event, Field, Finding, LOOK_BEHIND, MoreError, ReadMore, ScanStats, Sink,
     Window,
@@ -181,4 +183,10 @@ pub(crate) fn golden_inputs() -> Vec<(std::path::PathBuf, Vec<u8>)> {
     }
     out.sort();
     out
+}
+
+/// A real event log.
+pub(crate) fn real_event_log() -> Vec<u8> {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    std::fs::read(root.join("testdata/evtx/security.evtx")).unwrap()
 }

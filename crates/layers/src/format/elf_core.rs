@@ -10,7 +10,7 @@
 //! (`QEMUX86CPUState`: version, size, 18 registers, 10 segments of 24 bytes, CR0-CR4).
 //! `e_phnum` of 0xffff means the count stands in section header 0, `sh_info`.
 
-use super::{FormatError, ImageFormat, Layout, MAX_RUNS};
+use super::{FormatError, ImageFormat, Layout, MAX_RUNS, note};
 use crate::FileOffset;
 use crate::run::{Run, RunMap};
 use crate::source::{ByteSource, SourceError};
@@ -24,7 +24,7 @@ const PT_NOTE: u32 = 4;
 const PHDR_LEN: u64 = 56;
 /// CR3 in `QEMUX86CPUState`: 8 + 18 * 8 + 10 * 24 + 3 * 8.
 const QEMU_CR3: usize = 8 + 18 * 8 + 10 * 24 + 3 * 8;
-/// Notes are a few KiB a processor; more is not looked at.
+/// Notes are a few KiB a processor; more, in all segments, is not looked at.
 const MAX_NOTES: u64 = 4 << 20;
 
 /// ELF core dumps.
@@ -164,15 +164,18 @@ impl ImageFormat for ElfCore {
         let head = source.head(64).await?;
         let arch = machine(&head).unwrap_or("x86_64");
         let (mut runs, mut notes, mut dtb_hints) = (Vec::new(), Vec::new(), Vec::new());
+        let mut left = MAX_NOTES;
         for p in program_headers(source, &head).await? {
             match p.kind {
                 PT_LOAD if p.filesz > 0 => {
                     let stored = source.len().saturating_sub(p.offset).min(p.filesz);
                     if stored < p.filesz {
-                        notes.push(format!(
-                            "the range at physical {:#x} is cut short: {stored} of {} bytes are there",
-                            p.paddr, p.filesz
-                        ));
+                        note(&mut notes, || {
+                            let (pa, len) = (p.paddr, p.filesz);
+                            format!(
+                                "the range at physical {pa:#x} is cut short: {stored} of {len} bytes are there"
+                            )
+                        });
                     }
                     runs.push(Run {
                         pa: p.paddr,
@@ -181,14 +184,15 @@ impl ImageFormat for ElfCore {
                         stored,
                     });
                 }
-                PT_NOTE if arch == "x86_64" => {
-                    let len = p.filesz.min(MAX_NOTES);
+                PT_NOTE if arch == "x86_64" && left > 0 => {
+                    let len = p.filesz.min(left);
+                    left -= len;
                     match read(source, p.offset, len, "the notes").await {
                         Ok(b) => dtbs_of(&b, &mut dtb_hints),
                         Err(FormatError::Source(e @ SourceError::Unavailable { .. })) => {
                             return Err(e.into());
                         }
-                        Err(e) => notes.push(e.to_string()),
+                        Err(e) => note(&mut notes, || e.to_string()),
                     }
                 }
                 _ => {}

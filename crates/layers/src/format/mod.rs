@@ -22,6 +22,18 @@ pub const HEAD_LEN: usize = 4096;
 /// Most runs that a capture may have; a header that asks for more is hostile.
 pub const MAX_RUNS: usize = 1 << 20;
 
+/// Most notes on one capture: a header may give reason for as many as it has entries.
+const MAX_NOTES: usize = 100;
+
+/// Adds a note while there is room.
+fn note(notes: &mut Vec<String>, say: impl FnOnce() -> String) {
+    match notes.len() {
+        n if n < MAX_NOTES => notes.push(say()),
+        MAX_NOTES => notes.push("and more of the kind".to_owned()),
+        _ => {}
+    }
+}
+
 /// What a container holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

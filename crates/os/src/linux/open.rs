@@ -56,12 +56,12 @@ pub fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a>, Open
         .into_iter()
         .find(|s: &Shape| s.name == table.shape)
         .ok_or(OpenError::NoTable)?;
+    // Of several kernels of one release, the one whose table this is.
     let info = input
         .anchors
         .iter()
-        .filter(|a| a.kind == "vmcoreinfo")
-        .filter_map(|a| VmCoreInfo::parse(&a.data).ok())
-        .find(|v| v.release() == d.release.as_deref() && image_delta(v).is_some())
+        .filter(|a| a.kind == "vmcoreinfo" && Some(a.image_offset) == table.vmcoreinfo)
+        .find_map(|a| VmCoreInfo::parse(&a.data).ok())
         .ok_or(OpenError::NoVmCoreInfo)?;
     let delta = image_delta(&info).ok_or(OpenError::NoVmCoreInfo)?;
     let (symbols, types) = match carried(input, d, &info, delta) {

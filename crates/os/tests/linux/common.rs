@@ -33,6 +33,19 @@ pub(crate) struct Image {
     base: u64,
 }
 
+impl Image {
+    /// Memory from 0 on.
+    pub(crate) fn new(bytes: Vec<u8>) -> Self {
+        let bytes = Bytes::Owned(bytes);
+        Self { bytes, base: 0 }
+    }
+
+    /// Physical address of its first byte.
+    pub(crate) fn base(&self) -> u64 {
+        self.base
+    }
+}
+
 impl PhysRead for Image {
     fn read_phys(&self, pa: PhysAddr, buf: &mut [u8]) -> Result<(), PhysError> {
         let at = pa.0.checked_sub(self.base);
@@ -111,6 +124,36 @@ pub(crate) fn each(test: impl Fn(&Capture, &Kernel<'_>)) {
     assert!(checked > 0, "no capture with data symbols");
 }
 
+/// The spots that help to find a kernel.
+pub(crate) fn anchors_in(bytes: &[u8]) -> Vec<Anchor> {
+    let mut anchors = Vec::new();
+    for (kind, needle, len) in [
+        ("vmcoreinfo", &b"OSRELEASE="[..], 4096),
+        ("linux_banner", b"Linux version ", 256),
+        (
+            "kallsyms_token_table",
+            ramsift_symbols::kallsyms::DIGITS,
+            32,
+        ),
+        ("btf", b"\x9f\xeb\x01", 24),
+        ("swapper", b"swapper/0", 16),
+    ] {
+        for at in memchr::memmem::find_iter(bytes, needle) {
+            let data = &bytes[at..(at + len).min(bytes.len())];
+            let end = match kind {
+                "linux_banner" => data.iter().position(|b| *b == 0).unwrap_or(data.len()),
+                _ => data.len(),
+            };
+            anchors.push(Anchor {
+                kind: kind.into(),
+                image_offset: at as u64,
+                data: data[..end].to_vec(),
+            });
+        }
+    }
+    anchors
+}
+
 fn open(dir: &Path) -> Capture {
     let json = |name: &str| -> serde_json::Value {
         serde_json::from_slice(&std::fs::read(dir.join(name)).unwrap()).unwrap()
@@ -124,31 +167,7 @@ fn open(dir: &Path) -> Capture {
         Bytes::Owned(zstd::decode_all(packed).unwrap())
     };
     let base = json("info.json")["raw_base"].as_u64().unwrap_or(0);
-    let mut anchors = Vec::new();
-    for (kind, needle, len) in [
-        ("vmcoreinfo", &b"OSRELEASE="[..], 4096),
-        ("linux_banner", b"Linux version ", 256),
-        (
-            "kallsyms_token_table",
-            ramsift_symbols::kallsyms::DIGITS,
-            32,
-        ),
-        ("btf", b"\x9f\xeb\x01", 24),
-        ("swapper", b"swapper/0", 16),
-    ] {
-        for at in memchr::memmem::find_iter(&bytes, needle) {
-            let data = &bytes[at..(at + len).min(bytes.len())];
-            let end = match kind {
-                "linux_banner" => data.iter().position(|b| *b == 0).unwrap_or(data.len()),
-                _ => data.len(),
-            };
-            anchors.push(Anchor {
-                kind: kind.into(),
-                image_offset: at as u64,
-                data: data[..end].to_vec(),
-            });
-        }
-    }
+    let anchors = anchors_in(&bytes);
     let runs = RunMap::new(vec![Run {
         pa: base,
         len: bytes.len() as u64,

@@ -9,6 +9,7 @@ mod hostile;
 mod images;
 mod integrity;
 mod kernel;
+mod kexec;
 mod memory;
 mod modules;
 mod network;

@@ -7,7 +7,7 @@
 use super::{RabbitConfig, lanes};
 use crate::QueueError;
 use lapin::options::ConfirmSelectOptions;
-use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream, OwnedTLSConfig};
+use lapin::tcp::{AMQPUriTcpExt, AsyncTcpStream};
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties};
 use std::net::Shutdown;
@@ -122,7 +122,7 @@ async fn connect(config: &RabbitConfig) -> lapin::Result<(Connection, Wire)> {
         uri.query.heartbeat = Some(HEARTBEAT);
     }
     let runtime = lapin::runtime::default_runtime()?;
-    let tls = OwnedTLSConfig::default();
+    let tls = config.tls()?;
     let plain = AMQPUri {
         scheme: AMQPScheme::AMQP,
         ..uri.clone()
@@ -135,7 +135,10 @@ async fn connect(config: &RabbitConfig) -> lapin::Result<(Connection, Wire)> {
     };
     let wire = Wire(socket.get_ref().as_fd().try_clone_to_owned()?.into());
     if uri.scheme == AMQPScheme::AMQPS {
-        stream = stream.into_tls(&uri.authority.host, tls.as_ref()).await?;
+        stream = stream
+            .into_tls(&uri.authority.host, tls.as_ref())
+            .await
+            .map_err(untrusted)?;
     }
     let stream = Mutex::new(Some(stream));
     let name = config.name.as_str().into();
@@ -147,4 +150,17 @@ async fn connect(config: &RabbitConfig) -> lapin::Result<(Connection, Wire)> {
     };
     let connection = Connection::connector(uri, runtime, once, props).await?;
     Ok((connection, wire))
+}
+
+/// What a failed handshake means to who set the broker up.
+fn untrusted(e: std::io::Error) -> std::io::Error {
+    let said = e.to_string();
+    let hint = if said.contains("UnknownIssuer") {
+        "; name the authority that signed its certificate in queue.ca_file"
+    } else if said.contains("not valid for name") || said.contains("NotValidForName") {
+        "; the host in queue.url must be a name in its certificate"
+    } else {
+        ""
+    };
+    std::io::Error::new(e.kind(), format!("TLS: {said}{hint}"))
 }

@@ -211,6 +211,7 @@ pub(crate) fn queue_at(port: u16) -> RabbitQueue {
         url: format!("amqp://guest:guest@127.0.0.1:{port}/%2f?heartbeat=1"),
         prefix: "tests".to_owned(),
         name: "tests".to_owned(),
+        ca_file: None,
     })
 }
 

@@ -271,6 +271,7 @@ static SYSTEM: Lazy = LazyLock::new(|| {
         text_or_null("build_id"),
         text("page_tables"),
         text("anchors"),
+        number_or_null("physical_base"),
     ]))
 });
 

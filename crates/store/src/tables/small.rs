@@ -271,6 +271,8 @@ pub struct SystemRow {
     pub page_tables: String,
     /// How many anchors of each kind there were, as JSON.
     pub anchors: String,
+    /// Where the memory of a raw image begins, when the kernel says that it is not at 0.
+    pub physical_base: Option<u64>,
 }
 
 /// The system view as a batch of one row.
@@ -288,6 +290,7 @@ pub fn system_batch(r: &SystemRow) -> Result<RecordBatch, ArrowError> {
         text(&r.build_id),
         plain(&r.page_tables),
         plain(&r.anchors),
+        Arc::new(UInt64Array::from(vec![r.physical_base])),
     ];
     let schema =
         schema(SYSTEM).ok_or_else(|| ArrowError::SchemaError("system has no schema".into()))?;
@@ -303,18 +306,22 @@ pub fn system_row(b: &RecordBatch) -> Option<SystemRow> {
         let c = b.column(i).as_string::<i32>();
         c.is_valid(0).then(|| c.value(0).to_owned())
     };
-    let offset = b.column(5).as_primitive::<UInt64Type>();
+    let number = |i: usize| {
+        let c = b.column(i).as_primitive::<UInt64Type>();
+        c.is_valid(0).then(|| c.value(0))
+    };
     Some(SystemRow {
         status: text(0)?,
         reason: text(1),
         os: text(2),
         architecture: text(3),
         banner: text(4),
-        banner_offset: offset.is_valid(0).then(|| offset.value(0)),
+        banner_offset: number(5),
         release: text(6),
         build_id: text(7),
         page_tables: text(8)?,
         anchors: text(9)?,
+        physical_base: number(10),
     })
 }
 

@@ -1,0 +1,12 @@
+//! Mutates seeds for some seconds and feeds them to the carver of PDF files:
+//! `cargo run --release -p ramsift-carvers --example fuzz_pdf [SECONDS] [SEED]`
+#![allow(missing_docs, clippy::unwrap_used)]
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+#[path = "../../../tests/fuzz/drive.rs"]
+mod drive;
+
+fn main() {
+    drive::drive("pdf", &common::fuzz::seeds(&["pdf"]), common::fuzz::pdf);
+}

@@ -1,0 +1,146 @@
+//! What the fuzz target on container headers does with its bytes, and what it begins with.
+#![allow(dead_code)]
+
+use async_trait::async_trait;
+use futures::FutureExt;
+use ramsift_layers::source::{RamSource, SourceError, SourcePin};
+use ramsift_layers::{ByteSource, ChunkParams, FileOffset, ImageOffset, format};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Counts what is read.
+#[derive(Debug)]
+struct Counted(RamSource, AtomicU64);
+
+#[async_trait]
+impl ByteSource for Counted {
+    fn pin(&self) -> &SourcePin {
+        self.0.pin()
+    }
+
+    async fn read_at(&self, offset: FileOffset, buf: &mut [u8]) -> Result<(), SourceError> {
+        self.1.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        self.0.read_at(offset, buf).await
+    }
+
+    async fn check_pin(&self) -> Result<(), SourceError> {
+        Ok(())
+    }
+}
+
+/// Most chunks that are planned of one file.
+const CHUNKS: u64 = 64;
+
+/// The bytes as a capture: what its headers say is laid out and cut into chunks. Headers may cost
+/// a few reads of the file, and whatever they claim, the bytes that are there have one owner.
+pub(crate) fn formats(data: &[u8]) {
+    let len = data.len() as u64;
+    let source = Counted(RamSource::new("fuzz", data.to_vec()), AtomicU64::new(0));
+    let opened = format::open(&source).now_or_never();
+    let read = source.1.load(Ordering::Relaxed);
+    assert!(read <= 4 * len + (8 << 20), "{read} bytes read of {len}");
+    let Ok(layout) = opened.expect("memory does not wait") else {
+        return;
+    };
+    let (map, mut at, mut stored) = (&layout.runs, 0u64, 0u64);
+    for r in map.runs() {
+        assert!(
+            r.stored <= r.len && (r.stored == 0 || r.file + r.stored <= len),
+            "{r:x?}"
+        );
+        let phys = map.to_phys(ImageOffset(at)).expect("in the image");
+        assert_eq!((phys.0, map.from_phys(phys)), (r.pa, Some(ImageOffset(at))));
+        let file = map.to_file(ImageOffset(at));
+        assert_eq!(file, (r.stored > 0).then_some(FileOffset(r.file)));
+        at += r.len;
+        stored += r.stored;
+    }
+    assert_eq!(at, map.image_len());
+    let missing: u64 = map.missing().iter().map(|m| m.end - m.start).sum();
+    assert_eq!(missing, at - stored);
+    let chunks = ChunkParams {
+        size: len.div_ceil(CHUNKS).next_power_of_two().max(4096),
+        overlap: 4096,
+        behind: 512,
+    };
+    let mut owned = 0;
+    for i in 0..chunks.count(len) {
+        let chunk = chunks.chunk(map, len, i).expect("in the file");
+        for w in &chunk.windows {
+            assert!(w.span.start <= w.core.start && w.core.end <= w.span.end);
+            assert!(w.span.end <= w.stretch_end && w.stretch_end <= at);
+            owned += w.core.end - w.core.start;
+        }
+    }
+    assert_eq!(owned, stored, "every stored byte has one owner");
+}
+
+/// A LiME header.
+fn lime(first: u64, last: u64) -> Vec<u8> {
+    let mut h = b"EMiL\x01\0\0\0".to_vec();
+    h.extend(first.to_le_bytes());
+    h.extend(last.to_le_bytes());
+    h.extend([0; 8]);
+    h
+}
+
+/// An ELF core with these program headers: type, place in the file, physical address, length.
+fn core(headers: &[(u32, u64, u64, u64)], len: usize) -> Vec<u8> {
+    let mut f = b"\x7fELF\x02\x01\x01".to_vec();
+    f.resize(16, 0);
+    f.extend([4, 0, 62, 0, 1, 0, 0, 0]);
+    for v in [0u64, 64, 0] {
+        f.extend(v.to_le_bytes());
+    }
+    f.extend([0; 4]);
+    for v in [64u16, 56, headers.len() as u16, 64, 0, 0] {
+        f.extend(v.to_le_bytes());
+    }
+    for (kind, at, pa, n) in headers {
+        f.extend(kind.to_le_bytes());
+        f.extend([0; 4]);
+        for v in [*at, 0, *pa, *n, *n, 4096] {
+            f.extend(v.to_le_bytes());
+        }
+    }
+    // A note of a processor's state, in front of the memory.
+    let note = f.len();
+    for v in [5u32, 432, 0] {
+        f.extend(v.to_le_bytes());
+    }
+    f.extend(b"QEMU\0\0\0\0");
+    f.resize(note + 20 + 432, 0x11);
+    f.resize(len, 0xaa);
+    f
+}
+
+pub(crate) fn seeds() -> Vec<Vec<u8>> {
+    let ranges = [(0x1000, 0x2fff), (0x10_0000, 0x10_0fff), (0x4000, 0x4fff)];
+    let mut three = Vec::new();
+    for (first, last) in ranges {
+        three.extend(lime(first, last));
+        three.resize(three.len() + (last - first + 1) as usize, 0x55);
+    }
+    let mut cut = three.clone();
+    cut.truncate(three.len() - 700);
+    let loads = [
+        (4, 64 + 4 * 56, 0, 452),
+        (1, 0x1000, 0x10_0000, 0x2000),
+        (1, 0x3000, 0, 0x1000),
+        (1, 0x4000, 0x20_0000, 0x1800),
+    ];
+    let core = core(&loads, 0x5800);
+    // So many program headers that their number stands in a section header.
+    let mut many = core.clone();
+    many[56..58].copy_from_slice(&[0xff, 0xff]);
+    many[40..48].copy_from_slice(&0x5000u64.to_le_bytes());
+    many[0x5000 + 44..0x5000 + 48].copy_from_slice(&4u32.to_le_bytes());
+    vec![three, cut, core, many, vec![0; 0x3000]]
+}
+
+/// A core whose program headers all name the same notes, each of them as long as the file.
+pub(crate) fn many_notes() -> Vec<u8> {
+    let len = 4 << 20;
+    let mut headers = vec![(4, 0, 0, len); 50_000];
+    headers.push((1, 0x1000, 0, 0x1000));
+    core(&headers, len as usize)
+}
