@@ -212,8 +212,9 @@ async fn what_views_ask_for_becomes_tasks_and_then_verdicts_on_processes() {
 
 /// The report on a task, of those in the store.
 async fn reported(w: &World, task: &str) -> TaskReport {
-    let all = ramsift_store::job::commits(w.deps.objects.as_ref(), &Keys::new("j"));
-    let mut reports = all.await.expect("read").into_iter().flat_map(|c| c.reports);
+    let keys = Keys::new("j");
+    let all = ramsift_store::job::commits(w.deps.objects.as_ref(), &keys).await;
+    let mut reports = all.expect("read").into_iter().flat_map(|c| c.reports);
     reports.find(|r| r.task == task).expect("a report")
 }
 
