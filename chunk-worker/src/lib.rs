@@ -27,7 +27,7 @@ pub use context::{ContextError, JobCache, JobContext, parse_timezone};
 
 use metrics::Metrics;
 use ramsift_engines::clamav::Clamd;
-use ramsift_layers::source::{DiskCaches, DiskLimits, Sources};
+use ramsift_layers::source::{DiskCaches, Sources};
 use ramsift_queue::{Lane, Queue, QueueError};
 use ramsift_store::{Ledger, Objects, Reporter};
 use ramsift_telemetry::Readiness;
@@ -60,7 +60,7 @@ pub struct Config {
     /// How long running tasks may take after a stop before they are handed back.
     pub grace: Duration,
     /// What of objects is kept on this machine's disk while processes' memory is read.
-    pub disk: DiskLimits,
+    pub disk: Arc<DiskCaches>,
 }
 
 impl Default for Config {
@@ -75,7 +75,7 @@ impl Default for Config {
             patience: Duration::from_secs(600),
             fatal_outage: false,
             grace: Duration::from_secs(25),
-            disk: DiskLimits::default(),
+            disk: Arc::default(),
         }
     }
 }
@@ -107,7 +107,6 @@ pub(crate) struct Worker {
     pub(crate) jobs: JobCache,
     pub(crate) slots: Semaphore,
     pub(crate) buffers: read::BufferPool,
-    pub(crate) near: DiskCaches,
     pub(crate) metrics: Metrics,
     pub(crate) gate: gate::Gate,
     /// Why the only clamd there is was given up.
@@ -126,7 +125,6 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
         slots: Semaphore::new(slots),
         // One chunk being scanned per slot, and for every two slots one read ahead.
         buffers: read::BufferPool::new(slots + slots.div_ceil(2)),
-        near: DiskCaches::new(&config.disk),
         metrics: Metrics::new(),
         gate: gate::Gate::new(),
         clamd_gone: Arc::default(),

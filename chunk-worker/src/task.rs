@@ -321,7 +321,7 @@ async fn memory(
         return Ok(Err(End::HandBack("stopping".into())));
     };
     let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
-    let near = worker.near.source(&task.job, &ctx.source);
+    let near = worker.config.disk.source(&task.job, &ctx.source);
     let done = in_slot(worker, task, move || {
         memory::search(&w, &c, near.as_ref(), &list, &mut buffer.bytes, &a)
     })

@@ -6,7 +6,7 @@ use anyhow::Result;
 use ramsift_aggregator::{Aggregator, CommitLimits};
 use ramsift_coordinator::Coordinator;
 use ramsift_engines::clamav::Clamd;
-use ramsift_layers::source::Sources;
+use ramsift_layers::source::{DiskCaches, Sources};
 use ramsift_queue::{MemoryQueue, Queue};
 use ramsift_store::{Ledger, MemoryLedger, Objects};
 use ramsift_telemetry::Readiness;
@@ -32,7 +32,11 @@ pub(crate) fn slots(config: &Config) -> usize {
 }
 
 /// The chunk worker's settings.
-pub(crate) fn worker_config(config: &Config, name: &str) -> ramsift_chunk_worker::Config {
+pub(crate) fn worker_config(
+    config: &Config,
+    name: &str,
+    disk: Arc<DiskCaches>,
+) -> ramsift_chunk_worker::Config {
     let w = &config.worker;
     ramsift_chunk_worker::Config {
         name: name.to_owned(),
@@ -44,7 +48,7 @@ pub(crate) fn worker_config(config: &Config, name: &str) -> ramsift_chunk_worker
         patience: Duration::from_secs(w.patience_seconds),
         fatal_outage: false,
         grace: Duration::from_secs(w.grace_seconds),
-        disk: glue::disk(config),
+        disk,
     }
 }
 
@@ -91,7 +95,8 @@ pub(crate) async fn start(
     let mut tasks = JoinSet::new();
     let (c, s) = (coordinator.clone(), stop.clone());
     tasks.spawn(async move { c.run(s).await });
-    let mut worker = worker_config(config, "embedded");
+    let disk = glue::disk(config);
+    let mut worker = worker_config(config, "embedded", disk.clone());
     // There is no other worker: an outage that outlasts this ends the job.
     worker.patience = worker.patience.min(Duration::from_secs(30));
     worker.fatal_outage = true;
@@ -116,7 +121,7 @@ pub(crate) async fn start(
     };
     let structured = ramsift_structured_worker::Config {
         patience: Duration::from_secs(30),
-        ..glue::structured(config, "embedded".into()).await?
+        ..glue::structured(config, "embedded".into(), disk).await?
     };
     tasks.spawn(ramsift_structured_worker::run(
         structured,

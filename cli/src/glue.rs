@@ -9,7 +9,7 @@ use ramsift_carvers::{CarverOptions, CarverSet};
 use ramsift_coordinator::{Finaliser, VerdictPlanner};
 use ramsift_engines::clamav::{Clamd, ClamdOptions};
 use ramsift_engines::yara::{RuleSet, load_rules, plan_verdicts};
-use ramsift_layers::source::{DiskLimits, Sources, split_s3_url};
+use ramsift_layers::source::{DiskCaches, DiskLimits, Sources, split_s3_url};
 use ramsift_proto::v1::{JobSpec, Label, RuleCount};
 use ramsift_store::job::{now_micros, rules_key};
 use ramsift_store::query::QueryLimits;
@@ -214,18 +214,19 @@ fn temporary(setting: &str) -> PathBuf {
     }
 }
 
-/// What of objects workers keep on disk.
-pub(crate) fn disk(config: &Config) -> DiskLimits {
-    DiskLimits {
+/// Where workers keep objects on disk; the workers of one process share it.
+pub(crate) fn disk(config: &Config) -> Arc<DiskCaches> {
+    Arc::new(DiskCaches::new(DiskLimits {
         bytes: config.worker.disk_cache_bytes,
         folder: temporary(&config.worker.spill),
-    }
+    }))
 }
 
 /// Settings of the structured worker that has this name.
 pub(crate) async fn structured(
     config: &Config,
     name: String,
+    disk: Arc<DiskCaches>,
 ) -> Result<ramsift_structured_worker::Config> {
     Ok(ramsift_structured_worker::Config {
         name,
@@ -233,7 +234,7 @@ pub(crate) async fn structured(
             .unwrap_or(usize::MAX)
             .max(1),
         means: crate::symbols::means(config).await?,
-        disk: disk(config),
+        disk,
         patience: Duration::from_secs(config.worker.patience_seconds),
         grace: Duration::from_secs(config.worker.grace_seconds),
     })

@@ -235,7 +235,7 @@ pub(crate) async fn chunk_worker(config: &Config) -> Result<u8> {
         readiness: s.readiness,
     };
     ramsift_chunk_worker::run(
-        worker_config(config, &instance("chunk-worker")),
+        worker_config(config, &instance("chunk-worker"), glue::disk(config)),
         deps,
         s.stop,
     )
@@ -282,7 +282,7 @@ pub(crate) async fn structured_worker(config: &Config) -> Result<u8> {
         sources: s.sources,
         readiness: s.readiness,
     };
-    let c = glue::structured(config, instance("structured-worker")).await?;
+    let c = glue::structured(config, instance("structured-worker"), glue::disk(config)).await?;
     ramsift_structured_worker::run(c, deps, s.stop).await;
     Ok(0)
 }

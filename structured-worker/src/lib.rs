@@ -16,7 +16,7 @@ pub use symbols::{ObjectFiles, symbol_store};
 use linux::{Collector, Part};
 use lists::Asked;
 use prost::Message as _;
-use ramsift_layers::source::{DiskCaches, DiskLimits, SourceError, Sources};
+use ramsift_layers::source::{DiskCaches, SourceError, Sources};
 use ramsift_os::kernel::{Discovery, discover};
 use ramsift_os::linux::open;
 use ramsift_os::view::ViewInput;
@@ -51,7 +51,7 @@ pub struct Config {
     /// What kernels are read with; the tasks share the cache.
     pub means: Means,
     /// What of objects is kept on this machine's disk.
-    pub disk: DiskLimits,
+    pub disk: Arc<DiskCaches>,
     /// How long an outage is waited out before a task is handed back.
     pub patience: Duration,
     /// How long running tasks may take after a stop before they are handed back.
@@ -67,7 +67,7 @@ impl Default for Config {
                 cache: 128 << 20,
                 symbols: None,
             },
-            disk: DiskLimits::default(),
+            disk: Arc::default(),
             patience: Duration::from_secs(600),
             grace: Duration::from_secs(25),
         }
@@ -95,7 +95,6 @@ pub struct Deps {
 struct Worker {
     config: Config,
     deps: Deps,
-    near: DiskCaches,
     stop: CancellationToken,
     /// Set when the grace period is over: what still runs is handed back.
     abandon: CancellationToken,
@@ -107,7 +106,6 @@ struct Worker {
 pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
     let abandon = CancellationToken::new();
     let worker = Arc::new(Worker {
-        near: DiskCaches::new(&config.disk),
         config,
         deps,
         stop,
@@ -319,12 +317,12 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
         keys,
         &header.attempt,
         asked,
-        worker.config.disk.folder.clone(),
+        worker.config.disk.folder().to_owned(),
     );
     let layout = plan.layout.clone();
     let means = worker.config.means.clone();
     // All views together read most of a capture.
-    let near = worker.near.source(&task.job, &source);
+    let near = worker.config.disk.source(&task.job, &source);
     let cache = means.cache / worker.config.slots.max(1) as u64;
     let built = tokio::task::spawn_blocking(move || {
         let around = near.worth();

@@ -132,12 +132,20 @@ impl DiskCache {
         Self::with(source, file, room)
     }
 
-    /// The same for what is worth it, an object; else, and without room, the source as it is.
-    fn of_object(source: &Arc<dyn ByteSource>, limits: &DiskLimits) -> Arc<dyn ByteSource> {
-        if !matches!(source.pin(), SourcePin::S3 { .. }) || limits.bytes == 0 {
+    /// The same with `room` of the limits, where there is any; else the source as it is.
+    fn of_object(
+        source: &Arc<dyn ByteSource>,
+        limits: &DiskLimits,
+        room: u64,
+    ) -> Arc<dyn ByteSource> {
+        if room == 0 {
             return source.clone();
         }
-        match Self::new(source.clone(), limits) {
+        let limits = DiskLimits {
+            bytes: room,
+            ..limits.clone()
+        };
+        match Self::new(source.clone(), &limits) {
             Ok(c) => Arc::new(c),
             Err(e) => {
                 let folder = limits.folder.display();
@@ -292,43 +300,82 @@ impl Inner {
     }
 }
 
-/// Jobs whose object is kept; each has its share of the disk.
-const JOBS: usize = 2;
+/// Jobs that are remembered.
+const JOBS: usize = 32;
+
+/// What is kept for a job.
+#[derive(Debug)]
+struct Kept {
+    job: String,
+    source: Arc<dyn ByteSource>,
+    /// Bytes of disk that it may take.
+    room: u64,
+}
 
 /// Disk caches of the objects that a worker reads for its jobs.
 #[derive(Debug)]
 pub struct DiskCaches {
     limits: DiskLimits,
     /// The job that came last at the end.
-    kept: Mutex<VecDeque<(String, Arc<dyn ByteSource>)>>,
+    kept: Mutex<VecDeque<Kept>>,
+}
+
+impl Default for DiskCaches {
+    fn default() -> Self {
+        Self::new(DiskLimits::default())
+    }
 }
 
 impl DiskCaches {
     /// None yet; all together stay within the limits.
-    pub fn new(limits: &DiskLimits) -> Self {
+    pub fn new(limits: DiskLimits) -> Self {
         Self {
-            limits: DiskLimits {
-                bytes: limits.bytes / JOBS as u64,
-                ..limits.clone()
-            },
+            limits,
             kept: Mutex::default(),
         }
+    }
+
+    /// Folder for temporary files.
+    pub fn folder(&self) -> &Path {
+        &self.limits.folder
     }
 
     /// The evidence of a job for readers that jump about in it: behind a disk cache where it is an object, else
     /// as it is.
     pub fn source(&self, job: &str, source: &Arc<dyn ByteSource>) -> Arc<dyn ByteSource> {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, s)) = kept.iter().find(|(j, _)| j == job) {
-            return s.clone();
+        if let Some(k) = kept.iter().find(|k| k.job == job) {
+            return k.source.clone();
         }
-        let near = DiskCache::of_object(source, &self.limits);
-        kept.push_back((job.to_owned(), near.clone()));
-        // Tasks that still read the oldest hold it.
-        if kept.len() > JOBS {
+        let object = matches!(source.pin(), SourcePin::S3 { .. });
+        let room = if object {
+            make_room(&mut kept, source.len(), self.limits.bytes)
+        } else {
+            0
+        };
+        let near = DiskCache::of_object(source, &self.limits, room);
+        if kept.len() == JOBS {
             kept.pop_front();
         }
+        kept.push_back(Kept {
+            job: job.to_owned(),
+            source: near.clone(),
+            room,
+        });
         near
+    }
+}
+
+/// Room for an object of `len` bytes: all of it, if that can be had without what another job holds, else half of
+/// the disk or more. What is given up is held by tasks that still read it.
+fn make_room(kept: &mut VecDeque<Kept>, len: u64, limit: u64) -> u64 {
+    let want = len.next_multiple_of(LARGE).min(limit);
+    loop {
+        let used: u64 = kept.iter().map(|k| k.room).sum();
+        let left = limit.saturating_sub(used);
+        if left >= want.min(limit / 2) || kept.pop_front().is_none() {
+            return left.min(want);
+        }
     }
 }
 
@@ -494,6 +541,27 @@ mod tests {
             assert!(right(&c, at, 70_000).await, "{at:#x}");
         }
         assert!(c.0.lock().off);
+    }
+
+    #[test]
+    fn jobs_share_the_disk() {
+        let mut kept = VecDeque::new();
+        let mut job = |len: u64| {
+            let room = make_room(&mut kept, len, 100 * LARGE);
+            kept.push_back(Kept {
+                job: len.to_string(),
+                source: source(vec![]),
+                room,
+            });
+            (room / LARGE, kept.len())
+        };
+        // One that fits has all the room it needs, the next what is left.
+        assert_eq!(job(60 * LARGE - 1), (60, 1));
+        assert_eq!(job(30 * LARGE), (30, 2));
+        // The oldest gives way; one that is larger than the disk leaves what others hold up to half of it.
+        assert_eq!(job(20 * LARGE), (20, 2));
+        assert_eq!(job(500 * LARGE), (50, 3));
+        assert_eq!(job(70 * LARGE), (50, 2));
     }
 
     #[test]
