@@ -48,7 +48,7 @@ pub(crate) fn pdf(data: &[u8]) {
 pub(crate) fn seeds(formats: &[&str]) -> Vec<Vec<u8>> {
     let wanted = |path: &std::path::Path| {
         let of = |f: &&str| path.parent().is_some_and(|p| p.ends_with(f));
-        formats.is_empty() || formats.iter().any(|f| of(f))
+        formats.is_empty() || formats.iter().any(of)
     };
     let cuts: [u8; CUTS] = std::array::from_fn(|i| (i * 83 + 7) as u8);
     let files = golden_inputs().into_iter().filter(|(p, _)| wanted(p));
