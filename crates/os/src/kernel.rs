@@ -5,7 +5,7 @@
 //! `init_uts_ns` leads to the physical page where the kernel image says it is, and the release
 //! stands there. Memory may hold several kernels: what was left of one when the machine went on with
 //! another (kexec), or notes of one alone. Each VMCOREINFO is tried with its own table; of several
-//! kernels the one whose clock stands latest is the one that ran.
+//! kernels the one whose processes are still there is the one that ran.
 //!
 //! Source: Linux, `Documentation/admin-guide/kdump/vmcoreinfo.rst`: on x86-64 the kernel image maps
 //! `va - 0xffffffff80000000 + phys_base`; on arm64 `va - kimage_voffset`.
@@ -115,7 +115,6 @@ pub fn discover(input: &ViewInput<'_>) -> Discovery {
             });
         }
     }
-    d.page_tables.sort_by_key(|p| (!p.confirmed, p.dtb));
     d.impossible = reason(&d);
     d
 }
@@ -128,7 +127,8 @@ fn of_kind<'a>(input: &'a ViewInput<'_>, kind: &'a str) -> impl Iterator<Item = 
 const KERNELS: usize = 4;
 
 /// Where among the page tables is that of the kernel that ran last, if several are confirmed: the
-/// one whose clock stands latest, or whose list of processes is longer where clocks can't be read.
+/// one with more processes that can be read, since those of an earlier one lay in memory that was used again; of
+/// equals the one whose clock stands latest.
 fn latest<'v>(
     input: &ViewInput<'_>,
     d: &Discovery,
@@ -147,7 +147,7 @@ fn latest<'v>(
         names(input, of(t), &mut alone);
         let kernel = linux::open(input, &alone).ok()?;
         let tasks = kernel.processes(&mut Vec::new()).map_or(0, |p| p.len());
-        Some((kernel.clock().map(|c| c.seconds), tasks))
+        Some((tasks, kernel.clock().map(|c| c.seconds)))
     };
     let ranked = confirmed.into_iter().map(rank).enumerate();
     // Of equals the first.

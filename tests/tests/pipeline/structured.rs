@@ -133,6 +133,35 @@ fn a_job_builds_every_view_recovers_files_and_says_whose_memory_findings_lie_in(
 }
 
 #[test]
+fn one_moment_in_three_containers_gives_the_same_views() {
+    let c = capture();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let rows = |view: &str, container: &str| {
+        let image = c.image.with_file_name(container);
+        let r = run(with_cache(dir.path())
+            .args(["view", view, "--format", "jsonl"])
+            .arg(&image));
+        ok(&r);
+        r.out
+    };
+    for view in [
+        "linux/pslist",
+        "linux/lsmod",
+        "linux/maps",
+        "linux/lsof",
+        "linux/sockstat",
+        "linux/pagecache_files",
+        "linux/kmsg",
+    ] {
+        let raw = rows(view, "memory.raw");
+        assert!(raw.lines().count() > 5, "{view}: {raw}");
+        // Written by the emulator, and by a LiME of System RAM alone.
+        assert_eq!(raw, rows(view, "memory.elf"), "{view}");
+        assert_eq!(raw, rows(view, "memory.lime"), "{view}");
+    }
+}
+
+#[test]
 fn files_owners_and_views_without_a_job() {
     let c = capture();
     let dir = tempfile::tempdir().expect("tempdir");
