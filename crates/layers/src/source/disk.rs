@@ -15,6 +15,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 /// Bytes of a block where the disk holds the whole capture: a request is cheapest per byte then.
@@ -230,6 +231,7 @@ impl Inner {
             Ok(()) => {
                 slots.held[slot].block = block;
                 slots.at.insert(block, slot);
+                slots.coming.remove(&block);
             }
             // The disk is full or broken: the evidence is read all the same.
             Err(e) => {
@@ -399,9 +401,11 @@ impl ByteSource for DiskCache {
             let (block, inside) = (at / size, at % size);
             for next in self.0.ahead(block) {
                 let inner = self.0.clone();
-                tokio::spawn(async move {
+                // Its write to the disk may block, which the runtime's own threads must not.
+                let runtime = Handle::current();
+                tokio::task::spawn_blocking(move || {
                     // A reader that comes for it tries again, and is told what is wrong.
-                    if let Err(e) = inner.fetch(next).await {
+                    if let Err(e) = runtime.block_on(inner.fetch(next)) {
                         tracing::debug!(error = %e, block = next, "fetching ahead failed");
                     }
                 });
