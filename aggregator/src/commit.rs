@@ -1,4 +1,7 @@
 //! Group commit: many reports, a few objects.
+//!
+//! A group waits for more reports until it is old or large, but not for what won't come: a report that asks for
+//! more tasks, and the last ones that a job waits for, are committed at once.
 
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
@@ -10,7 +13,7 @@ use ramsift_store::{Ack, Keys, Ledger, Objects, Report, ReportError, Reporter, S
 use ramsift_telemetry::{Carrier, Histogram, global};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
@@ -89,6 +92,8 @@ struct Inner {
     ledger: Arc<dyn Ledger>,
     limits: CommitLimits,
     groups: Mutex<BTreeMap<String, Group>>,
+    /// Reports of each job whose commit has begun.
+    committing: Mutex<BTreeMap<String, usize>>,
     numbers: AtomicU64,
     /// Bytes of rows in memory.
     held: Arc<AtomicUsize>,
@@ -115,6 +120,7 @@ impl Aggregator {
             ledger,
             limits,
             groups: Mutex::default(),
+            committing: Mutex::default(),
             numbers: AtomicU64::default(),
             held: Arc::default(),
             commit_seconds,
@@ -181,8 +187,11 @@ impl Aggregator {
         }
         self.all_there(&report.header).await?;
         let (tx, rx) = oneshot::channel();
-        let full = self.join(&job, report, held, tx);
-        if let Some(group) = full {
+        let mut ready = self.join(&job, report, held, tx);
+        if ready.is_none() {
+            ready = self.last(&job).await;
+        }
+        if let Some(group) = ready {
             self.spawn_commit(job, group);
         }
         rx.await
@@ -210,14 +219,25 @@ impl Aggregator {
         }
     }
 
-    /// Adds a report to its job's group. Returns the group when it is full.
+    /// The group of a job when all tasks that are left are in it, or in a commit that has begun.
+    async fn last(&self, job: &str) -> Option<Group> {
+        // No ledger, no count: the group's age decides.
+        let left = self.inner.ledger.left(job).await.ok()??;
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        let begun = lock(&self.inner.committing).get(job).copied().unwrap_or(0);
+        let mut groups = lock(&self.inner.groups);
+        let here = groups.get(job)?.reports.len();
+        if here + begun < left {
+            return None;
+        }
+        groups.remove(job)
+    }
+
+    /// Adds a report to its job's group. Returns the group when it is to be committed at once.
     fn join(&self, job: &str, report: Report, held: Held, waiter: Waiter) -> Option<Group> {
         let bytes = report.bytes();
-        let mut groups = self
-            .inner
-            .groups
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let asks = report.header.wishes.is_some();
+        let mut groups = lock(&self.inner.groups);
         let group = groups.entry(job.to_owned()).or_default();
         if group.reports.is_empty() {
             group.number = self.inner.numbers.fetch_add(1, Ordering::Relaxed);
@@ -249,7 +269,7 @@ impl Aggregator {
             let rows = group.tables.entry((table, own)).or_default();
             rows.push((part, b));
         }
-        if group.bytes >= self.inner.limits.bytes {
+        if asks || group.bytes >= self.inner.limits.bytes {
             groups.remove(job)
         } else {
             None
@@ -264,11 +284,7 @@ impl Aggregator {
                 () = this.inner.stop.cancelled() => {}
             }
             let group = {
-                let mut groups = this
-                    .inner
-                    .groups
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner);
+                let mut groups = lock(&this.inner.groups);
                 match groups.get(&job) {
                     Some(g) if g.number == number => groups.remove(&job),
                     _ => None,
@@ -287,12 +303,15 @@ impl Aggregator {
         for t in group.traces.drain(..) {
             ramsift_telemetry::link(&span, &t);
         }
+        let reports = group.reports.len();
+        *lock(&self.inner.committing).entry(job.clone()).or_default() += reports;
         tokio::spawn(
             async move {
                 let started = Instant::now();
                 let waiters = std::mem::take(&mut group.waiters);
                 let held = std::mem::take(&mut group.held);
                 let done = this.commit(&job, group).await;
+                this.begun_less(&job, reports);
                 this.inner
                     .commit_seconds
                     .record(started.elapsed().as_secs_f64(), &[]);
@@ -307,6 +326,17 @@ impl Aggregator {
             }
             .instrument(span),
         );
+    }
+
+    /// A commit has ended.
+    fn begun_less(&self, job: &str, reports: usize) {
+        let mut all = lock(&self.inner.committing);
+        if let Some(n) = all.get_mut(job) {
+            *n -= reports;
+            if *n == 0 {
+                all.remove(job);
+            }
+        }
     }
 
     /// Segments, then the record that makes them count, then the ledger.
@@ -380,12 +410,12 @@ impl Aggregator {
 
     /// Whether no report waits for its commit.
     pub fn is_idle(&self) -> bool {
-        self.inner
-            .groups
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .is_empty()
+        lock(&self.inner.groups).is_empty()
     }
+}
+
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Objects of a report looked up at a time.

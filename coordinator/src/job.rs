@@ -21,6 +21,8 @@ use std::time::Instant;
 
 /// Small objects read at a time.
 pub(crate) const READS: usize = 16;
+/// Tasks that are few.
+const TURN: usize = 8;
 
 /// What a job does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +105,10 @@ pub(crate) struct Job {
     memory_lists: u32,
     failed_tasks: u64,
     bytes_done: u64,
+    /// Tasks that are known so far.
     total: u64,
+    /// What the ledger was told of that.
+    told: u64,
     pub(crate) fatal: Option<String>,
     started: Instant,
     bytes_at_start: Option<u64>,
@@ -139,6 +144,7 @@ impl Job {
             failed_tasks: 0,
             bytes_done: 0,
             total: 0,
+            told: 0,
             fatal: None,
             started: Instant::now(),
             bytes_at_start: None,
@@ -376,6 +382,22 @@ impl Job {
 
     pub(crate) fn has_out(&self) -> bool {
         !self.out.is_empty()
+    }
+
+    /// Whether few tasks are left before others can begin, or the job can end.
+    pub(crate) fn is_at_a_turn(&self) -> bool {
+        self.pending.is_empty() && (1..=TURN).contains(&self.out.len())
+    }
+
+    /// Tasks that are known so far.
+    pub(crate) fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// The same when it has changed since this was asked last.
+    pub(crate) fn untold_total(&mut self) -> Option<u64> {
+        let told = std::mem::replace(&mut self.told, self.total);
+        (told != self.total).then_some(self.total)
     }
 
     /// Moves on while all tasks of a stage are settled.

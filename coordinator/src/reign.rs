@@ -227,6 +227,10 @@ impl Reign {
             return Ok(true);
         };
         job.advance(&deps).await?;
+        self.count_tasks(name).await;
+        let Some(job) = self.jobs.get_mut(name) else {
+            return Ok(true);
+        };
         let silent = job.last_progress.elapsed() >= self.me.inner.config.republish;
         if silent && job.has_out() {
             tracing::warn!(job = name, "nothing settled for long, publishing again");
@@ -253,15 +257,34 @@ impl Reign {
         }
         let (ledger, healing) = (self.me.inner.deps.ledger.clone(), job.healing.clone());
         let (name, known) = (name.to_owned(), job.settled());
+        let total = job.total();
         tokio::spawn(async move {
             let forgotten = ledger.settled(&name).await;
-            if forgotten.is_ok_and(|n| n < known.len() as u64)
-                && let Err(e) = ledger.settle(&name, &known).await
-            {
-                tracing::debug!(error = %e, "ledger not told");
+            if forgotten.is_ok_and(|n| n < known.len() as u64) {
+                let told = ledger.settle(&name, &known).await;
+                if let Err(e) = told.and(ledger.expect(&name, total).await) {
+                    tracing::debug!(error = %e, "ledger not told");
+                }
             }
             healing.store(false, Ordering::Relaxed);
         });
+    }
+
+    /// Tells the ledger how many tasks there are, when that has changed: who commits reports need not
+    /// wait for others when none are left.
+    async fn count_tasks(&mut self, name: &str) {
+        let ledger = self.me.inner.deps.ledger.clone();
+        let Some(total) = self.jobs.get_mut(name).and_then(Job::untold_total) else {
+            return;
+        };
+        if let Err(e) = ledger.expect(name, total).await {
+            tracing::debug!(error = %e, "ledger not told");
+        }
+    }
+
+    /// Whether some job is about to go on to its next stage: it is worth a look sooner.
+    pub(crate) fn is_at_a_turn(&self) -> bool {
+        self.jobs.values().any(Job::is_at_a_turn)
     }
 
     /// Plans a job apart from the loop, or takes up the plan it has.

@@ -203,8 +203,12 @@ impl Coordinator {
                 Ok(false) => break Ok(()),
                 Err(e) => break Err(e),
             }
+            let mut pause = inner.config.poll;
+            if reign.is_at_a_turn() {
+                pause /= 5;
+            }
             tokio::select! {
-                () = tokio::time::sleep(inner.config.poll) => {}
+                () = tokio::time::sleep(pause) => {}
                 () = inner.wake.notified() => {}
                 Some(e) = reign.events.recv() => reign.backlog.push(e),
                 () = stop.cancelled() => {}

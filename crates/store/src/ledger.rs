@@ -37,6 +37,12 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// How many tasks are settled.
     async fn settled(&self, job: &str) -> Result<u64, StoreError>;
 
+    /// Notes how many tasks a job has, as far as is known by now: settled ones and others.
+    async fn expect(&self, job: &str, tasks: u64) -> Result<(), StoreError>;
+
+    /// How many of those are not settled yet. `None` where nobody has told how many there are.
+    async fn left(&self, job: &str) -> Result<Option<u64>, StoreError>;
+
     /// Forgets a job.
     async fn forget(&self, job: &str) -> Result<(), StoreError>;
 
@@ -47,6 +53,7 @@ pub trait Ledger: Send + Sync + fmt::Debug {
 #[derive(Debug, Default)]
 struct Entry {
     settled: BTreeSet<String>,
+    expected: Option<u64>,
     closed: bool,
 }
 
@@ -91,6 +98,18 @@ impl Ledger for MemoryLedger {
         Ok(self.with(|j| j.get(job).map_or(0, |e| e.settled.len() as u64)))
     }
 
+    async fn expect(&self, job: &str, tasks: u64) -> Result<(), StoreError> {
+        self.with(|j| j.entry(job.to_owned()).or_default().expected = Some(tasks));
+        Ok(())
+    }
+
+    async fn left(&self, job: &str) -> Result<Option<u64>, StoreError> {
+        Ok(self.with(|j| {
+            let e = j.get(job)?;
+            Some(e.expected?.saturating_sub(e.settled.len() as u64))
+        }))
+    }
+
     async fn forget(&self, job: &str) -> Result<(), StoreError> {
         self.with(|j| j.remove(job));
         Ok(())
@@ -104,7 +123,7 @@ impl Ledger for MemoryLedger {
 /// How long Redis keeps a job that nobody touches, seconds.
 const KEEP: i64 = 7 * 24 * 3600;
 
-/// The ledger in Redis: a set of task names and a flag per job.
+/// The ledger in Redis: per job a set of task names, how many there are, and a flag.
 pub struct RedisLedger {
     url: String,
     prefix: String,
@@ -161,6 +180,10 @@ impl RedisLedger {
     fn closed_key(&self, job: &str) -> String {
         format!("{}:closed:{job}", self.prefix)
     }
+
+    fn expected_key(&self, job: &str) -> String {
+        format!("{}:expected:{job}", self.prefix)
+    }
 }
 
 #[async_trait]
@@ -210,9 +233,32 @@ impl Ledger for RedisLedger {
             .map_err(|e| self.error(&e))
     }
 
+    async fn expect(&self, job: &str, tasks: u64) -> Result<(), StoreError> {
+        let mut c = self.connection().await?;
+        let done: redis::RedisResult<()> = c
+            .set_ex(self.expected_key(job), tasks, KEEP.cast_unsigned())
+            .await;
+        done.map_err(|e| self.error(&e))
+    }
+
+    async fn left(&self, job: &str) -> Result<Option<u64>, StoreError> {
+        let mut c = self.connection().await?;
+        let got: redis::RedisResult<(Option<u64>, u64)> = redis::pipe()
+            .get(self.expected_key(job))
+            .scard(self.tasks_key(job))
+            .query_async(&mut c)
+            .await;
+        let (expected, settled) = got.map_err(|e| self.error(&e))?;
+        Ok(expected.map(|n| n.saturating_sub(settled)))
+    }
+
     async fn forget(&self, job: &str) -> Result<(), StoreError> {
         let mut c = self.connection().await?;
-        let keys = [self.tasks_key(job), self.closed_key(job)];
+        let keys = [
+            self.tasks_key(job),
+            self.closed_key(job),
+            self.expected_key(job),
+        ];
         let done: redis::RedisResult<()> = c.del(&keys[..]).await;
         done.map_err(|e| self.error(&e))
     }

@@ -161,6 +161,12 @@ async fn ledger_suite(l: &dyn Ledger) {
         .expect("noted");
     l.settle("j", &[]).await.expect("nothing to note");
     assert_eq!(l.settled("j").await.expect("answer"), 2);
+    assert_eq!(l.left("j").await.expect("answer"), None);
+    l.expect("j", 3).await.expect("noted");
+    assert_eq!(l.left("j").await.expect("answer"), Some(1));
+    l.expect("j", 5).await.expect("noted");
+    assert_eq!(l.left("j").await.expect("answer"), Some(3));
+    assert_eq!(l.left("other").await.expect("answer"), None);
     assert_eq!(
         l.wanted("j", "chunk-1").await.expect("answer"),
         Wanted::Settled
@@ -177,6 +183,7 @@ async fn ledger_suite(l: &dyn Ledger) {
     );
     l.forget("j").await.expect("forgotten");
     assert_eq!(l.wanted("j", "chunk-1").await.expect("answer"), Wanted::Yes);
+    assert_eq!(l.left("j").await.expect("answer"), None);
 }
 
 #[tokio::test]

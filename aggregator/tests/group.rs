@@ -1,0 +1,117 @@
+//! When a group of reports is committed: here no group ever gets old or large.
+
+use ramsift_aggregator::{Aggregator, CommitLimits};
+use ramsift_proto::v1::{TaskReport, Wishes};
+use ramsift_store::job::commits;
+use ramsift_store::{Ack, Keys, Ledger, LocalObjects, MemoryLedger, Objects, Report};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::timeout;
+
+/// Ends a test that would wait for ever.
+const HANGS: Duration = Duration::from_secs(60);
+
+struct World {
+    aggregator: Aggregator,
+    objects: Arc<dyn Objects>,
+    ledger: Arc<MemoryLedger>,
+    _dir: tempfile::TempDir,
+}
+
+async fn world() -> World {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let objects: Arc<dyn Objects> = Arc::new(LocalObjects::open(dir.path()).expect("store"));
+    let plan = objects.put(&Keys::new("j").plan(), "{}".into());
+    plan.await.expect("planned");
+    let ledger = Arc::new(MemoryLedger::default());
+    let limits = CommitLimits {
+        age: Duration::MAX,
+        ..CommitLimits::default()
+    };
+    World {
+        aggregator: Aggregator::new(objects.clone(), ledger.clone(), limits),
+        objects,
+        ledger,
+        _dir: dir,
+    }
+}
+
+fn report(task: &str) -> Report {
+    let header = TaskReport {
+        job: "j".into(),
+        task: task.into(),
+        attempt: format!("attempt at {task}"),
+        ..TaskReport::default()
+    };
+    Report {
+        header,
+        ..Report::default()
+    }
+}
+
+impl World {
+    /// The tasks of each commit, in order.
+    async fn committed(&self) -> Vec<Vec<String>> {
+        let all = commits(self.objects.as_ref(), &Keys::new("j")).await;
+        let tasks = |c: &ramsift_proto::v1::CommitRecord| {
+            let names = c.reports.iter().map(|r| r.task.clone());
+            names.collect()
+        };
+        all.expect("commits").iter().map(tasks).collect()
+    }
+
+    /// Hands a report over and waits until it is in a group.
+    async fn hand_over(&self, r: Report) -> tokio::task::JoinHandle<Result<Ack, String>> {
+        let a = self.aggregator.clone();
+        let handed = tokio::spawn(async move { a.take(r).await });
+        while self.aggregator.is_idle() {
+            assert!(!handed.is_finished(), "{:?}", handed.await);
+            tokio::task::yield_now().await;
+        }
+        handed
+    }
+}
+
+#[tokio::test]
+async fn the_last_reports_of_a_job_do_not_wait_for_others() {
+    let w = world().await;
+    w.ledger.expect("j", 3).await.expect("noted");
+    w.ledger
+        .settle("j", &["chunk-0".into()])
+        .await
+        .expect("noted");
+    let first = w.hand_over(report("chunk-1")).await;
+    assert_eq!(w.committed().await, Vec::<Vec<String>>::new());
+    let last = timeout(HANGS, w.aggregator.take(report("chunk-2")));
+    assert_eq!(last.await.expect("in time"), Ok(Ack::Durable));
+    assert_eq!(first.await.expect("handed over"), Ok(Ack::Durable));
+    assert_eq!(w.committed().await, [["chunk-1", "chunk-2"]]);
+    assert_eq!(w.ledger.left("j").await.expect("answer"), Some(0));
+}
+
+#[tokio::test]
+async fn a_report_that_asks_for_tasks_does_not_wait() {
+    let w = world().await;
+    w.ledger.expect("j", 9).await.expect("noted");
+    let first = w.hand_over(report("verdict-0")).await;
+    let mut asks = report("view-system");
+    asks.header.wishes = Some(Wishes {
+        views: vec!["content".into()],
+        ..Wishes::default()
+    });
+    let done = timeout(HANGS, w.aggregator.take(asks)).await;
+    assert_eq!(done.expect("in time"), Ok(Ack::Durable));
+    assert_eq!(first.await.expect("handed over"), Ok(Ack::Durable));
+    assert_eq!(w.committed().await, [["verdict-0", "view-system"]]);
+}
+
+#[tokio::test]
+async fn without_a_count_of_tasks_a_group_waits_and_a_stop_commits_it() {
+    let w = world().await;
+    let waits = w.hand_over(report("chunk-1")).await;
+    assert_eq!(w.committed().await, Vec::<Vec<String>>::new());
+    w.aggregator.drain();
+    let done = timeout(HANGS, waits).await.expect("in time");
+    assert_eq!(done.expect("handed over"), Ok(Ack::Durable));
+    assert_eq!(w.committed().await, [["chunk-1"]]);
+}
