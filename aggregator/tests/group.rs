@@ -21,7 +21,8 @@ struct World {
 async fn world() -> World {
     let dir = tempfile::tempdir().expect("tempdir");
     let objects: Arc<dyn Objects> = Arc::new(LocalObjects::open(dir.path()).expect("store"));
-    let plan = objects.put(&Keys::new("j").plan(), "{}".into());
+    let key = Keys::new("j").plan();
+    let plan = objects.put(&key, "{}".into());
     plan.await.expect("planned");
     let ledger = Arc::new(MemoryLedger::default());
     let limits = CommitLimits {
@@ -53,11 +54,11 @@ impl World {
     /// The tasks of each commit, in order.
     async fn committed(&self) -> Vec<Vec<String>> {
         let all = commits(self.objects.as_ref(), &Keys::new("j")).await;
-        let tasks = |c: &ramsift_proto::v1::CommitRecord| {
-            let names = c.reports.iter().map(|r| r.task.clone());
-            names.collect()
-        };
-        all.expect("commits").iter().map(tasks).collect()
+        let mut out = Vec::new();
+        for c in all.expect("commits") {
+            out.push(c.reports.into_iter().map(|r| r.task).collect());
+        }
+        out
     }
 
     /// Hands a report over and waits until it is in a group.
