@@ -250,10 +250,12 @@ impl Part<'_, '_> {
             .map_or(self.core.start, |s| s.start)
             .min(first + PAGE);
         let spans = std::iter::once(first..lead).chain(kept.spans.iter().cloned());
+        let mut done = first;
         for span in spans {
-            // A literal may begin in a page of one byte, or end in one.
-            let from = span.start.saturating_sub(LONGEST_LITERAL).max(first);
+            // A literal may begin in a page of one byte, or end in one; what two spans share is searched once.
+            let from = span.start.saturating_sub(LONGEST_LITERAL).max(done);
             let end = (span.end + LONGEST_LITERAL).min(data.len());
+            done = done.max(end);
             let mut at = from;
             while at < end {
                 if (self.stop)() {

@@ -9,7 +9,8 @@
 //! The extent is the furthest end of the headers' tables, of a segment's file part and of a
 //! section that has bytes. Memory holds many ELF headers without the rest of their file: unless
 //! the section table stands where the header says, with its names in a string table, only the
-//! first 64 KiB at most are reported, as partial. Little-endian only, as are the captured machines.
+//! first 64 KiB at most are reported, as partial. So the table is looked at first, without what lies between.
+//! Little-endian only, as are the captured machines.
 
 use crate::carver::{Carver, Extent, Hit};
 use crate::source::Item;
@@ -136,7 +137,7 @@ fn sections(item: &mut Item<'_, '_>, l: &Layout, off: u64, n: u64, names: u64) -
         return None;
     }
     let off = usize::try_from(off).ok()?;
-    let table = item.get(off, (n * size) as usize)?;
+    let table = item.peek(off, (n * size) as usize)?;
     let mut end = off as u64 + n * size;
     // The first entry is all zeros.
     if table[..size as usize].iter().any(|&b| b != 0) {
@@ -156,8 +157,8 @@ fn sections(item: &mut Item<'_, '_>, l: &Layout, off: u64, n: u64, names: u64) -
     let (at, len) = names_at?;
     let (at, len) = (usize::try_from(at).ok()?, usize::try_from(len).ok()?);
     let ends = (
-        item.get(at, 1)?[0],
-        item.get(at.checked_add(len)? - 1, 1)?[0],
+        item.peek(at, 1)?[0],
+        item.peek(at.checked_add(len)? - 1, 1)?[0],
     );
     (ends == (0, 0)).then_some(end)
 }

@@ -6,6 +6,9 @@ use std::ops::Range;
 /// Bytes that a window needs after its core: longest line and text region in UTF-16, and to spare.
 pub(crate) const AHEAD: usize = 192 << 10;
 
+/// Bytes that are read on either side of what is looked at far away.
+const AROUND: u64 = 32 << 10;
+
 /// A window that surely has [`AHEAD`] bytes after its core, or ends where the image ends.
 pub(crate) struct Source<'w> {
     pub(crate) data: &'w [u8],
@@ -23,6 +26,9 @@ pub(crate) struct Scratch {
     /// Image bytes from `at` on, past the window's end.
     bytes: Vec<u8>,
     at: u64,
+    /// Image bytes from `glance_at` on, far past the window's end.
+    glance: Vec<u8>,
+    glance_at: u64,
     /// Work left for following artifacts, in bytes looked at.
     pub(crate) work: u64,
 }
@@ -101,6 +107,45 @@ impl<'w> Source<'w> {
         let skip = ((from - s.at) as usize).min(s.bytes.len());
         let stop = skip.saturating_add(len).min(s.bytes.len());
         Ok(&s.bytes[skip..stop])
+    }
+
+    /// `len` bytes at `off` from `at`, without those before: whether they are what they should be says whether the
+    /// rest is worth its reading.
+    pub(crate) fn peek(&mut self, at: usize, off: usize, len: usize) -> Result<&[u8], MoreError> {
+        let from = self.base + (at as u64).saturating_add(off as u64);
+        let end = from.saturating_add(len as u64).min(self.image_len);
+        let s = &*self.scratch;
+        let holds =
+            |at: u64, bytes: &[u8]| at <= from && end <= at.saturating_add(bytes.len() as u64);
+        let near = self.base + self.data.len() as u64;
+        if from < near || holds(s.at, &s.bytes) {
+            return self.bytes(at, off.saturating_add(len)).map(|b| {
+                let (from, to) = (off.min(b.len()), off.saturating_add(len).min(b.len()));
+                &b[from..to]
+            });
+        }
+        if !holds(s.glance_at, &s.glance) {
+            // What is looked at next mostly lies close by.
+            let wide = from.saturating_sub(AROUND).max(near)..(end + AROUND).min(self.image_len);
+            // What lies around it may be bad, or more than the budget allows.
+            self.look(wide).or_else(|_| self.look(from..end))?;
+        }
+        let s = &*self.scratch;
+        let skip = ((from - s.glance_at) as usize).min(s.glance.len());
+        let stop = skip.saturating_add(len).min(s.glance.len());
+        Ok(&s.glance[skip..stop])
+    }
+
+    fn look(&mut self, r: Range<u64>) -> Result<(), MoreError> {
+        let s = &mut *self.scratch;
+        s.glance.clear();
+        s.glance_at = r.start;
+        let len = usize::try_from(r.end.saturating_sub(r.start)).unwrap_or(usize::MAX);
+        let got = self.more.read_more(r.start.into(), len, &mut s.glance);
+        if got.is_err() {
+            s.glance.clear();
+        }
+        got
     }
 
     /// As [`Self::bytes`], but what there is and why when there isn't all.
@@ -186,6 +231,21 @@ impl<'s, 'w> Item<'s, 'w> {
         }
         match self.source.bytes(self.at, end) {
             Ok(b) => b.get(off..end),
+            Err(e) => {
+                self.starved = Some(e.to_string());
+                None
+            }
+        }
+    }
+
+    /// As [`Self::get`], but without reading what lies before `off`.
+    pub(crate) fn peek(&mut self, off: usize, len: usize) -> Option<&[u8]> {
+        let end = off.checked_add(len)?;
+        if end > self.room() {
+            return None;
+        }
+        match self.source.peek(self.at, off, len) {
+            Ok(b) => (b.len() == len).then_some(b),
             Err(e) => {
                 self.starved = Some(e.to_string());
                 None

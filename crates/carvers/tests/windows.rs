@@ -5,8 +5,10 @@
 
 mod common;
 
-use common::{Random, Rows, all, golden_inputs, whole, window};
+use common::{Random, Rest, Rows, all, golden_inputs, whole, window};
 use proptest::prelude::*;
+use ramsift_carvers::api::Window;
+use ramsift_layers::ImageOffset;
 use std::sync::LazyLock;
 
 /// Whole files and lines, and pieces that are nearly something.
@@ -203,6 +205,80 @@ proptest! {
     fn aligned_pages_without_overlap(seed in any::<u64>()) {
         let image = image(seed, 150_000);
         compare(&image, |_| (4096, 0));
+    }
+}
+
+/// An ELF file of 64 bits whose tables begin at `table`, in an image of that and what follows.
+fn far_table(table: usize) -> Vec<u8> {
+    let mut image = vec![0u8; table + 3 * 64 + (1 << 20)];
+    let mut put = |at: usize, n: &[u8]| image[at..at + n.len()].copy_from_slice(n);
+    put(0, b"\x7fELF\x02\x01\x01");
+    put(16, &[3, 0, 62, 0, 1]);
+    // One segment, which ends where the names of the sections begin.
+    put(32, &64u64.to_le_bytes());
+    put(40, &(table as u64).to_le_bytes());
+    put(52, &[64, 0, 56, 0, 1, 0, 64, 0, 3, 0, 2, 0]);
+    put(64, &[1, 0, 0, 0, 5]);
+    let size = (table as u64 - 16).to_le_bytes();
+    put(64 + 32, &size);
+    put(64 + 40, &size);
+    // No section, one without bytes, and the one of names.
+    put(table + 64 + 4, &8u32.to_le_bytes());
+    put(table + 128 + 4, &3u32.to_le_bytes());
+    put(table + 128 + 24, &size);
+    put(table + 128 + 32, &16u64.to_le_bytes());
+    put(table - 15, b".text");
+    image
+}
+
+#[test]
+fn what_a_far_table_refutes_is_not_read() {
+    const TABLE: usize = 8 << 20;
+    let whole_file = far_table(TABLE);
+    let mut torn = whole_file.clone();
+    torn[TABLE..TABLE + 192].fill(0x33);
+    let set = all();
+    for (image, budget, size) in [
+        // 32 KiB on either side of the table.
+        (&torn, 2 * (32 << 10) + 192, 64 << 10),
+        // The same, and the file from where the window ends.
+        (&whole_file, 2 * (32 << 10) + TABLE, TABLE + 192),
+    ] {
+        let window = Window {
+            data: &image[..1 << 20],
+            base: ImageOffset(0),
+            core_start: 0,
+            core_end: 512 << 10,
+            image_len: image.len() as u64,
+        };
+        let mut rest = Rest { image, budget };
+        let mut rows = Rows::default();
+        let stats = set.scan(&window, &mut rest, &mut rows, &|| false);
+        assert_eq!(stats.partial, []);
+        let own = |r: &Rows| -> Vec<String> {
+            let elfs = r.of("artifact").filter(|a| a["kind"] == "elf");
+            elfs.map(|a| a.to_string()).collect()
+        };
+        assert_eq!(own(&rows), own(&whole(&set, image)));
+        let sizes: Vec<_> = rows.of("artifact").map(|a| a["len"].clone()).collect();
+        assert_eq!(sizes, [size], "{:?}", own(&rows));
+    }
+}
+
+/// What begins with the first byte of memory, or just behind it, is there once.
+#[test]
+fn nothing_is_told_twice_at_the_start_of_the_image() {
+    let set = all();
+    for f in FRAGMENTS.iter() {
+        for before in [0, 1, 15, 16, 17, 4095, 4096] {
+            let mut image = vec![0; before];
+            image.extend_from_slice(f);
+            image.resize(image.len() + 8192, 0);
+            let rows = whole(&set, &image).sorted();
+            let mut once = rows.clone();
+            once.dedup();
+            assert_eq!(rows, once, "{before}");
+        }
     }
 }
 
