@@ -166,6 +166,10 @@ impl PackWriter {
         if self.pack.len() + data.len() > PACK {
             self.flush()?;
         }
+        if self.pack.capacity() == 0 {
+            // Pages that are not written to cost nothing; a pack that grows is copied again and again.
+            self.pack.reserve_exact(PACK);
+        }
         let offset = *self.known.entry(sha256).or_insert_with(|| {
             let at = self.pack.len();
             self.pack.extend_from_slice(data);

@@ -45,6 +45,9 @@ pub(crate) const FAIR_GROUP: usize = 4 << 10;
 const GAP: u64 = 32 << 20;
 const WORTH_A_CUT: usize = 256;
 
+/// Bytes that the segment of one chunk mostly has at most: it need not be copied as it grows.
+const ROOM: usize = 4 << 20;
+
 /// How tables are written: zstd, dictionaries where values repeat, statistics where they help.
 /// `sorted`: the column that the rows are sorted by, if any.
 pub fn writer_properties(sorted: Option<usize>) -> WriterProperties {
@@ -121,7 +124,7 @@ impl SegmentWriter {
         let sorted = place.and_then(|c| schema.index_of(c.start).ok());
         let properties = writer_properties(sorted);
         Ok(Self {
-            writer: ArrowWriter::try_new(Vec::new(), schema, Some(properties))?,
+            writer: ArrowWriter::try_new(Vec::with_capacity(ROOM), schema, Some(properties))?,
             place,
             end: None,
             rows: 0,
