@@ -128,7 +128,8 @@ const KERNELS: usize = 4;
 
 /// Where among the page tables is that of the kernel that ran last, if several are confirmed: the
 /// one with more processes that can be read, since those of an earlier one lay in memory that was used again; of
-/// equals the one whose clock stands latest.
+/// equals the one whose clock stands latest. (The clock alone would not do: two kernels of one build take the
+/// same pages early on for the tables that map their data, so the earlier one's may lead to the later one's clock.)
 fn latest<'v>(
     input: &ViewInput<'_>,
     d: &Discovery,
