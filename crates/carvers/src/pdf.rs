@@ -48,7 +48,7 @@ fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
     let (mut whole, mut broken) = (0, 0);
     let mut at = 8;
     while at < whole + SEARCH && item.charge(STEP / 8) {
-        let part = item.some(at, STEP + 16);
+        let part = item.search(at, STEP + 16);
         if part.len() < 8 {
             break;
         }
@@ -104,7 +104,7 @@ fn is_header(b: &[u8]) -> bool {
 
 /// The end of line after `%%EOF` belongs to the document.
 fn line_end(item: &mut Item<'_, '_>, at: usize) -> usize {
-    match item.some(at, 2) {
+    match item.search(at, 2) {
         [b'\r', b'\n'] => at + 2,
         [b'\r' | b'\n', ..] => at + 1,
         _ => at,
@@ -114,7 +114,7 @@ fn line_end(item: &mut Item<'_, '_>, at: usize) -> usize {
 /// What `startxref` before the `%%EOF` at `at` points at: `None` when there is none or it is 0.
 fn startxref(item: &mut Item<'_, '_>, at: usize) -> Option<bool> {
     let from = at.saturating_sub(64);
-    let tail = item.get(from, at - from)?;
+    let tail = item.search(from, at - from);
     let n = memmem::rfind(tail, b"startxref")?;
     let digits = tail[n + 9..].trim_ascii();
     let digits = std::str::from_utf8(digits).ok()?;
@@ -125,7 +125,9 @@ fn startxref(item: &mut Item<'_, '_>, at: usize) -> Option<bool> {
     if to >= at {
         return Some(false);
     }
-    let target = item.some(to, 24).trim_ascii_start();
+    let room = item.room().saturating_sub(to);
+    let target = item.peek(to, room.min(24)).unwrap_or_default();
+    let target = target.trim_ascii_start();
     let stream = || {
         let n = target.iter().position(|b| !b.is_ascii_digit()).unwrap_or(0);
         n > 0 && target[n..].starts_with(b" ") && memmem::find(target, b" obj").is_some()

@@ -8,6 +8,19 @@ pub(crate) const AHEAD: usize = 192 << 10;
 
 /// Bytes that are read on either side of what is looked at far away.
 const AROUND: u64 = 32 << 10;
+/// Bytes that are read ahead of a search far away.
+const STRETCH: u64 = 4 << 20;
+/// Bytes past the window that a search keeps: what ends there is not read again.
+const SHORT: u64 = 1 << 20;
+
+/// Why bytes are looked at that may lie far away.
+#[derive(Clone, Copy)]
+pub(crate) enum Peek {
+    /// Something must stand there.
+    Place,
+    /// What is searched for may be anywhere from there on.
+    Search,
+}
 
 /// A window that surely has [`AHEAD`] bytes after its core, or ends where the image ends.
 pub(crate) struct Source<'w> {
@@ -23,14 +36,49 @@ pub(crate) struct Source<'w> {
 /// Kept from one part of a scan to the next.
 #[derive(Default)]
 pub(crate) struct Scratch {
-    /// Image bytes from `at` on, past the window's end.
-    bytes: Vec<u8>,
-    at: u64,
-    /// Image bytes from `glance_at` on, far past the window's end.
-    glance: Vec<u8>,
-    glance_at: u64,
+    /// What an artifact consists of, to past the window's end.
+    held: Stretch,
+    /// What was looked at far past the window's end.
+    place: Stretch,
+    search: Stretch,
     /// Work left for following artifacts, in bytes looked at.
     pub(crate) work: u64,
+}
+
+/// Image bytes from `at` on.
+#[derive(Default)]
+struct Stretch {
+    bytes: Vec<u8>,
+    at: u64,
+}
+
+impl Stretch {
+    fn end(&self) -> u64 {
+        self.at + self.bytes.len() as u64
+    }
+
+    fn holds(&self, r: &Range<u64>) -> bool {
+        self.at <= r.start && r.end <= self.end()
+    }
+
+    /// `len` bytes from `from` on, or as many as there are.
+    fn part(&self, from: u64, len: usize) -> &[u8] {
+        let skip = (from.saturating_sub(self.at) as usize).min(self.bytes.len());
+        let stop = skip.saturating_add(len).min(self.bytes.len());
+        &self.bytes[skip..stop]
+    }
+
+    /// Holds this range alone; nothing after an error.
+    fn read(&mut self, more: &mut dyn ReadMore, r: Range<u64>) -> Result<(), MoreError> {
+        self.bytes.clear();
+        self.at = r.start;
+        let len = usize::try_from(r.end.saturating_sub(r.start)).unwrap_or(usize::MAX);
+        let got = more.read_more(r.start.into(), len, &mut self.bytes);
+        if got.is_err() {
+            self.bytes.clear();
+        }
+        got
+    }
 }
 
 impl<'w> Source<'w> {
@@ -71,16 +119,15 @@ impl<'w> Source<'w> {
         }
         let from = self.base + at as u64;
         let window_end = self.base + self.data.len() as u64;
-        let s = &mut *self.scratch;
-        let held = s.at..s.at + s.bytes.len() as u64;
-        if !held.contains(&from) || held.end < window_end {
+        let s = &mut self.scratch.held;
+        if !(s.at..s.end()).contains(&from) || s.end() < window_end {
             s.bytes.clear();
             s.at = from;
             s.bytes
                 .extend_from_slice(&self.data[at.min(self.data.len())..]);
         }
         let want = (from + len as u64).min(self.image_len);
-        let have = s.at + s.bytes.len() as u64;
+        let have = s.end();
         if want > have {
             // Geometric, so that a walk of small steps reads each byte once.
             let grow = (want - have).max(s.bytes.len() as u64 / 2).max(64 << 10);
@@ -104,48 +151,48 @@ impl<'w> Source<'w> {
                 return Err(e);
             }
         }
-        let skip = ((from - s.at) as usize).min(s.bytes.len());
-        let stop = skip.saturating_add(len).min(s.bytes.len());
-        Ok(&s.bytes[skip..stop])
+        Ok(s.part(from, len))
     }
 
-    /// `len` bytes at `off` from `at`, without those before: whether they are what they should be says whether the
-    /// rest is worth its reading.
-    pub(crate) fn peek(&mut self, at: usize, off: usize, len: usize) -> Result<&[u8], MoreError> {
+    /// `len` bytes at `off` from `at`, or as many as the image has, without those before: what is read on the way
+    /// to them is not kept.
+    pub(crate) fn peek(
+        &mut self,
+        at: usize,
+        off: usize,
+        len: usize,
+        how: Peek,
+    ) -> Result<&[u8], MoreError> {
         let from = self.base + (at as u64).saturating_add(off as u64);
         let end = from.saturating_add(len as u64).min(self.image_len);
-        let s = &*self.scratch;
-        let holds =
-            |at: u64, bytes: &[u8]| at <= from && end <= at.saturating_add(bytes.len() as u64);
         let near = self.base + self.data.len() as u64;
-        if from < near || holds(s.at, &s.bytes) {
+        let whole = match how {
+            Peek::Place => near,
+            Peek::Search => near + SHORT,
+        };
+        if from < whole || self.scratch.held.holds(&(from..end)) {
             return self.bytes(at, off.saturating_add(len)).map(|b| {
                 let (from, to) = (off.min(b.len()), off.saturating_add(len).min(b.len()));
                 &b[from..to]
             });
         }
-        if !holds(s.glance_at, &s.glance) {
+        let wide = match how {
             // What is looked at next mostly lies close by.
-            let wide = from.saturating_sub(AROUND).max(near)..(end + AROUND).min(self.image_len);
-            // What lies around it may be bad, or more than the budget allows.
-            self.look(wide).or_else(|_| self.look(from..end))?;
-        }
-        let s = &*self.scratch;
-        let skip = ((from - s.glance_at) as usize).min(s.glance.len());
-        let stop = skip.saturating_add(len).min(s.glance.len());
-        Ok(&s.glance[skip..stop])
-    }
-
-    fn look(&mut self, r: Range<u64>) -> Result<(), MoreError> {
+            Peek::Place => from.saturating_sub(AROUND).max(near)..end + AROUND,
+            Peek::Search => from..end.max(from + STRETCH),
+        };
+        let wide = wide.start..wide.end.min(self.image_len);
         let s = &mut *self.scratch;
-        s.glance.clear();
-        s.glance_at = r.start;
-        let len = usize::try_from(r.end.saturating_sub(r.start)).unwrap_or(usize::MAX);
-        let got = self.more.read_more(r.start.into(), len, &mut s.glance);
-        if got.is_err() {
-            s.glance.clear();
+        let glance = match how {
+            Peek::Place => &mut s.place,
+            Peek::Search => &mut s.search,
+        };
+        if !glance.holds(&(from..end)) {
+            // What lies around it may be bad, or more than the budget allows.
+            let read = glance.read(self.more, wide);
+            read.or_else(|_| glance.read(self.more, from..end))?;
         }
-        got
+        Ok(glance.part(from, len))
     }
 
     /// As [`Self::bytes`], but what there is and why when there isn't all.
@@ -155,12 +202,10 @@ impl<'w> Source<'w> {
             Err(e) => {
                 let why = e.to_string();
                 let from = self.base + at as u64;
-                let s = &*self.scratch;
+                let s = &self.scratch.held;
                 // What an earlier read of this walk brought, else the window's.
-                if (s.at..s.at + s.bytes.len() as u64).contains(&from) {
-                    let skip = (from - s.at) as usize;
-                    let stop = skip.saturating_add(len).min(s.bytes.len());
-                    return (&s.bytes[skip..stop], Some(why));
+                if (s.at..s.end()).contains(&from) {
+                    return (s.part(from, len), Some(why));
                 }
                 let end = at.saturating_add(len).min(self.data.len());
                 (&self.data[at.min(end)..end], Some(why))
@@ -238,17 +283,32 @@ impl<'s, 'w> Item<'s, 'w> {
         }
     }
 
-    /// As [`Self::get`], but without reading what lies before `off`.
+    /// As [`Self::get`], but what lies before `off` is not read for it.
     pub(crate) fn peek(&mut self, off: usize, len: usize) -> Option<&[u8]> {
         let end = off.checked_add(len)?;
         if end > self.room() {
             return None;
         }
-        match self.source.peek(self.at, off, len) {
-            Ok(b) => (b.len() == len).then_some(b),
+        let b = self.look(off, len, Peek::Place);
+        (b.len() == len).then_some(b)
+    }
+
+    /// As [`Self::some`], for a search: what lies before `off` is not kept for it.
+    pub(crate) fn search(&mut self, off: usize, len: usize) -> &[u8] {
+        let end = off.saturating_add(len).min(self.room());
+        match end.checked_sub(off) {
+            Some(n) => self.look(off, n, Peek::Search),
+            None => &[],
+        }
+    }
+
+    /// Nothing where it can't be had.
+    fn look(&mut self, off: usize, len: usize, how: Peek) -> &[u8] {
+        match self.source.peek(self.at, off, len, how) {
+            Ok(b) => b,
             Err(e) => {
                 self.starved = Some(e.to_string());
-                None
+                &[]
             }
         }
     }

@@ -146,7 +146,7 @@ fn next_end(
         if at >= limit || !item.charge(STEP / 8) {
             return None;
         }
-        let part = item.some(at, STEP + 3);
+        let part = item.search(at, STEP + 3);
         if part.len() < 4 {
             return None;
         }
@@ -174,7 +174,8 @@ fn whole(item: &mut Item<'_, '_>, end: usize) -> Option<Extent> {
     if gap != 0 && gap != 76 {
         return None;
     }
-    if item.get(directory, 4)? != b"PK\x01\x02" || item.u32le(directory + 42)? != 0 {
+    let first = item.peek(directory, 46)?;
+    if !first.starts_with(b"PK\x01\x02") || first[42..] != [0; 4] {
         return None;
     }
     let len = end + END + comment;

@@ -7,7 +7,7 @@ mod common;
 
 use common::{Random, Rest, Rows, all, golden_inputs, whole, window};
 use proptest::prelude::*;
-use ramsift_carvers::api::Window;
+use ramsift_carvers::api::{MoreError, ReadMore, Window};
 use ramsift_layers::ImageOffset;
 use std::sync::LazyLock;
 
@@ -262,6 +262,66 @@ fn what_a_far_table_refutes_is_not_read() {
         assert_eq!(own(&rows), own(&whole(&set, image)));
         let sizes: Vec<_> = rows.of("artifact").map(|a| a["len"].clone()).collect();
         assert_eq!(sizes, [size], "{:?}", own(&rows));
+    }
+}
+
+/// The rest of an image, and how much of it was held in one place.
+struct Watched<'a> {
+    rest: Rest<'a>,
+    most: usize,
+}
+
+impl ReadMore for Watched<'_> {
+    fn read_more(
+        &mut self,
+        at: ImageOffset,
+        len: usize,
+        buf: &mut Vec<u8>,
+    ) -> Result<(), MoreError> {
+        self.rest.read_more(at, len, buf)?;
+        self.most = self.most.max(buf.len());
+        Ok(())
+    }
+}
+
+#[test]
+fn a_search_for_an_end_keeps_little_of_what_it_reads() {
+    const FAR: usize = 12 << 20;
+    let set = all();
+    let torn = {
+        let mut image = vec![b'x'; FAR + (1 << 20)];
+        image[4096..4105].copy_from_slice(b"%PDF-1.7\n");
+        image
+    };
+    let mut whole_file = torn.clone();
+    whole_file[8192..8196].copy_from_slice(b"xref");
+    let end = b"\nstartxref\n4096\n%%EOF\n";
+    whole_file[FAR..FAR + end.len()].copy_from_slice(end);
+    for (image, found, most) in [
+        (&torn, None, 4 << 20),
+        (&whole_file, Some(FAR + end.len() - 4096), FAR),
+    ] {
+        let window = Window {
+            data: &image[..1 << 20],
+            base: ImageOffset(0),
+            core_start: 0,
+            core_end: 512 << 10,
+            image_len: image.len() as u64,
+        };
+        let budget = 3 * FAR;
+        let rest = Rest { image, budget };
+        let mut more = Watched { rest, most: 0 };
+        let mut rows = Rows::default();
+        set.scan(&window, &mut more, &mut rows, &|| false);
+        let one = whole(&set, image);
+        let pdf = |r: &Rows| -> Vec<String> {
+            let all = r.of("artifact").filter(|a| a["carver"] == "pdf");
+            all.map(|a| a.to_string()).collect()
+        };
+        assert_eq!(pdf(&rows), pdf(&one));
+        let len = rows.of("artifact").find(|a| a["carver"] == "pdf");
+        assert_eq!(len.map(|a| a["len"].as_u64().unwrap() as usize), found);
+        assert!(more.most <= most, "{} bytes at once", more.most);
     }
 }
 
