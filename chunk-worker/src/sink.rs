@@ -22,11 +22,11 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 /// Rows of one table are closed as a batch at this size.
-const BATCH: usize = 4 << 20;
+const BATCH: usize = 2 << 20;
 /// Rows that make about that many bytes.
-const ROWS: usize = 14 << 10;
+const ROWS: usize = 7 << 10;
 /// The size between two checkpoints, where a batch may cut across the order of rows.
-const BURST: usize = 4 * BATCH;
+const BURST: usize = 8 * BATCH;
 /// Rows of one table that are worth a segment of their own. Less goes with the report, to share
 /// one with other chunks.
 const SEGMENT: usize = 4 << 20;
