@@ -4,7 +4,7 @@
 //! `--set section.key=value` on the command line.
 
 use anyhow::{Context, Result, anyhow, bail};
-use ramsift_layers::source::S3Config;
+use ramsift_layers::source::{S3Config, SignPayloads};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -52,6 +52,7 @@ pub(crate) struct S3 {
     pub(crate) access_key: String,
     pub(crate) secret_key: String,
     pub(crate) path_style: bool,
+    pub(crate) sign_payloads: SignPayloads,
 }
 
 impl S3 {
@@ -62,6 +63,7 @@ impl S3 {
             access_key: self.access_key.clone(),
             secret_key: self.secret_key.clone(),
             path_style: self.path_style,
+            sign_payloads: self.sign_payloads,
         }
     }
 }

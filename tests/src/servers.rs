@@ -437,6 +437,7 @@ impl S3 {
             access_key: KEYS.0.into(),
             secret_key: KEYS.1.into(),
             path_style: true,
+            ..S3Config::default()
         }
     }
 

@@ -1,10 +1,11 @@
 //! One suite per seam: what is in process and what is remote behave alike.
 
 use bytes::Bytes;
+use ramsift_layers::source::{S3Client, S3Config, SignPayloads};
 use ramsift_queue::{Lane, MemoryQueue, Message, Queue};
 use ramsift_store::ledger::Wanted;
 use ramsift_store::objects::check_conditions;
-use ramsift_store::{Ledger, LocalObjects, MemoryLedger, Objects, RedisLedger};
+use ramsift_store::{Ledger, LocalObjects, MemoryLedger, Objects, RedisLedger, S3Objects};
 use ramsift_tests::servers::{Rabbit, Redis, S3};
 use std::time::Duration;
 
@@ -151,6 +152,15 @@ fn objects_on_s3() {
     let s3 = S3::start();
     let bucket = s3.bucket("suite");
     ramsift_tests::block_on(object_suite(&bucket));
+    drop(s3.bucket("unsigned"));
+    ramsift_tests::block_on(async {
+        let config = S3Config {
+            sign_payloads: SignPayloads::Never,
+            ..s3.config()
+        };
+        let client = S3Client::connect(&config).await;
+        object_suite(&S3Objects::new(client, "unsigned", "")).await;
+    });
 }
 
 async fn ledger_suite(l: &dyn Ledger) {

@@ -17,7 +17,7 @@ pub use fault::{Fault, FaultSource};
 pub use file::FileSource;
 pub use map::Mapping;
 pub use ram::RamSource;
-pub use s3::{S3Client, S3Config, S3Source};
+pub use s3::{S3Client, S3Config, S3Source, SignPayloads};
 
 use crate::FileOffset;
 use async_trait::async_trait;

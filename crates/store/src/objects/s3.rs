@@ -94,7 +94,7 @@ impl S3Objects {
     ) -> Result<String, ObjectError> {
         let mut tries = 0;
         loop {
-            let done = self
+            let mut put = self
                 .client
                 .sdk
                 .put_object()
@@ -103,9 +103,11 @@ impl S3Objects {
                 .set_if_none_match(none_match.then(|| "*".to_owned()))
                 .set_if_match(etag.map(str::to_owned))
                 .body(ByteStream::from(data.clone()))
-                .send()
-                .await;
-            match done {
+                .customize();
+            if !self.client.signs_payloads() {
+                put = put.disable_payload_signing();
+            }
+            match put.send().await {
                 Ok(d) => return Ok(d.e_tag().unwrap_or_default().to_owned()),
                 // Another write of this key was under way; perhaps neither was stored.
                 Err(e) if status_of(&e).0 == Some(409) && tries < 5 => {
@@ -141,7 +143,7 @@ impl S3Objects {
                 break;
             }
             number += 1;
-            let done = self
+            let mut put = self
                 .client
                 .sdk
                 .upload_part()
@@ -150,9 +152,11 @@ impl S3Objects {
                 .upload_id(id)
                 .part_number(number)
                 .body(ByteStream::from(buf))
-                .send()
-                .await
-                .map_err(|e| self.error(key, &e))?;
+                .customize();
+            if !self.client.signs_payloads() {
+                put = put.disable_payload_signing();
+            }
+            let done = put.send().await.map_err(|e| self.error(key, &e))?;
             parts.push(
                 CompletedPart::builder()
                     .part_number(number)
