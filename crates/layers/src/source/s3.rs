@@ -502,7 +502,11 @@ mod tests {
                 ..S3Config::default()
             };
             let client = S3Client::connect(&config).await;
-            assert_eq!(client.signs_payloads(), signs, "{endpoint} {sign_payloads:?}");
+            assert_eq!(
+                client.signs_payloads(),
+                signs,
+                "{endpoint} {sign_payloads:?}"
+            );
         }
     }
 
