@@ -35,7 +35,7 @@ pub enum SegmentError {
 pub(crate) const ROW_GROUP: usize = 128 << 10;
 
 /// Rows from which on a row group ends with its batch.
-const FULL: usize = 48 << 10;
+const FULL: usize = 32 << 10;
 
 /// Rows from which on a row group is large enough to be left alone by a merge.
 pub(crate) const FAIR_GROUP: usize = 4 << 10;
