@@ -227,7 +227,7 @@ impl Reign {
             return Ok(true);
         };
         job.advance(&deps).await?;
-        self.count_tasks(name).await;
+        self.count_tasks(name);
         let Some(job) = self.jobs.get_mut(name) else {
             return Ok(true);
         };
@@ -270,16 +270,18 @@ impl Reign {
         });
     }
 
-    /// Tells the ledger how many tasks there are, when that has changed: who commits reports need not
-    /// wait for others when none are left.
-    async fn count_tasks(&mut self, name: &str) {
-        let ledger = self.me.inner.deps.ledger.clone();
+    /// Tells the ledger how many tasks there are, when that has changed, apart from the loop: who commits reports
+    /// need not wait for others when none are left.
+    fn count_tasks(&mut self, name: &str) {
         let Some(total) = self.jobs.get_mut(name).and_then(Job::untold_total) else {
             return;
         };
-        if let Err(e) = ledger.expect(name, total).await {
-            tracing::debug!(error = %e, "ledger not told");
-        }
+        let (ledger, name) = (self.me.inner.deps.ledger.clone(), name.to_owned());
+        tokio::spawn(async move {
+            if let Err(e) = ledger.expect(&name, total).await {
+                tracing::debug!(error = %e, "ledger not told");
+            }
+        });
     }
 
     /// Whether some job is about to go on to its next stage: it is worth a look sooner.
