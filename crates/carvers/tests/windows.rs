@@ -231,6 +231,17 @@ fn far_table(table: usize) -> Vec<u8> {
     image
 }
 
+/// The first MiB of an image, with a core of half of that.
+fn front(image: &[u8]) -> Window<'_> {
+    Window {
+        data: &image[..1 << 20],
+        base: ImageOffset(0),
+        core_start: 0,
+        core_end: 512 << 10,
+        image_len: image.len() as u64,
+    }
+}
+
 #[test]
 fn what_a_far_table_refutes_is_not_read() {
     const TABLE: usize = 8 << 20;
@@ -244,13 +255,7 @@ fn what_a_far_table_refutes_is_not_read() {
         // The same, and the file from where the window ends.
         (&whole_file, 2 * (32 << 10) + TABLE, TABLE + 192),
     ] {
-        let window = Window {
-            data: &image[..1 << 20],
-            base: ImageOffset(0),
-            core_start: 0,
-            core_end: 512 << 10,
-            image_len: image.len() as u64,
-        };
+        let window = front(image);
         let mut rest = Rest { image, budget };
         let mut rows = Rows::default();
         let stats = set.scan(&window, &mut rest, &mut rows, &|| false);
@@ -301,13 +306,7 @@ fn a_search_for_an_end_keeps_little_of_what_it_reads() {
         (&torn, None, 4 << 20),
         (&whole_file, Some(FAR + end.len() - 4096), FAR),
     ] {
-        let window = Window {
-            data: &image[..1 << 20],
-            base: ImageOffset(0),
-            core_start: 0,
-            core_end: 512 << 10,
-            image_len: image.len() as u64,
-        };
+        let window = front(image);
         let budget = 3 * FAR;
         let rest = Rest { image, budget };
         let mut more = Watched { rest, most: 0 };
