@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::OnceCell;
 
+/// Carvers of what is shorter than a few pages and has no structure that tells where it ends.
+const LINE_CARVERS: &[&str] = &["log", "url", "domain", "email", "ip"];
 /// Jobs kept in memory at a time.
 const JOBS: usize = 32;
 /// Rule sets kept in memory at a time.
@@ -42,6 +44,8 @@ pub struct JobContext {
     pub source: Arc<dyn ByteSource>,
     /// The carvers that the plan asks for.
     pub carvers: CarverSet,
+    /// Those of them that look for lines, names and addresses; they run over pages in their order, too.
+    pub line_carvers: Option<CarverSet>,
     /// The rules that the plan asks for.
     pub rules: Option<RuleSet>,
 }
@@ -92,7 +96,22 @@ impl JobCache {
         let (plan, _): (Plan, _) = job::read(self.objects.as_ref(), &keys.plan()).await?;
         let source = self.sources.open_pinned(&plan.pin).await?;
         let options = carver_options(&plan, self.max_artifact)?;
-        let carvers = CarverSet::new(options).map_err(|e| ContextError::Unusable(e.to_string()))?;
+        let unusable = |e: ramsift_carvers::CarverError| ContextError::Unusable(e.to_string());
+        let carvers = CarverSet::new(options.clone()).map_err(unusable)?;
+        let lines = carvers
+            .names()
+            .into_iter()
+            .filter(|n| LINE_CARVERS.contains(n));
+        let lines: Vec<String> = lines.map(str::to_owned).collect();
+        let line_carvers = (!lines.is_empty())
+            .then(|| {
+                CarverSet::new(CarverOptions {
+                    only: Some(lines),
+                    ..options
+                })
+            })
+            .transpose()
+            .map_err(unusable)?;
         let rules = match plan.spec.rules_digest.as_str() {
             "" => None,
             digest => Some(self.rules(digest).await?),
@@ -102,6 +121,7 @@ impl JobCache {
             keys,
             source,
             carvers,
+            line_carvers,
             rules,
         })
     }

@@ -9,12 +9,14 @@
 //! Buffers bound how many chunks are in memory; slots bound how many are scanned at once. A slot
 //! is given back before the report is sent, so it never waits for a commit.
 
+mod attacks;
 mod context;
 mod coverage;
 mod gate;
 mod gather;
 mod memory;
 mod metrics;
+mod ordered;
 mod processes;
 mod read;
 mod recovered;

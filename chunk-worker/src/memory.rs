@@ -10,12 +10,12 @@
 //! All stretches of a buffer are searched in one go: pages of a process are many and small. A match that
 //! reaches into a guard is none; where there is one, the stretches are searched one by one.
 
-use crate::Worker;
 use crate::context::JobContext;
 use crate::gather::{Wanted, gather};
 use crate::scan::{ScanError, Scanned, Told, limits, rows, thread_cpu};
 use crate::sink::Rows;
-use ramsift_engines::yara::{ChunkMatches, ChunkScanner, PatternMatch};
+use crate::{Worker, ordered};
+use ramsift_engines::yara::{ChunkMatches, ChunkScanner, PatternMatch, RuleSet};
 use ramsift_layers::{ByteSource, ImageOffset};
 use ramsift_store::lists::{Buffer, MemoryList};
 use ramsift_store::tables::{CoverageRow, MemoryMatchRow};
@@ -28,22 +28,25 @@ const GUARD: [u8; 64] = [0xfe; 64];
 
 /// Bytes that are adjacent in the image too, in a laid-out buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
-    at: usize,
-    len: usize,
-    address: u64,
-    image: u64,
+pub(crate) struct Place {
+    /// Where it begins in the buffer.
+    pub(crate) at: usize,
+    pub(crate) len: usize,
+    /// Of its first byte, in the unit.
+    pub(crate) address: u64,
+    /// Image offset of its first byte.
+    pub(crate) image: u64,
 }
 
 /// Where everything of a buffer goes.
 #[derive(Debug, Default)]
-struct Plan {
+pub(crate) struct Plan {
     len: usize,
     /// In order.
     places: Vec<Place>,
     /// Range of each stretch, in order.
-    stretches: Vec<Range<usize>>,
-    core: Range<usize>,
+    pub(crate) stretches: Vec<Range<usize>>,
+    pub(crate) core: Range<usize>,
 }
 
 fn size(n: u64) -> usize {
@@ -74,8 +77,14 @@ impl Plan {
         out
     }
 
+    /// The places from the one that holds a position on.
+    pub(crate) fn places_from(&self, at: usize) -> impl Iterator<Item = &Place> {
+        let i = self.places.partition_point(|p| p.at + p.len <= at);
+        self.places.get(i..).unwrap_or_default().iter()
+    }
+
     /// The place that holds a position.
-    fn place(&self, at: usize) -> Option<&Place> {
+    pub(crate) fn place(&self, at: usize) -> Option<&Place> {
         let i = self.places.partition_point(|p| p.at + p.len <= at);
         self.places.get(i).filter(|p| p.at <= at)
     }
@@ -124,13 +133,9 @@ pub(crate) fn search(
     attempt: &str,
 ) -> Result<(Scanned, u64), ScanError> {
     let cpu = thread_cpu();
-    let Some(rules) = &ctx.rules else {
-        return Err(ScanError::Store("the job has no rules".into()));
-    };
-    if !rules.rules().iter().any(|r| r.class.is_memory_safe()) {
-        return Ok((Scanned::default(), 0));
-    }
-    let mut scanner = ChunkScanner::new(rules, limits(worker));
+    let searched = |r: &&RuleSet| r.rules().iter().any(|r| r.class.is_memory_safe());
+    let rules = ctx.rules.as_ref().filter(searched);
+    let mut scanner = rules.map(|rules| ChunkScanner::new(rules, limits(worker)));
     let mut rows = rows(worker, ctx, attempt);
     let mut told = Told::default();
     // All of the list is read at once: its pages lie closer together than those of a buffer.
@@ -140,7 +145,7 @@ pub(crate) fn search(
         wanted.extend(plan.wanted(ctx, len));
         let from = len;
         len += plan.len;
-        plans.push((b.unit, from, plan));
+        plans.push((b, from, plan));
     }
     bytes.clear();
     bytes.resize(len, GUARD[0]);
@@ -153,22 +158,29 @@ pub(crate) fn search(
         bad.map_err(ScanError::Source)?
     };
     let bytes_read = wanted.iter().map(|w| w.len as u64).sum();
-    for (unit, from, plan) in plans {
+    for (buffer, from, plan) in plans {
         if worker.abandon.is_cancelled() {
             return Err(ScanError::Store("stopping".into()));
         }
         let bytes = &bytes[from..from + plan.len];
+        if buffer.carve {
+            let _span = tracing::info_span!("scan.carvers", bytes = plan.len).entered();
+            let name = list.names.get(&buffer.unit).map_or("", String::as_str);
+            let stop = || worker.abandon.is_cancelled();
+            ordered::carve(ctx, buffer, name, &plan, bytes, &stop, &mut rows);
+        }
         let started = Instant::now();
         let _span = tracing::info_span!("scan.yara", bytes = plan.len).entered();
-        for (slot, found) in found(&mut scanner, &plan, bytes) {
+        let scanned = scanner.as_mut().filter(|_| buffer.scan);
+        for (slot, found) in scanned.map_or_else(Vec::new, |s| found(s, &plan, bytes)) {
             let slow = told.unfinished(&found.unfinished);
             worker.metrics.rule_timeouts(slow as u64);
             if slow > 0 {
                 let why = format!("{slow} rules ran out of time in memory of processes");
-                not_searched(&plan, &plan.core, "partial", &why, &mut rows);
+                not_searched("yara memory", &plan, &plan.core, "partial", &why, &mut rows);
             }
             for m in &found.matches {
-                if let Some(row) = match_row(unit, &plan, slot, &found, m) {
+                if let Some(row) = match_row(buffer.unit, &plan, slot, &found, m) {
                     told.matched(m.rule, 1 + m.more);
                     rows.memory_matches.push(&row);
                 }
@@ -177,7 +189,19 @@ pub(crate) fn search(
         for (r, why) in &bad {
             let (a, b) = (r.start.max(from), r.end.min(from + plan.len));
             if a < b {
-                not_searched(&plan, &(a - from..b - from), "failed", why, &mut rows);
+                let engine = if buffer.scan {
+                    "yara memory"
+                } else {
+                    "carvers in order"
+                };
+                not_searched(
+                    engine,
+                    &plan,
+                    &(a - from..b - from),
+                    "failed",
+                    why,
+                    &mut rows,
+                );
             }
         }
         rows.checkpoint_rows();
@@ -250,13 +274,20 @@ fn match_row(
 }
 
 /// Notes that a range of a buffer was not searched in full, for what of it lies in the image.
-fn not_searched(plan: &Plan, r: &Range<usize>, outcome: &str, why: &str, rows: &mut Rows<'_>) {
+pub(crate) fn not_searched(
+    engine: &str,
+    plan: &Plan,
+    r: &Range<usize>,
+    outcome: &str,
+    why: &str,
+    rows: &mut Rows<'_>,
+) {
     let first = plan.places.partition_point(|p| p.at + p.len <= r.start);
     for p in plan.places[first..].iter().take_while(|p| p.at < r.end) {
         let from = r.start.max(p.at) - p.at;
         let to = r.end.min(p.at + p.len) - p.at;
         rows.coverage.push(&CoverageRow {
-            engine: "yara memory".into(),
+            engine: engine.to_owned(),
             outcome: outcome.to_owned(),
             start: p.image + from as u64,
             end: p.image + to as u64,
@@ -268,7 +299,7 @@ fn not_searched(plan: &Plan, r: &Range<usize>, outcome: &str, why: &str, rows: &
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ramsift_engines::yara::{RuleSet, ScanLimits};
+    use ramsift_engines::yara::ScanLimits;
     use ramsift_store::lists::Stretch;
 
     fn rules(text: &str) -> RuleSet {

@@ -1,9 +1,10 @@
 //! Which captures the user means: a file, a folder, an object, a prefix.
 
+use crate::terminal::{Shown, tell};
 use anyhow::{Context, Result, bail};
 use ramsift_layers::FileOffset;
 use ramsift_layers::format::{HEAD_LEN, looks_like_capture};
-use ramsift_layers::source::{Sources, split_s3_url};
+use ramsift_layers::source::{Sources, name_of, path_of, split_s3_url};
 use ramsift_store::{Objects, S3Objects};
 use std::path::{Path, PathBuf};
 
@@ -22,14 +23,14 @@ pub(crate) async fn find(names: &[String], sources: &Sources) -> Result<Found> {
     for name in names {
         match split_s3_url(name) {
             Some((bucket, key)) => s3(name, bucket, key, sources, &mut out).await?,
-            None if Path::new(name).is_dir() => folder(Path::new(name), &mut out)?,
+            None if path_of(name).is_dir() => folder(&path_of(name), &mut out)?,
             // What is named alone is scanned whatever it looks like.
             None => out.captures.push(name.clone()),
         }
     }
     if out.captures.is_empty() {
         for (name, why) in &out.skipped {
-            eprintln!("skipped {name}: {why}");
+            tell!("skipped {}: {}", Shown(name), Shown(why));
         }
         bail!("no capture found in {}", names.join(", "));
     }
@@ -57,7 +58,7 @@ fn folder(dir: &Path, out: &mut Found) -> Result<()> {
     }
     files.sort();
     for f in files {
-        let name = f.display().to_string();
+        let name = name_of(f.as_os_str());
         match head(&f) {
             Ok((head, len)) => match looks_like_capture(&name, &head, len) {
                 Ok(()) => out.captures.push(name),

@@ -4,14 +4,19 @@ use crate::args::SubmitArgs;
 use crate::config::Config;
 use crate::progress::Display;
 use crate::services::channel;
+use crate::terminal::{Shown, say, tell};
 use crate::{CANNOT_RUN, capture, glue};
 use anyhow::{Context, Result, anyhow, bail};
+use futures::{StreamExt, TryStreamExt};
 use indicatif::HumanBytes;
 use ramsift_layers::source::{Sources, split_s3_url};
 use ramsift_proto::v1::coordinator_client::CoordinatorClient;
 use ramsift_proto::v1::{
-    CancelRequest, GetJobRequest, JobPhase, JobProgress, ListJobsRequest, SubmitRequest,
+    CancelRequest, GetJobRequest, JobPhase, JobProgress, JobSpec, JobState, ListJobsRequest,
+    SubmitRequest,
 };
+use ramsift_store::job::read_opt;
+use ramsift_store::{Keys, Manifest};
 use tonic::transport::Channel;
 
 fn client(config: &Config) -> Result<CoordinatorClient<Channel>> {
@@ -49,7 +54,7 @@ pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
     }
     let found = capture::find(&args.sources, &sources).await?;
     for (name, why) in &found.skipped {
-        eprintln!("skipped {name}: {why}");
+        tell!("skipped {}: {}", Shown(name), Shown(why));
     }
     let objects = glue::store(&config.store.url, &sources).await?;
     let rules = glue::compile_rules(objects.as_ref(), &args.job).await?;
@@ -66,7 +71,7 @@ pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
             .unwrap_or_default();
         let r = client.submit(SubmitRequest { spec: Some(spec) }).await;
         let job = r.map_err(|s| explain(config, &s))?.into_inner().job;
-        println!("{job}  {source}");
+        say!("{job}  {}", Shown(&source));
         jobs.push(job);
     }
     let mut worst = 0;
@@ -95,33 +100,143 @@ fn line(p: &JobProgress) -> String {
     } else {
         format!(" ({reason})")
     };
-    format!("{job:<24} {phase:<18} {share:>6}  {}{why}", p.source)
+    Shown(format!(
+        "{job:<24} {phase:<18} {share:>6}  {}{why}",
+        p.source
+    ))
+    .to_string()
+}
+
+/// Whether the store, and not a coordinator, is to be asked: it is a folder of this machine, or nobody answers.
+fn of_store(config: &Config, e: Option<&tonic::Status>) -> bool {
+    match e {
+        None => split_s3_url(&config.store.url).is_none(),
+        Some(e) => e.code() == tonic::Code::Unavailable,
+    }
+}
+
+/// Where the jobs of a store stand, by what lies in it.
+async fn stored(
+    config: &Config,
+    only: Option<&str>,
+) -> Result<Vec<(JobProgress, Option<Manifest>)>> {
+    let objects = glue::existing_store(config).await?;
+    let jobs = match only {
+        Some(j) => vec![glue::pick_job(objects.as_ref(), Some(j)).await?],
+        None => objects.list_folders("jobs/").await?,
+    };
+    let read_one = |job: String| {
+        let objects = objects.clone();
+        async move {
+            let keys = Keys::new(&job);
+            let state = read_opt::<JobState>(objects.as_ref(), &keys.state())
+                .await?
+                .map(|s| s.0);
+            let manifest = read_opt::<Manifest>(objects.as_ref(), &keys.manifest())
+                .await?
+                .map(|m| m.0);
+            let spec = read_opt::<JobSpec>(objects.as_ref(), &keys.spec())
+                .await?
+                .map(|s| s.0);
+            let bytes = manifest.as_ref().map_or(0, |m| m.evidence_bytes);
+            let p = JobProgress {
+                state: Some(state.unwrap_or_else(|| JobState {
+                    job: job.clone(),
+                    ..JobState::default()
+                })),
+                source: spec.map(|s| s.source).unwrap_or_default(),
+                bytes_done: bytes,
+                bytes_total: bytes,
+                ..JobProgress::default()
+            };
+            anyhow::Ok((p, manifest))
+        }
+    };
+    futures::stream::iter(jobs)
+        .map(read_one)
+        .buffered(32)
+        .try_collect()
+        .await
 }
 
 /// `ramsift jobs`
 pub(crate) async fn jobs(config: &Config) -> Result<u8> {
-    let r = client(config)?
-        .list_jobs(ListJobsRequest {})
-        .await
-        .map_err(|s| explain(config, &s))?;
-    for p in r.into_inner().jobs {
-        println!("{}", line(&p));
+    if !of_store(config, None) {
+        match client(config)?.list_jobs(ListJobsRequest {}).await {
+            Ok(r) => {
+                for p in r.into_inner().jobs {
+                    say!("{}", line(&p));
+                }
+                return Ok(0);
+            }
+            Err(e) if of_store(config, Some(&e)) => {
+                tell!(
+                    "{}; this is what the store says",
+                    Shown(explain(config, &e).to_string())
+                );
+            }
+            Err(e) => return Err(explain(config, &e)),
+        }
+    }
+    for (p, m) in stored(config, None).await? {
+        let gaps = m.map_or(0, |m| m.gaps.len());
+        let gaps = if gaps > 0 {
+            format!("  {gaps} gaps")
+        } else {
+            String::new()
+        };
+        say!("{}{gaps}", line(&p));
+    }
+    Ok(0)
+}
+
+/// Gaps that `status` names.
+const GAPS: usize = 20;
+
+/// Where a job of the store stands.
+async fn stored_status(config: &Config, job: &str) -> Result<u8> {
+    for (p, m) in stored(config, Some(job)).await? {
+        say!("{}", line(&p));
+        let Some(m) = m else {
+            say!("  not sealed; ramsift scan or a coordinator goes on with it");
+            continue;
+        };
+        say!("  {} in {}", HumanBytes(m.image_bytes), m.format);
+        say!("  {}", m.verdict);
+        for g in m.gaps.iter().take(GAPS) {
+            say!("  gap: {}", Shown(g));
+        }
+        if m.gaps.len() > GAPS {
+            say!(
+                "  and {} more gaps, in the coverage table",
+                m.gaps.len() - GAPS
+            );
+        }
     }
     Ok(0)
 }
 
 /// `ramsift status`
 pub(crate) async fn status(config: &Config, job: &str) -> Result<u8> {
+    if of_store(config, None) {
+        return stored_status(config, job).await;
+    }
     let request = GetJobRequest {
         job: job.to_owned(),
     };
-    let p = client(config)?
-        .get_job(request)
-        .await
-        .map_err(|s| explain(config, &s))?
-        .into_inner();
-    println!("{}", line(&p));
-    println!(
+    let p = match client(config)?.get_job(request).await {
+        Ok(p) => p.into_inner(),
+        Err(e) if of_store(config, Some(&e)) => {
+            tell!(
+                "{}; this is what the store says",
+                Shown(explain(config, &e).to_string())
+            );
+            return stored_status(config, job).await;
+        }
+        Err(e) => return Err(explain(config, &e)),
+    };
+    say!("{}", line(&p));
+    say!(
         "  {} of {} in {} of {} tasks, {} failed",
         HumanBytes(p.bytes_done),
         HumanBytes(p.bytes_total),
@@ -142,7 +257,7 @@ pub(crate) async fn watch(config: &Config, job: &str) -> Result<u8> {
         .await
         .map_err(|s| explain(config, &s))?
         .into_inner();
-    let mut display = Display::new(job);
+    let mut display = Display::new(job, false);
     let mut last = None;
     while let Some(p) = stream.message().await.map_err(|s| explain(config, &s))? {
         display.show(&p);
@@ -155,7 +270,7 @@ pub(crate) async fn watch(config: &Config, job: &str) -> Result<u8> {
     } else {
         format!(": {}", state.reason)
     };
-    println!("{job}: {}{why}", state.phase().name());
+    say!("{job}: {}{}", state.phase().name(), Shown(why));
     Ok(match state.phase() {
         JobPhase::Complete => 0,
         JobPhase::CompleteWithGaps => crate::scan::GAPS,
@@ -173,6 +288,6 @@ pub(crate) async fn cancel(config: &Config, job: &str, reason: &str) -> Result<u
         .cancel(request)
         .await
         .map_err(|s| explain(config, &s))?;
-    println!("{job}: will be cancelled");
+    say!("{job}: will be cancelled");
     Ok(0)
 }

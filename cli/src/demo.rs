@@ -4,6 +4,7 @@
 use crate::args::{DemoArgs, JobArgs, ScanArgs};
 use crate::config::Config;
 use crate::scan;
+use crate::terminal::say;
 use anyhow::{Context, Result};
 use std::io::Write;
 use std::path::Path;
@@ -145,11 +146,11 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> Result<u8> {
     }
     std::fs::write(&rules, RULES).with_context(|| format!("rules {}", rules.display()))?;
     let store = dir.join("results").display().to_string();
-    println!(
+    say!(
         "made {} with planted evidence; scanning it like any other:",
         image.display()
     );
-    println!(
+    say!(
         "$ ramsift scan {} --rules {} --out {store}\n",
         image.display(),
         rules.display()

@@ -3,15 +3,17 @@
 
 use crate::config::Config;
 use crate::glue;
-use anyhow::Result;
+use crate::terminal::{Shown, tell};
+use anyhow::{Context, Result, anyhow, bail};
+use indicatif::HumanBytes;
 use ramsift_coordinator::plan;
-use ramsift_layers::ByteSource;
-use ramsift_layers::source::Sources;
+use ramsift_layers::source::{Sources, path_of};
+use ramsift_layers::{ByteSource, FileOffset};
 use ramsift_proto::v1::JobSpec;
 use ramsift_store::job::{read_opt, to_json};
 use ramsift_store::kernel::{KernelRecord, record_name};
-use ramsift_store::{Keys, LocalObjects, Objects, Plan};
-use std::path::{Path, PathBuf};
+use ramsift_store::{Keys, LocalObjects, Manifest, Objects, Plan};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// A capture, opened.
@@ -22,24 +24,55 @@ pub(crate) struct Evidence {
     pub(crate) job: Option<(Arc<dyn Objects>, String)>,
 }
 
-/// Opens a capture by its path or URL, or that of a job by the job's name.
-pub(crate) async fn open(config: &Config, name: &str) -> Result<Evidence> {
-    let sources = Sources::new(config.s3.to_layers());
-    if !name.contains("://") && !Path::new(name).exists() {
-        let objects = glue::existing_store(config).await;
-        if let Ok(objects) = objects
-            && let Ok(job) = glue::pick_job(objects.as_ref(), Some(name)).await
-            && let Some((plan, _)) =
-                read_opt::<Plan>(objects.as_ref(), &Keys::new(&job).plan()).await?
-        {
-            let source = sources.open_pinned(&plan.pin).await?;
-            return Ok(Evidence {
-                source,
-                plan,
-                job: Some((objects, job)),
-            });
-        }
+/// What a name stands for.
+pub(crate) enum Named {
+    /// A capture, by its path or URL.
+    Capture(String),
+    /// A job, or a name that begins as that of one job only.
+    Job(Box<NamedJob>),
+}
+
+/// A job with its plan.
+pub(crate) struct NamedJob {
+    pub(crate) objects: Arc<dyn Objects>,
+    pub(crate) job: String,
+    pub(crate) plan: Plan,
+}
+
+/// Finds out what a name stands for: what is there as a file is one, what is a URL is one, everything else is a job.
+pub(crate) async fn named(config: &Config, name: &str) -> Result<Named> {
+    if name.contains("://") || path_of(name).exists() {
+        return Ok(Named::Capture(name.to_owned()));
     }
+    let neither =
+        |why: &dyn std::fmt::Display| anyhow!("{name} is neither a file nor a job: {why:#}");
+    let objects = glue::existing_store(config)
+        .await
+        .map_err(|e| neither(&format!("{e:#}")))?;
+    let job = glue::pick_job(objects.as_ref(), Some(name))
+        .await
+        .map_err(|e| neither(&e))?;
+    let Some((plan, _)) = read_opt::<Plan>(objects.as_ref(), &Keys::new(&job).plan()).await? else {
+        bail!("job {job} has not been planned yet; see ramsift status {job}");
+    };
+    Ok(Named::Job(Box::new(NamedJob { objects, job, plan })))
+}
+
+/// Opens a capture by its path or URL, or that of a job by the job's name; `moved` is where the capture of a job is now.
+pub(crate) async fn open(config: &Config, name: &str, moved: Option<&str>) -> Result<Evidence> {
+    match named(config, name).await? {
+        Named::Capture(path) => {
+            if moved.is_some() {
+                bail!("--evidence goes with a job; {name} is a capture itself");
+            }
+            of_path(config, &path).await
+        }
+        Named::Job(j) => j.open(config, moved).await,
+    }
+}
+
+async fn of_path(config: &Config, name: &str) -> Result<Evidence> {
+    let sources = Sources::new(config.s3.to_layers());
     let spec = JobSpec {
         source: name.to_owned(),
         structured: true,
@@ -53,6 +86,99 @@ pub(crate) async fn open(config: &Config, name: &str) -> Result<Evidence> {
         plan,
         job: None,
     })
+}
+
+/// Bytes hashed at a time.
+const STEP: usize = 16 << 20;
+
+/// BLAKE3 of a source.
+async fn blake3_of(source: &dyn ByteSource) -> Result<String> {
+    let mut h = blake3::Hasher::new();
+    let mut at = 0;
+    while at < source.len() {
+        let n = usize::try_from(source.len() - at)
+            .unwrap_or(usize::MAX)
+            .min(STEP);
+        h.update(&source.read_vec(FileOffset(at), n).await?);
+        at += n as u64;
+    }
+    Ok(h.finalize().to_hex().to_string())
+}
+
+impl NamedJob {
+    /// Opens the capture of the job: where it was, or where it is said to be now.
+    pub(crate) async fn open(self, config: &Config, moved: Option<&str>) -> Result<Evidence> {
+        let sources = Sources::new(config.s3.to_layers());
+        let job = &self.job;
+        let source = match moved {
+            None => sources.open_pinned(&self.plan.pin).await.with_context(|| {
+                format!("the capture of job {job} is not where it was; name its new place with --evidence PATH")
+            })?,
+            Some(path) => {
+                let source = sources.open(path).await?;
+                self.check(config, source.as_ref(), path).await?;
+                source
+            }
+        };
+        Ok(Evidence {
+            source,
+            plan: self.plan,
+            job: Some((self.objects, self.job)),
+        })
+    }
+
+    /// Refuses what is not the capture of the job. What was checked before is not hashed again.
+    async fn check(&self, config: &Config, source: &dyn ByteSource, path: &str) -> Result<()> {
+        let job = &self.job;
+        let (is, was) = (source.len(), self.plan.pin.size());
+        if is != was {
+            bail!(
+                "{path} is not the capture of job {job}: it has {is} bytes, the capture had {was}"
+            );
+        }
+        let manifest =
+            read_opt::<Manifest>(self.objects.as_ref(), &Keys::new(job).manifest()).await?;
+        let Some(want) = manifest.and_then(|(m, _)| m.evidence_blake3) else {
+            tell!(
+                "{}: only its size is that of the capture of job {job}, which has no hash",
+                Shown(path)
+            );
+            return Ok(());
+        };
+        let checked =
+            folder(config).map(|f| f.join(record_name(source.pin())).with_extension("blake3"));
+        let known = checked
+            .as_ref()
+            .and_then(|f| std::fs::read_to_string(f).ok());
+        let found = match known {
+            Some(hash) => hash.trim().to_owned(),
+            None => {
+                tell!(
+                    "hashing {} ({}), to see that it is the capture of job {job}",
+                    Shown(path),
+                    HumanBytes(is)
+                );
+                let hash = blake3_of(source).await?;
+                if let Some(f) = checked {
+                    let kept = f
+                        .parent()
+                        .map_or(Ok(()), std::fs::create_dir_all)
+                        .and_then(|()| std::fs::write(&f, &hash));
+                    if let Err(e) = kept {
+                        tracing::debug!(error = %e, "hash not kept");
+                    }
+                }
+                hash
+            }
+        };
+        if found != want {
+            bail!(
+                "{path} is not the capture of job {job}: its BLAKE3 is {found}, the capture's was {want}"
+            );
+        }
+        tell!("{} is the capture of job {job}, by its hash", Shown(path));
+        Ok(())
+    }
 }
 
 /// The user's folder for records.

@@ -3,25 +3,54 @@
 use crate::args::{ArtifactArgs, ExportArgs, ExportFormat};
 use crate::config::Config;
 use crate::glue;
-use crate::results::{write_csv, write_json};
+use crate::rows::{write_csv, write_json};
+use crate::terminal::{say, shown_json};
 use anyhow::{Context, Result, bail};
-use arrow::array::AsArray;
+use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
 use futures::StreamExt;
 use ramsift_store::Keys;
 use ramsift_store::query::{QueryLimits, Tables};
+use ramsift_store::tables::is_view;
 use sha2::{Digest, Sha256};
 use std::io::Write;
 
-/// Timesketch wants `message`, `datetime` and `timestamp_desc` in every line.
+/// Timesketch wants `message`, `datetime` and `timestamp_desc` in every line; further attributes are its columns.
 /// Source: Timesketch documentation, "Create timeline from JSON/JSONL/CSV file".
 const TIMESKETCH: &str = "SELECT message, \
     to_char(coalesce(time, inferred_time), '%Y-%m-%dT%H:%M:%S%.6f+00:00') AS datetime, \
     CASE WHEN time IS NULL THEN concat(time_kind, ' (inferred: ', inferred_from, ')') \
     ELSE time_kind END AS timestamp_desc, \
-    source AS data_type, host AS hostname, program, pid, raw_time, image_offset, fields, capture \
+    source AS data_type, host AS hostname, program, pid, owner, page_state, raw_time, image_offset, physical_address, \
+    fields, capture \
     FROM events WHERE coalesce(time, inferred_time) IS NOT NULL \
     ORDER BY coalesce(time, inferred_time), image_offset";
+
+/// Rows as Timesketch takes them: the members of `fields` are attributes of their own, and nothing is null.
+fn write_timesketch(out: &mut dyn Write, b: &RecordBatch) -> Result<()> {
+    let mut lines = Vec::new();
+    write_json(&mut lines, b, false)?;
+    for line in lines.split(|c| *c == b'\n').filter(|l| !l.is_empty()) {
+        let mut row: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(line)?;
+        let fields = row.remove("fields");
+        let fields = fields.as_ref().and_then(|f| f.as_str()).unwrap_or("{}");
+        if let Ok(serde_json::Value::Object(more)) = serde_json::from_str(fields) {
+            for (k, v) in more {
+                // A name of ours stays.
+                let k = if row.contains_key(&k) {
+                    format!("field_{k}")
+                } else {
+                    k
+                };
+                row.insert(k, v);
+            }
+        }
+        row.retain(|_, v| !v.is_null());
+        let text = serde_json::to_string(&row)?;
+        writeln!(out, "{}", shown_json(&text))?;
+    }
+    Ok(())
+}
 
 /// `ramsift export`
 pub(crate) async fn export(config: &Config, args: ExportArgs) -> Result<u8> {
@@ -41,7 +70,8 @@ pub(crate) async fn export(config: &Config, args: ExportArgs) -> Result<u8> {
     };
     for table in tables {
         if !there.contains(&table) {
-            bail!("there is no table {table}; there are: {}", there.join(", "));
+            let names: Vec<&str> = there.iter().map(String::as_str).collect();
+            return Err(crate::suggest::unknown("table", &table, &names));
         }
         let ending = match args.format {
             ExportFormat::Jsonl => "jsonl",
@@ -66,15 +96,18 @@ pub(crate) async fn export(config: &Config, args: ExportArgs) -> Result<u8> {
             let mut first = true;
             while let Some(b) = rows.next().await {
                 let b = b?;
-                if args.format == ExportFormat::Csv {
-                    write_csv(&mut out, &b, std::mem::take(&mut first))?;
-                } else {
-                    write_json(&mut out, &b)?;
+                let view = is_view(&table);
+                match args.format {
+                    ExportFormat::Csv => {
+                        write_csv(&mut out, &b, view, std::mem::take(&mut first), args.raw_csv)?;
+                    }
+                    ExportFormat::Timesketch => write_timesketch(&mut out, &b)?,
+                    _ => write_json(&mut out, &b, view)?,
                 }
             }
         }
         out.flush()?;
-        println!("{}", path.display());
+        say!("{}", path.display());
     }
     Ok(0)
 }
@@ -125,10 +158,12 @@ pub(crate) async fn artifact(config: &Config, args: ArtifactArgs) -> Result<u8> 
         .to
         .unwrap_or_else(|| format!("{}.{kind}", &sha[..16]).into());
     if to.as_os_str() == "-" {
-        std::io::stdout().write_all(&data)?;
+        let mut out = crate::terminal::content();
+        out.write_all(&data)?;
+        out.flush()?;
     } else {
         std::fs::write(&to, &data).with_context(|| format!("file {}", to.display()))?;
-        println!("{}", to.display());
+        say!("{}", to.display());
     }
     Ok(0)
 }

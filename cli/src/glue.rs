@@ -2,6 +2,7 @@
 
 use crate::args::{JobArgs, Only};
 use crate::config::Config;
+use crate::terminal::{Shown, tell};
 use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use ramsift_aggregator::{Aggregator, FinaliseInfo, finalise};
@@ -39,26 +40,44 @@ pub(crate) async fn existing_store(config: &Config) -> Result<Arc<dyn Objects>> 
     Ok(Arc::new(o))
 }
 
-/// The job that the user means: the one named, else the only one there is.
+/// The job that the user means: the one named, the one whose name begins so, else the only one there is.
 pub(crate) async fn pick_job(objects: &dyn Objects, job: Option<&str>) -> Result<String> {
     let jobs = objects.list_folders("jobs/").await?;
+    let names: Vec<&str> = jobs.iter().map(String::as_str).collect();
     match job {
-        Some(j) if jobs.iter().any(|x| x == j) => Ok(j.to_owned()),
+        Some(j) if names.contains(&j) => Ok(j.to_owned()),
         Some(j) => {
-            let found: Vec<_> = jobs.iter().filter(|x| x.starts_with(j)).collect();
+            let found: Vec<_> = names.iter().filter(|x| x.starts_with(j)).collect();
             match found.as_slice() {
-                [one] => Ok((*one).clone()),
-                _ => bail!(
-                    "there is no job {j} in {}; there are: {}",
-                    objects.url(""),
-                    jobs.join(", ")
+                [one] => Ok((**one).to_owned()),
+                [] => Err(crate::suggest::unknown("job", j, &names)
+                    .context(format!("in {}", objects.url("")))),
+                several => bail!(
+                    "{} jobs begin with {j}, among them {}; give more of the name",
+                    several.len(),
+                    several
+                        .iter()
+                        .take(10)
+                        .map(|s| **s)
+                        .collect::<Vec<_>>()
+                        .join(", ")
                 ),
             }
         }
-        None => match jobs.as_slice() {
-            [one] => Ok(one.clone()),
+        None => match names.as_slice() {
+            [one] => Ok((*one).to_owned()),
             [] => bail!("there is no job in {}", objects.url("")),
-            _ => bail!("which job? There are: {}", jobs.join(", ")),
+            _ => bail!(
+                "which job? There are {}, among them {}; name one, or the beginning of its name \
+                 (ramsift jobs lists all)",
+                names.len(),
+                names
+                    .iter()
+                    .take(10)
+                    .copied()
+                    .collect::<Vec<_>>()
+                    .join(", ")
+            ),
         },
     }
 }
@@ -74,7 +93,7 @@ pub(crate) async fn compile_rules(
     let paths = args.rules.clone();
     let set = tokio::task::spawn_blocking(move || load_rules(&paths)).await??;
     for e in set.errors() {
-        eprintln!("rule left out: {e}");
+        tell!("rule left out: {}", Shown(e.to_string()));
     }
     if set.rules().is_empty() {
         bail!("none of the rules can be used");

@@ -10,17 +10,24 @@ mod evidence;
 mod export;
 mod files;
 mod glue;
+mod grep;
+mod overview;
 mod owner;
+mod process;
 mod progress;
 mod results;
+mod rows;
 mod rules;
 mod scan;
 mod services;
+mod suggest;
 mod summary;
 mod symbols;
+mod terminal;
 mod verify;
 mod view;
 
+use crate::terminal::tell;
 use anyhow::Result;
 use args::{Args, Command};
 use clap::Parser;
@@ -57,7 +64,7 @@ fn main() -> ExitCode {
     {
         Ok(r) => r,
         Err(e) => {
-            eprintln!("ramsift: the async runtime can't be started: {e}");
+            tell!("ramsift: the async runtime can't be started: {e}");
             return ExitCode::from(CANNOT_RUN);
         }
     };
@@ -65,7 +72,7 @@ fn main() -> ExitCode {
         match run(args).await {
             Ok(code) => code,
             Err(e) => {
-                eprintln!("ramsift: {e:#}");
+                tell!("ramsift: {e:#}");
                 CANNOT_RUN
             }
         }
@@ -106,13 +113,19 @@ async fn run(args: Args) -> Result<u8> {
         Command::Cat(a) => files::cat(&config, a).await,
         Command::Recover(a) => files::recover(&config, a).await,
         Command::Owner(a) => owner::run(&config, a).await,
+        Command::Overview(a) => overview::run(&config, a).await,
+        Command::Process(a) => process::run(&config, a).await,
+        Command::Grep(a) => grep::run(&config, a).await,
+        Command::Procdump(a) => files::procdump(&config, a).await,
+        Command::History(a) => view::short(&config, "history", a).await,
+        Command::Logins(a) => view::short(&config, "logins", a).await,
         Command::Export(a) => export::export(&config, a).await,
         Command::Artifact(a) => export::artifact(&config, a).await,
         Command::Verify(a) => verify::run(&config, a).await,
         Command::Rules { command } => rules::run(command),
         Command::Symbols { command } => symbols::run(&config, command).await,
         Command::Config => {
-            print!("{}", toml::to_string(&config.masked())?);
+            terminal::out(&toml::to_string(&config.masked())?);
             Ok(0)
         }
     };

@@ -1,5 +1,6 @@
 //! Progress: bars on a terminal, plain lines otherwise.
 
+use crate::terminal::{Shown, tell};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use ramsift_proto::v1::JobProgress;
 use std::io::IsTerminal;
@@ -11,14 +12,17 @@ pub(crate) struct Display {
     name: String,
     said: Option<Instant>,
     last: String,
+    quiet: bool,
 }
 
 /// Plain lines come this often at most.
 const EVERY: Duration = Duration::from_secs(5);
 
 impl Display {
-    pub(crate) fn new(name: &str) -> Self {
-        let bar = std::io::stderr().is_terminal().then(|| {
+    /// `quiet`: one of several that run side by side; only how each ends is said, elsewhere.
+    pub(crate) fn new(name: &str, quiet: bool) -> Self {
+        let name = &Shown(name).to_string();
+        let bar = (!quiet && std::io::stderr().is_terminal()).then(|| {
             let bar = ProgressBar::new(0);
             let style = ProgressStyle::with_template(
                 "{prefix} [{bar:32}] {bytes}/{total_bytes} {bytes_per_sec} eta {eta} {msg}",
@@ -35,6 +39,7 @@ impl Display {
             name: name.to_owned(),
             said: None,
             last: String::new(),
+            quiet,
         }
     }
 
@@ -47,10 +52,13 @@ impl Display {
             bar.set_message(phase.to_owned());
             return;
         }
+        if self.quiet {
+            return;
+        }
         let line = self.line(p, phase);
         let due = self.said.is_none_or(|t| t.elapsed() >= EVERY) || phase != self.last;
         if due {
-            eprintln!("{line}");
+            tell!("{line}");
             self.said = Some(Instant::now());
             phase.clone_into(&mut self.last);
         }

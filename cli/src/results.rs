@@ -2,40 +2,208 @@
 
 use crate::args::{QueryArgs, ResultsArgs, Rows};
 use crate::config::Config;
-use crate::glue;
+use crate::terminal::tell;
+use crate::{glue, rows, suggest};
 use anyhow::{Result, bail};
-use arrow::array::RecordBatch;
-use arrow::util::display::{ArrayFormatter, FormatOptions};
-use datafusion::physical_plan::SendableRecordBatchStream;
-use futures::StreamExt;
+use arrow::array::{AsArray, RecordBatch};
+use ramsift_os::linux::VIEWS;
+use ramsift_os::table::Table;
 use ramsift_store::query::{QueryLimits, Tables};
-use std::io::Write;
+use ramsift_store::tables::name;
+use ramsift_store::{Objects, StoreError};
+use ramsift_structured_worker::{batch, table_name};
+use std::sync::Arc;
 
 /// A text as an SQL literal.
-fn quote(s: &str) -> String {
+pub(crate) fn quote(s: &str) -> String {
     format!("'{}'", s.replace('\'', "''"))
+}
+
+/// A session over the tables of jobs. Views without rows have their tables.
+pub(crate) async fn session(
+    objects: Arc<dyn Objects>,
+    jobs: &[String],
+) -> Result<(Tables, Vec<String>)> {
+    let t = Tables::new(objects, &QueryLimits::default())?;
+    let mut there = t.register_jobs(jobs).await?;
+    if there.iter().any(|n| n == name::VIEWS) {
+        for v in VIEWS {
+            let table = table_name(v.name);
+            if !there.contains(&table) {
+                let own = batch(&Table::new(v.columns))?;
+                let schema = ramsift_store::tables::finished_schema(&table, &own.schema());
+                t.register_batch(&table, RecordBatch::new_empty(schema))?;
+            }
+        }
+    }
+    there.sort();
+    Ok((t, there))
 }
 
 /// `ramsift results`
 pub(crate) async fn results(config: &Config, args: ResultsArgs) -> Result<u8> {
     let objects = glue::existing_store(config).await?;
-    let job = glue::pick_job(objects.as_ref(), args.job.as_deref()).await?;
-    let t = Tables::new(objects, &QueryLimits::default())?;
-    if t.register_jobs(std::slice::from_ref(&job))
-        .await?
-        .is_empty()
-    {
-        bail!("job {job} has no results yet; see ramsift status {job}");
-    }
-    let sql = if args.since.is_some() || args.until.is_some() {
-        timeline_sql(&args)
-    } else if args.each {
-        each_sql(&args)
+    let jobs = if args.all {
+        objects.list_folders("jobs/").await?
     } else {
-        groups_sql(&args)
+        vec![glue::pick_job(objects.as_ref(), args.job.as_deref()).await?]
     };
-    print(t.stream(&sql).await?, args.format).await?;
+    let (t, there) = session(objects, &jobs).await?;
+    if there.is_empty() {
+        bail!(
+            "no results yet; see ramsift status {}",
+            jobs.first().map_or("", String::as_str)
+        );
+    }
+    check_names(&t, &args).await?;
+    let ask = Ask::of(&args, there.iter().any(|n| n == name::GROUPS));
+    let n = rows::print(t.stream(&ask.sql(args.limit)).await?, &args.how, false).await?;
+    // A list that ends where it was cut must say so, but nobody counts for a program that reads on.
+    if args.limit > 0 && n == args.limit as u64 {
+        let all = crate::view::count(&t, &ask.count_sql()).await?;
+        rows::cut(n, all, ask.what);
+    }
     Ok(0)
+}
+
+/// A kind, a rule or a source that is none in these results, with what may have been meant.
+async fn check_names(t: &Tables, a: &ResultsArgs) -> Result<()> {
+    let known = async |sql: String| -> Result<Vec<String>> {
+        let mut out = Vec::new();
+        for b in t.collect(&sql).await? {
+            out.extend(
+                b.column(0)
+                    .as_string::<i32>()
+                    .iter()
+                    .flatten()
+                    .map(str::to_owned),
+            );
+        }
+        Ok(out)
+    };
+    let timeline = a.since.is_some() || a.until.is_some();
+    if let Some(kind) = &a.kind {
+        let (column, table) = if timeline {
+            ("source", "events")
+        } else {
+            ("kind", "findings")
+        };
+        let all = known(format!("SELECT DISTINCT {column} FROM {table} ORDER BY 1")).await?;
+        if !all.iter().any(|k| k == kind) && !KINDS.contains(&kind.as_str()) {
+            let mut names: Vec<&str> = all.iter().map(String::as_str).collect();
+            names.extend(KINDS.iter().filter(|_| !timeline));
+            names.dedup();
+            bail!(suggest::unknown(
+                if timeline { "source" } else { "kind" },
+                kind,
+                &names
+            ));
+        }
+    }
+    if let Some(rule) = &a.rule {
+        let sql =
+            "SELECT DISTINCT value FROM findings WHERE detector IN ('yara', 'clamav') ORDER BY 1";
+        let all = known(sql.to_owned()).await?;
+        if !all.iter().any(|r| r == rule) {
+            let names: Vec<&str> = all.iter().map(String::as_str).collect();
+            bail!(suggest::unknown(
+                "rule or signature with a finding",
+                rule,
+                &names
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Kinds of findings that there can be, whether or not there are any.
+const KINDS: &[&str] = &[
+    "url", "domain", "email", "ipv4", "ipv6", "yara", "av", "anomaly", "attack",
+];
+
+/// What the flags ask for.
+struct Ask {
+    /// The statement without LIMIT.
+    select: String,
+    order: &'static str,
+    /// What the rows are, for people.
+    what: &'static str,
+}
+
+/// The order of groups in a finished table.
+const BY_POSITION: &str = "position";
+/// The same over several captures.
+const BY_RANK: &str = "severity_rank DESC, captures, rank DESC, count, value";
+/// Groups of jobs that have no table of them.
+const BY_SEVERITY: &str = "severity_rank DESC, count, first_offset";
+
+impl Ask {
+    fn of(a: &ResultsArgs, grouped: bool) -> Self {
+        let filter = findings_where(a);
+        if a.since.is_some() || a.until.is_some() {
+            return timeline(a);
+        }
+        if a.each {
+            return Self {
+                select: format!(
+                    "SELECT severity, detector, kind, value, image_offset, physical_address, length, scope, \
+                     owner, path, artifact, fields, severity_rank FROM findings WHERE {filter}"
+                ),
+                order: "severity_rank DESC, image_offset",
+                what: "findings",
+            };
+        }
+        if a.all {
+            return Self {
+                select: format!(
+                    "SELECT severity, kind, value, count(DISTINCT capture) AS captures, sum(count) AS count, \
+                     max(rank) AS rank, min(place) AS place, min(agrees) AS agrees, min(capture) AS first_capture, \
+                     severity_rank FROM groups WHERE {filter} GROUP BY severity, severity_rank, kind, value"
+                ),
+                order: BY_RANK,
+                what: "values",
+            };
+        }
+        if grouped {
+            return Self {
+                select: format!(
+                    "SELECT severity, kind, value, count, place, agrees, reserved, array_to_string(owners, '; ') AS owners, \
+                     first_offset, detector, position FROM groups WHERE {filter}"
+                ),
+                order: BY_POSITION,
+                what: "values",
+            };
+        }
+        Self {
+            select: format!(
+                "SELECT severity, kind, value, count(*) AS count, min(image_offset) AS first_offset, detector, severity_rank \
+                 FROM findings WHERE {filter} GROUP BY severity, severity_rank, kind, value, detector"
+            ),
+            order: BY_SEVERITY,
+            what: "values",
+        }
+    }
+
+    /// The columns that only order are left out of what is printed.
+    fn sql(&self, limit: usize) -> String {
+        let limit = if limit == 0 {
+            String::new()
+        } else {
+            format!(" LIMIT {limit}")
+        };
+        let helper = ["position", "severity_rank"]
+            .into_iter()
+            .find(|h| self.order.starts_with(h))
+            .map_or(String::new(), |h| format!(" EXCLUDE ({h})"));
+        format!(
+            "SELECT *{helper} FROM ({}) ORDER BY {}{limit}",
+            self.select, self.order
+        )
+    }
+
+    fn count_sql(&self) -> String {
+        format!("SELECT count(*) FROM ({})", self.select)
+    }
 }
 
 /// The conditions that the flags ask for.
@@ -59,68 +227,78 @@ fn findings_where(a: &ResultsArgs) -> String {
     all.join(" AND ")
 }
 
-fn limit(a: &ResultsArgs) -> String {
-    if a.limit == 0 {
-        String::new()
-    } else {
-        format!(" LIMIT {}", a.limit)
-    }
-}
-
-/// Groups by detector and value: loudest first, then by how many detectors agree on one place or
-/// artifact, then the rarest.
-fn groups_sql(a: &ResultsArgs) -> String {
+/// A time as people write it, as SQL.
+fn instant(s: &str) -> String {
     format!(
-        "WITH f AS (SELECT *, coalesce(artifact, cast(image_offset AS varchar)) AS place \
-         FROM findings WHERE {}), \
-         agree AS (SELECT place, count(DISTINCT detector) AS detectors FROM f GROUP BY place) \
-         SELECT severity, detector, kind, value, count(*) AS count, \
-         max(agree.detectors) AS agree, min(image_offset) AS first_offset \
-         FROM f JOIN agree ON f.place = agree.place \
-         GROUP BY severity, severity_rank, detector, kind, value \
-         ORDER BY severity_rank DESC, agree DESC, count, first_offset{}",
-        findings_where(a),
-        limit(a)
+        "arrow_cast({}, 'Timestamp(Microsecond, Some(\"UTC\"))')",
+        quote(s)
     )
 }
 
-fn each_sql(a: &ResultsArgs) -> String {
-    format!(
-        "SELECT severity, detector, kind, value, image_offset, physical_address, length, scope, \
-         path, artifact, fields FROM findings WHERE {} \
-         ORDER BY severity_rank DESC, image_offset{}",
-        findings_where(a),
-        limit(a)
-    )
-}
-
-fn timeline_sql(a: &ResultsArgs) -> String {
+/// Events by time. The same line in a file, the journal and a heap is one row that says where else it is.
+fn timeline(a: &ResultsArgs) -> Ask {
     let at = "coalesce(time, inferred_time)";
     let mut all = vec![format!("{at} IS NOT NULL")];
-    if let Some(s) = &a.since {
-        all.push(format!(
-            "{at} >= arrow_cast({}, 'Timestamp(Microsecond, Some(\"UTC\"))')",
-            quote(s)
-        ));
+    all.extend(
+        a.since
+            .as_deref()
+            .map(|s| format!("{at} >= {}", instant(s))),
+    );
+    all.extend(a.until.as_deref().map(|u| format!("{at} < {}", instant(u))));
+    all.extend(a.kind.as_deref().map(|k| format!("source = {}", quote(k))));
+    all.extend(
+        a.text
+            .as_deref()
+            .map(|t| format!("strpos(message, {}) > 0", quote(t))),
+    );
+    let filter = all.join(" AND ");
+    if a.each {
+        return Ask {
+            select: format!(
+                "SELECT {at} AS at, time IS NULL AS inferred, source, host, program, pid, message, owner, image_offset \
+                 FROM events WHERE {filter}"
+            ),
+            order: "at, image_offset",
+            what: "events",
+        };
     }
-    if let Some(u) = &a.until {
-        all.push(format!(
-            "{at} < arrow_cast({}, 'Timestamp(Microsecond, Some(\"UTC\"))')",
-            quote(u)
-        ));
+    Ask {
+        select: format!(
+            "SELECT min({at}) AS at, bool_and(time IS NULL) AS inferred, min(source) AS source, min(host) AS host, \
+             program, pid, message, count(*) AS count, min(image_offset) AS image_offset, \
+             array_to_string(array_slice(array_agg(DISTINCT coalesce(owner, page_state)), 1, 4), '; ') AS also_at \
+             FROM events WHERE {filter} \
+             GROUP BY date_trunc('second', {at}), program, pid, message"
+        ),
+        order: "at, image_offset",
+        what: "events",
     }
-    if let Some(k) = &a.kind {
-        all.push(format!("source = {}", quote(k)));
+}
+
+/// An error of the query engine in words that say what to do.
+fn explained(e: StoreError, sql: &str, there: &[String]) -> anyhow::Error {
+    let text = e.to_string();
+    let missing = text
+        .split_once("table '")
+        .filter(|_| text.contains("not found"))
+        .and_then(|(_, rest)| rest.split('\'').next())
+        .map(|n| n.rsplit('.').next().unwrap_or(n));
+    if let Some(table) = missing {
+        let names: Vec<&str> = there.iter().map(String::as_str).collect();
+        return suggest::unknown("table", table, &names);
     }
-    if let Some(text) = &a.text {
-        all.push(format!("strpos(message, {}) > 0", quote(text)));
+    if text.contains("Resources exhausted") {
+        return anyhow::anyhow!(
+            "the query needs more than the 256 MiB of memory that it may use, where it can't spill to disk: \
+             narrow it with WHERE, select fewer columns, or aggregate ({text})"
+        );
     }
-    format!(
-        "SELECT time, inferred_time, source, host, program, message, image_offset FROM events \
-         WHERE {} ORDER BY {at}, image_offset{}",
-        all.join(" AND "),
-        limit(a)
-    )
+    let plain = text
+        .trim_start_matches("query: ")
+        .trim_start_matches("SQL error: ")
+        .trim_start_matches("Schema error: ")
+        .trim_start_matches("Error during planning: ");
+    anyhow::anyhow!("{plain}; the statement was: {sql}")
 }
 
 /// `ramsift query`
@@ -133,133 +311,53 @@ pub(crate) async fn query(config: &Config, args: QueryArgs) -> Result<u8> {
     if jobs.is_empty() {
         jobs = objects.list_folders("jobs/").await?;
     }
-    let t = Tables::new(objects, &QueryLimits::default())?;
-    if t.register_jobs(&jobs).await?.is_empty() {
+    let (t, there) = session(objects, &jobs).await?;
+    if there.is_empty() {
         bail!("there are no finished results in {}", config.store.url);
     }
-    print(t.stream(&args.sql).await?, args.format).await?;
+    let sql = args.sql.trim().trim_end_matches(';');
+    let shown = sql
+        .split_whitespace()
+        .map(str::to_ascii_uppercase)
+        .collect::<Vec<_>>();
+    if shown.iter().map(String::as_str).eq(["SHOW", "TABLES"]) {
+        let list = "SELECT table_name AS \"table\", count(*) AS columns FROM information_schema.columns \
+                    WHERE table_schema = 'public' GROUP BY table_name ORDER BY 1";
+        rows::print(t.stream(list).await?, &args.how, false).await?;
+        return Ok(0);
+    }
+    let stream = t.stream(sql).await.map_err(|e| explained(e, sql, &there))?;
+    rows::print(stream, &args.how, false).await.map_err(|e| {
+        match e.downcast::<datafusion::error::DataFusionError>() {
+            Ok(e) => explained(StoreError::Query(e.to_string()), sql, &there),
+            Err(e) => e,
+        }
+    })?;
+    if shown.first().is_some_and(|w| w == "SHOW") {
+        tell!("SHOW TABLES lists the tables, DESCRIBE table its columns");
+    }
     Ok(0)
 }
 
-/// Prints rows as they come; a closed pipe ends it quietly.
-async fn print(mut rows: SendableRecordBatchStream, format: Rows) -> Result<()> {
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let schema = rows.schema();
-    let mut table = Vec::new();
-    let mut first = true;
-    while let Some(b) = rows.next().await {
-        let b = b?;
-        let done = match format {
-            Rows::Table => {
-                table.push(b);
-                Ok(())
-            }
-            Rows::Jsonl => write_json(&mut out, &b),
-            Rows::Csv => write_csv(&mut out, &b, std::mem::take(&mut first)),
-        };
-        match done {
-            Err(e) if e.downcast_ref::<std::io::Error>().is_some_and(is_closed) => return Ok(()),
-            other => other?,
-        }
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_name_what_was_meant() {
+        let there = ["findings".to_owned(), "events".to_owned()];
+        let e = StoreError::Query(
+            "Error during planning: table 'datafusion.public.finding' not found".into(),
+        );
+        let text = explained(e, "SELECT * FROM finding", &there).to_string();
+        assert!(text.contains("did you mean findings"), "{text}");
+        let e = StoreError::Query("Resources exhausted: HashJoinInput".into());
+        assert!(explained(e, "x", &there).to_string().contains("WHERE"));
     }
-    if format == Rows::Table {
-        if table.is_empty() {
-            table.push(RecordBatch::new_empty(schema));
-        }
-        return match write_table(&mut out, &table) {
-            Err(e) if is_closed(&e) => Ok(()),
-            other => Ok(other?),
-        };
+
+    #[test]
+    fn rows_format_is_not_needed_to_ask() {
+        assert_eq!(quote("it's"), "'it''s'");
+        assert_ne!(Rows::Table, Rows::Csv);
     }
-    out.flush()?;
-    Ok(())
-}
-
-fn is_closed(e: &std::io::Error) -> bool {
-    e.kind() == std::io::ErrorKind::BrokenPipe
-}
-
-/// One JSON object a line; bytes as hex.
-pub(crate) fn write_json(out: &mut dyn Write, b: &RecordBatch) -> Result<()> {
-    let mut w =
-        arrow::json::WriterBuilder::new().build::<_, arrow::json::writer::LineDelimited>(&mut *out);
-    w.write(b)?;
-    w.finish()?;
-    Ok(())
-}
-
-pub(crate) fn write_csv(out: &mut dyn Write, b: &RecordBatch, header: bool) -> Result<()> {
-    let mut w = arrow::csv::WriterBuilder::new()
-        .with_header(header)
-        .build(&mut *out);
-    w.write(b)?;
-    Ok(())
-}
-
-/// Widest cell of a table.
-const WIDEST: usize = 70;
-
-/// Aligned columns; evidence can hold anything, so control characters never reach the terminal.
-fn write_table(out: &mut dyn Write, batches: &[RecordBatch]) -> std::io::Result<()> {
-    let other = |e: arrow::error::ArrowError| std::io::Error::other(e);
-    let Some(first) = batches.first() else {
-        return Ok(());
-    };
-    let schema = first.schema();
-    let mut rows: Vec<Vec<String>> =
-        vec![schema.fields().iter().map(|f| f.name().clone()).collect()];
-    let options = FormatOptions::default().with_null("-");
-    for b in batches {
-        let columns = b
-            .columns()
-            .iter()
-            .map(|c| ArrayFormatter::try_new(c.as_ref(), &options).map_err(other))
-            .collect::<Result<Vec<_>, _>>()?;
-        for i in 0..b.num_rows() {
-            rows.push(
-                columns
-                    .iter()
-                    .map(|c| clean(&c.value(i).to_string()))
-                    .collect(),
-            );
-        }
-    }
-    let n = schema.fields().len();
-    let widths: Vec<usize> = (0..n)
-        .map(|c| {
-            rows.iter()
-                .map(|r| r[c].chars().count())
-                .max()
-                .unwrap_or(0)
-                .min(WIDEST)
-        })
-        .collect();
-    for r in &rows {
-        let mut line = String::new();
-        for (i, (cell, w)) in r.iter().zip(&widths).enumerate() {
-            let last = i + 1 == n;
-            let shown: String = if cell.chars().count() > *w && !last {
-                cell.chars()
-                    .take(w.saturating_sub(1))
-                    .chain(['…'])
-                    .collect()
-            } else {
-                cell.clone()
-            };
-            line.push_str(&shown);
-            if !last {
-                let pad = w.saturating_sub(shown.chars().count()) + 2;
-                line.extend(std::iter::repeat_n(' ', pad));
-            }
-        }
-        writeln!(out, "{}", line.trim_end())?;
-    }
-    out.flush()
-}
-
-/// Text without control characters.
-pub(crate) fn clean(s: &str) -> String {
-    s.chars()
-        .map(|c| if c.is_control() { '·' } else { c })
-        .collect()
 }

@@ -1,7 +1,7 @@
 //! `ramsift rules check`: where each rule can run, and why.
 
 use crate::args::RulesCommand;
-use crate::results::clean;
+use crate::terminal::{Shown, say};
 use anyhow::Result;
 use ramsift_engines::yara::{RuleClass, load_rules};
 
@@ -13,31 +13,31 @@ pub(crate) fn run(command: RulesCommand) -> Result<u8> {
     let RulesCommand::Check { paths, all } = command;
     let set = load_rules(&paths)?;
     for e in set.errors() {
-        println!("error  {e}");
+        say!("error  {e}");
     }
     let mut sums = std::collections::BTreeMap::<&str, usize>::new();
     for r in set.rules() {
         *sums.entry(r.class.as_str()).or_default() += 1;
         let noted = matches!(r.class, RuleClass::FileOriented) || !r.reasons.is_empty();
         if all || noted {
-            println!(
+            say!(
                 "{}  {}  severity {} ({}){}",
                 r.class,
-                clean(&r.full_name()),
+                Shown(r.full_name()),
                 r.severity,
-                clean(&r.severity_reason),
+                Shown(r.severity_reason),
                 r.reasons
                     .iter()
-                    .map(|w| format!("; {}", clean(w)))
+                    .map(|w| format!("; {}", Shown(w)))
                     .collect::<String>()
             );
         }
     }
-    println!("{} rules, {} errors", set.rules().len(), set.errors().len());
+    say!("{} rules, {} errors", set.rules().len(), set.errors().len());
     for (class, n) in sums {
-        println!("  {n} {class}");
+        say!("  {n} {class}");
     }
-    println!("digest {}", hex::encode(set.digest()));
+    say!("digest {}", hex::encode(set.digest()));
     Ok(if set.errors().is_empty() {
         0
     } else {

@@ -4,8 +4,10 @@ use crate::args::ScanArgs;
 use crate::config::Config;
 use crate::embedded::{self, Embedded};
 use crate::progress::Display;
+use crate::terminal::{Shown, tell};
 use crate::{CANNOT_RUN, capture, glue, summary};
 use anyhow::{Context, Result, bail};
+use futures::StreamExt;
 use ramsift_layers::source::Sources;
 use ramsift_layers::{Severity, SourcePin};
 use ramsift_proto::v1::{CommitRecord, JobPhase, JobSpec, JobState};
@@ -90,7 +92,7 @@ pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
     let sources = Sources::new(config.s3.to_layers());
     let found = capture::find(&args.images, &sources).await?;
     for (name, why) in &found.skipped {
-        eprintln!("skipped {name}: {why}");
+        tell!("skipped {}: {}", Shown(name), Shown(why));
     }
     let store = args.out.clone().unwrap_or_else(|| config.store.url.clone());
     let objects = glue::store(&store, &sources).await?;
@@ -112,7 +114,7 @@ pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
             Ok(s) => s,
             Err(e) => {
                 // The other captures are scanned all the same.
-                eprintln!("ramsift: {e}");
+                tell!("ramsift: {}", Shown(e.to_string()));
                 worst = worst.max(CANNOT_RUN);
                 continue;
             }
@@ -122,12 +124,12 @@ pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
             remove(objects.as_ref(), &spec.job).await?;
         }
         revive(objects.as_ref(), &spec.job).await?;
-        todo.push(spec);
+        todo.push((spec, opened.len()));
     }
     if todo.is_empty() {
         return Ok(CANNOT_RUN);
     }
-    let names = todo.iter().map(|s| s.job.clone()).collect();
+    let names = todo.iter().map(|(s, _)| s.job.clone()).collect();
     let services = embedded::start(config, objects.clone(), sources, clamd, names).await?;
     let done = drive(
         &services,
@@ -146,53 +148,99 @@ pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
     done
 }
 
-/// Submits jobs one after the other and shows each.
+/// Bytes up to which captures are small: several are scanned side by side.
+const SMALL: u64 = 256 << 20;
+
+/// Submits jobs, small ones side by side, and shows each when it ends, in their order; then all in one table.
 async fn drive(
     services: &Embedded,
     objects: Arc<dyn Objects>,
-    todo: Vec<JobSpec>,
+    todo: Vec<(JobSpec, u64)>,
     store: &str,
     fail_on: Option<Severity>,
     mut worst: u8,
 ) -> Result<u8> {
-    for spec in todo {
-        let s = Submission {
-            job: spec.job.clone(),
-            source: spec.source.clone(),
+    let many = todo.len() > 1;
+    let mut lines = Vec::new();
+    let mut rest = todo.as_slice();
+    while let Some((_, size)) = rest.first() {
+        // What is large has the machine to itself.
+        let side_by_side = if *size > SMALL {
+            1
+        } else {
+            rest.iter().take_while(|(_, n)| *n <= SMALL).count()
         };
-        services.coordinator.submit(spec).await?;
-        let Some(state) = follow(services, &s).await? else {
-            eprintln!(
-                "stopped; what was settled is kept in {store}. Run the same command to go on."
-            );
-            return Ok(CANNOT_RUN);
-        };
-        match state.phase() {
-            JobPhase::Complete | JobPhase::CompleteWithGaps => {
-                let loudest = summary::print(&objects, &s.job, store).await?;
-                let loud = fail_on.zip(loudest).is_some_and(|(limit, l)| l >= limit);
-                if loud {
-                    worst = if worst == CANNOT_RUN {
-                        CANNOT_RUN
-                    } else {
-                        FINDINGS
-                    };
-                } else if state.phase() == JobPhase::CompleteWithGaps && worst == 0 {
-                    worst = GAPS;
+        let (now, later) = rest.split_at(side_by_side);
+        rest = later;
+        let at_once = std::thread::available_parallelism()
+            .map_or(2, usize::from)
+            .max(2);
+        let quiet = now.len() > 1;
+        let mut ended = futures::stream::iter(now)
+            .map(|(spec, _)| async move {
+                let s = Submission {
+                    job: spec.job.clone(),
+                    source: spec.source.clone(),
+                };
+                services.coordinator.submit(spec.clone()).await?;
+                let state = follow(services, &s, quiet).await?;
+                anyhow::Ok((s, state))
+            })
+            .buffered(at_once);
+        while let Some(done) = ended.next().await {
+            let (s, state) = done?;
+            let Some(state) = state else {
+                tell!(
+                    "stopped; what was settled is kept in {}. Run the same command to go on.",
+                    Shown(store)
+                );
+                return Ok(CANNOT_RUN);
+            };
+            match state.phase() {
+                JobPhase::Complete | JobPhase::CompleteWithGaps => {
+                    let line = summary::print(&objects, &s.job, store).await?;
+                    let loud = fail_on
+                        .zip(line.loudest)
+                        .is_some_and(|(limit, l)| l >= limit);
+                    if loud {
+                        worst = if worst == CANNOT_RUN {
+                            CANNOT_RUN
+                        } else {
+                            FINDINGS
+                        };
+                    } else if state.phase() == JobPhase::CompleteWithGaps && worst == 0 {
+                        worst = GAPS;
+                    }
+                    lines.push(line);
+                }
+                phase => {
+                    tell!(
+                        "ramsift: {}: {}: {}",
+                        Shown(&s.source),
+                        phase.name(),
+                        Shown(&state.reason)
+                    );
+                    worst = CANNOT_RUN;
+                    lines.push(summary::Line {
+                        capture: s.source.rsplit('/').next().unwrap_or(&s.source).to_owned(),
+                        verdict: phase.name().to_owned(),
+                        says: state.reason.clone(),
+                        job: s.job,
+                        ..summary::Line::default()
+                    });
                 }
             }
-            phase => {
-                eprintln!("ramsift: {}: {}: {}", s.source, phase.name(), state.reason);
-                worst = CANNOT_RUN;
-            }
         }
+    }
+    if many {
+        summary::many(lines);
     }
     Ok(worst)
 }
 
 /// Shows a job until it ends. `None`: the user stopped it.
-async fn follow(services: &Embedded, s: &Submission) -> Result<Option<JobState>> {
-    let mut display = Display::new(s.source.rsplit('/').next().unwrap_or(&s.source));
+async fn follow(services: &Embedded, s: &Submission, quiet: bool) -> Result<Option<JobState>> {
+    let mut display = Display::new(s.source.rsplit('/').next().unwrap_or(&s.source), quiet);
     let interrupt = tokio::signal::ctrl_c();
     tokio::pin!(interrupt);
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;

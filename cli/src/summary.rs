@@ -1,8 +1,9 @@
 //! What a person wants to know when a scan is over.
 
+use crate::terminal::{Shown, say};
 use anyhow::Result;
 use arrow::array::{Array, AsArray};
-use arrow::datatypes::{Int64Type, UInt8Type, UInt64Type};
+use arrow::datatypes::{Int64Type, UInt8Type};
 use indicatif::{HumanBytes, HumanCount};
 use ramsift_layers::Severity;
 use ramsift_store::job::read;
@@ -26,37 +27,40 @@ async fn counts(t: &Tables, sql: &str) -> Result<Vec<(String, u64)>> {
     Ok(out)
 }
 
-/// Groups of findings with a severity above info, loudest first.
-const LOUD: &str = "WITH agree AS (SELECT image_offset, count(DISTINCT detector) AS detectors \
-    FROM findings WHERE severity_rank > 0 GROUP BY image_offset) \
-    SELECT f.severity, f.detector, f.value, count(*) AS n, min(f.image_offset) AS first, \
-    max(f.severity_rank) AS rank, max(a.detectors) AS agree \
-    FROM findings f JOIN agree a ON f.image_offset = a.image_offset \
-    WHERE f.severity_rank > 0 \
-    GROUP BY f.severity, f.detector, f.value ORDER BY rank DESC, agree DESC, n, first LIMIT 10";
+/// Groups of findings above info, and the places worth a look below that.
+const LOUD: &str = "SELECT severity, detector, value, count, first_offset, place, agrees FROM groups \
+    WHERE severity_rank > 0 ORDER BY position LIMIT 10";
+const WORTH: &str = "SELECT severity, kind, value, count, first_offset, place, agrees FROM groups \
+    WHERE severity_rank = 0 AND reserved IS NULL AND agrees IS NOT NULL ORDER BY position LIMIT 5";
 
-/// Prints the summary of a finished job. Returns its loudest severity.
-pub(crate) async fn print(
-    objects: &Arc<dyn Objects>,
-    job: &str,
-    store: &str,
-) -> Result<Option<Severity>> {
+/// What a person compares captures by.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Line {
+    pub(crate) capture: String,
+    pub(crate) system: String,
+    pub(crate) verdict: String,
+    pub(crate) loudest: Option<Severity>,
+    pub(crate) says: String,
+    pub(crate) gaps: usize,
+    pub(crate) job: String,
+}
+
+/// Prints the summary of a finished job: what matters most first. Returns it in a line.
+pub(crate) async fn print(objects: &Arc<dyn Objects>, job: &str, store: &str) -> Result<Line> {
     let keys = Keys::new(job);
     let (m, _): (Manifest, _) = read(objects.as_ref(), &keys.manifest()).await?;
     let t = Tables::new(objects.clone(), &QueryLimits::default())?;
     t.register_jobs(&[job.to_owned()]).await?;
     let seconds = (m.finished_micros - m.started_micros).max(0) as f64 / 1e6;
-    println!(
+    say!(
         "{}  {} {}, {seconds:.1} s",
-        m.evidence,
+        Shown(m.evidence.to_string()),
         HumanBytes(m.image_bytes),
         m.format
     );
-    if let Some(h) = &m.evidence_blake3 {
-        println!("  blake3    {h}");
-    }
-    println!("  analyses  {}", m.analyses);
-    println!("  coverage  {}", m.verdict);
+    let loud = lines(&t, LOUD, "loudest").await?;
+    say!("  analyses  {}", Shown(&m.analyses));
+    say!("  coverage  {}", m.verdict);
     for (engine, c) in &m.coverage {
         let mut parts = vec![
             format!("{} scanned", HumanBytes(c.scanned)),
@@ -71,16 +75,19 @@ pub(crate) async fn print(
                 parts.push(format!("{} {what}", HumanBytes(n)));
             }
         }
-        println!("            {engine}: {}", parts.join(", "));
+        say!("            {engine}: {}", parts.join(", "));
     }
     for g in m.gaps.iter().take(5) {
-        println!("            gap: {g}");
+        say!("            gap: {}", Shown(g));
     }
     if m.gaps.len() > 5 {
-        println!(
+        say!(
             "            and {} more gaps, in the coverage table",
             m.gaps.len() - 5
         );
+    }
+    for r in crate::overview::texts(&t, "SELECT notes FROM captures WHERE notes <> ''").await {
+        say!("            note: {}", Shown(&r[0]));
     }
     let by_kind = |table: &str, column: &str| {
         format!("SELECT {column}, count(*) FROM {table} GROUP BY {column} ORDER BY 2 DESC, 1")
@@ -95,18 +102,24 @@ pub(crate) async fn print(
             .iter()
             .map(|(k, n)| format!("{k} {}", HumanCount(*n)))
             .collect();
-        println!(
+        say!(
             "  {title:<9} {}",
             if shown.is_empty() {
                 "none".into()
             } else {
-                shown.join(", ")
+                Shown(shown.join(", ")).to_string()
             }
         );
     }
-    loudest(&t).await?;
-    println!("  results   {store} (job {job})");
-    println!("            ramsift --store {store} results {job}");
+    lines(&t, WORTH, "look at").await?;
+    if let Some(h) = &m.evidence_blake3 {
+        say!("  blake3    {h}");
+    }
+    say!("  results   {} (job {job})", Shown(store));
+    say!(
+        "            ramsift --store {} overview {job}",
+        Shown(store)
+    );
     let mut top = None;
     for b in t.collect("SELECT max(severity_rank) FROM findings").await? {
         let rank = b.column(0).as_primitive::<UInt8Type>();
@@ -114,30 +127,91 @@ pub(crate) async fn print(
             .filter(|i| rank.is_valid(*i))
             .find_map(|i| Severity::ALL.get(usize::from(rank.value(i))).copied());
     }
-    Ok(top)
+    let release = "SELECT concat_ws(' ', os, release) FROM system WHERE status = 'recognised'";
+    let system = crate::overview::cell(&t, release).await;
+    Ok(Line {
+        capture: m.evidence.name().to_owned(),
+        system: system
+            .filter(|s| !s.is_empty())
+            .unwrap_or_else(|| "not recognised".to_owned()),
+        verdict: m.verdict.clone(),
+        loudest: top,
+        says: loud.first().cloned().unwrap_or_default(),
+        gaps: m.gaps.len(),
+        job: job.to_owned(),
+    })
 }
 
-async fn loudest(t: &Tables) -> Result<()> {
-    let mut first = true;
-    for b in t.collect(LOUD).await? {
-        let text = |i: usize| b.column(i).as_string::<i32>();
-        let n = b.column(3).as_primitive::<Int64Type>();
-        let at = b.column(4).as_primitive::<UInt64Type>();
-        for i in 0..b.num_rows() {
-            let title = if std::mem::take(&mut first) {
-                "loudest"
-            } else {
-                ""
-            };
-            let at = if at.is_valid(i) { at.value(i) } else { 0 };
-            println!(
-                "  {title:<9} {:<8} {} {} ({}x, first at {at:#x})",
-                text(0).value(i),
-                text(1).value(i),
-                text(2).value(i),
-                n.value(i)
-            );
-        }
+/// Prints groups under a title; gives them in words.
+async fn lines(t: &Tables, sql: &str, title: &str) -> Result<Vec<String>> {
+    let mut out = Vec::new();
+    for r in crate::overview::texts(t, sql).await {
+        let title = if out.is_empty() { title } else { "" };
+        let at = r[4].parse::<u64>().unwrap_or(0);
+        let agrees = if r[6].is_empty() {
+            String::new()
+        } else {
+            format!(", also {}", r[6])
+        };
+        let what = format!("{} {}", r[1], r[2]);
+        say!(
+            "  {title:<9} {:<8} {} ({}x, {}{agrees}, first at {at:#x})",
+            r[0],
+            Shown(&what),
+            r[3],
+            r[5]
+        );
+        out.push(what);
     }
-    Ok(())
+    Ok(out)
+}
+
+/// One table over many captures: the loudest first.
+pub(crate) fn many(mut all: Vec<Line>) {
+    if all.len() < 2 {
+        return;
+    }
+    all.sort_by(|a, b| {
+        b.loudest
+            .cmp(&a.loudest)
+            .then(b.gaps.cmp(&a.gaps))
+            .then(a.capture.cmp(&b.capture))
+    });
+    let gaps = all.iter().filter(|l| l.verdict != "complete").count();
+    let loud = all
+        .iter()
+        .filter(|l| l.loudest >= Some(Severity::High))
+        .count();
+    say!();
+    say!(
+        "{} captures: {loud} with findings of high or critical severity, {gaps} not complete",
+        all.len()
+    );
+    let width = |f: fn(&Line) -> &str, most: usize| {
+        all.iter()
+            .map(|l| f(l).chars().count())
+            .max()
+            .unwrap_or(0)
+            .clamp(7, most)
+    };
+    let (c, s) = (width(|l| &l.capture, 40), width(|l| &l.system, 32));
+    say!(
+        "{:<c$}  {:<s$}  {:<18}  {:<8}  {:>4}  loudest",
+        "capture",
+        "system",
+        "verdict",
+        "severity",
+        "gaps"
+    );
+    for l in &all {
+        let severity = l.loudest.map_or("-", |s| s.as_str());
+        say!(
+            "{:<c$}  {:<s$}  {:<18}  {severity:<8}  {:>4}  {}",
+            Shown(&l.capture),
+            Shown(&l.system),
+            l.verdict,
+            l.gaps,
+            Shown(&l.says)
+        );
+    }
 }

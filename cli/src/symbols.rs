@@ -3,6 +3,7 @@
 use crate::args::SymbolsCommand;
 use crate::config::Config;
 use crate::glue;
+use crate::terminal::say;
 use anyhow::{Context, Result, anyhow, bail};
 use ramsift_layers::source::{Sources, split_s3_url};
 use ramsift_store::LocalObjects;
@@ -62,7 +63,7 @@ fn with<F: Files>(files: F, command: SymbolsCommand) -> Result<u8> {
         SymbolsCommand::List => {
             for s in store.list()? {
                 let banner = s.banner.as_deref().unwrap_or("(no banner could be read)");
-                println!("{}  {banner}", s.name);
+                say!("{}  {banner}", s.name);
             }
         }
         SymbolsCommand::Import { files } => {
@@ -70,7 +71,7 @@ fn with<F: Files>(files: F, command: SymbolsCommand) -> Result<u8> {
                 let name = path.display().to_string();
                 let data = std::fs::read(&path).with_context(|| name.clone())?;
                 let stored = store.import(&name, &data)?;
-                println!("{}  {}", stored.name, stored.banner.unwrap_or_default());
+                say!("{}  {}", stored.name, stored.banner.unwrap_or_default());
             }
         }
         SymbolsCommand::Build { vmlinux, out } => {
@@ -81,14 +82,14 @@ fn with<F: Files>(files: F, command: SymbolsCommand) -> Result<u8> {
             isf::write_xz(&table, &mut file)?;
             if let Some(out) = out {
                 std::fs::write(&out, &file).with_context(|| out.display().to_string())?;
-                println!("{}", out.display());
+                say!("{}", out.display());
                 return Ok(0);
             }
             if table.banner().is_none_or(str::is_empty) {
                 bail!("{name} does not say what kernel it is; write a file with --out");
             }
             let stored = store.import(&name, &file)?;
-            println!("{}  {}", stored.name, stored.banner.unwrap_or_default());
+            say!("{}  {}", stored.name, stored.banner.unwrap_or_default());
         }
     }
     Ok(0)

@@ -3,6 +3,7 @@
 use crate::args::VerifyArgs;
 use crate::config::Config;
 use crate::glue;
+use crate::terminal::say;
 use anyhow::{Context, Result, bail};
 use ramsift_layers::FileOffset;
 use ramsift_layers::source::{Sources, split_s3_url};
@@ -59,14 +60,14 @@ pub(crate) async fn run(config: &Config, args: VerifyArgs) -> Result<u8> {
             Err(e) => bad.push(e.to_string()),
         }
     }
-    println!("{checked} result files checked");
+    say!("{checked} result files checked");
     if let Some(image) = &args.evidence {
         evidence(config, &m, image, &mut bad).await?;
     }
     for b in &bad {
-        println!("differs  {b}");
+        say!("differs  {b}");
     }
-    println!(
+    say!(
         "{}",
         if bad.is_empty() {
             "verified: nothing differs"
@@ -139,6 +140,6 @@ async fn evidence(config: &Config, m: &Manifest, image: &str, bad: &mut Vec<Stri
             ));
         }
     }
-    println!("evidence hashed: {} bytes", source.len());
+    say!("evidence hashed: {} bytes", source.len());
     Ok(())
 }

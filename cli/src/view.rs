@@ -1,194 +1,315 @@
-//! `ramsift view`: one OS-aware view of a capture, without a job.
+//! `ramsift view`: one OS-aware view of a capture, without a job, or as a job has it.
 
-use crate::args::{Rows, ViewArgs};
+use crate::args::{EvidenceArgs, Format, Rows, ShortArgs, ViewArgs};
 use crate::config::Config;
-use crate::evidence;
-use crate::symbols;
-use anyhow::{Result, anyhow, bail};
+use crate::evidence::{self, Named, NamedJob};
+use crate::terminal::{self, Shown, say, tell};
+use crate::{rows, suggest, symbols};
+use anyhow::{Result, bail};
+use arrow::array::{AsArray, RecordBatch};
+use arrow::datatypes::UInt64Type;
 use ramsift_os::linux::{LinuxView, VIEWS};
-use ramsift_os::table::{Kind, Table, Value};
-use ramsift_structured_worker::view_alone;
-use std::fmt::Write as _;
+use ramsift_os::table::Kind;
+use ramsift_store::query::{QueryLimits, Tables};
+use ramsift_store::tables::name;
+use ramsift_store::{Keys, Objects};
+use ramsift_structured_worker::{batch, table_name, view_alone};
+use std::collections::BTreeSet;
+use std::sync::{Arc, LazyLock};
 
-/// Lists the views, or builds one and prints its rows. What is doubtful goes to standard error;
-/// the exit code is 3 then.
-pub(crate) async fn run(config: &Config, args: ViewArgs) -> Result<u8> {
-    if args.list {
-        print!("{}", list());
-        return Ok(0);
-    }
-    let (Some(name), Some(image)) = (args.name, args.image) else {
-        bail!("name a view and a capture, or use --list");
-    };
-    let view = VIEWS.iter().find(|v| v.name == name).ok_or_else(|| {
-        let all: Vec<_> = VIEWS.iter().map(|v| v.name).collect();
-        anyhow!("there is no view {name}; there are: {}", all.join(", "))
-    })?;
-    let e = evidence::open(config, &image).await?;
-    let record = e.record(config).await;
-    let got = view_alone(
-        e.source.clone(),
-        &e.plan,
-        record.as_ref(),
-        view,
-        symbols::means(config).await?,
-    )
-    .await?;
-    e.keep(config, got.found.as_ref()).await;
-    print!("{}", text(&got.answer, args.format)?);
-    for d in &got.answer.doubts {
-        eprintln!("doubtful: {d}");
-    }
-    Ok(if got.answer.doubts.is_empty() { 0 } else { 3 })
+/// Exit code where something is doubtful.
+pub(crate) const DOUBTFUL: u8 = 3;
+
+/// Columns of views that are addresses or flags.
+static ADDRESSES: LazyLock<BTreeSet<&str>> = LazyLock::new(|| {
+    let columns = VIEWS.iter().flat_map(|v| v.columns);
+    columns
+        .filter(|c| c.kind == Kind::Hex)
+        .map(|c| c.name)
+        .collect()
+});
+
+/// Whether views have a column of this name that is an address or a set of flags.
+pub(crate) fn is_address(column: &str) -> bool {
+    ADDRESSES.contains(column)
 }
 
-fn list() -> String {
-    let mut out = String::new();
+/// A view by its name, however it is written: linux/pslist, linux.pslist, linux_pslist, pslist.
+pub(crate) fn by_name(wanted: &str) -> Result<&'static LinuxView> {
+    let plain = |s: &str| s.to_ascii_lowercase().replace(['.', '_', '-'], "/");
+    let w = plain(wanted);
+    let found = VIEWS.iter().find(|v| {
+        let n = plain(v.name);
+        n == w || n.split_once('/').is_some_and(|(_, short)| short == w)
+    });
+    let names: Vec<&str> = VIEWS.iter().map(|v| v.name).collect();
+    found.ok_or_else(|| suggest::unknown("view", wanted, &names))
+}
+
+/// Lists the views, or shows the rows of one. What is doubtful goes to standard error; the exit code is 3 then.
+pub(crate) async fn run(config: &Config, args: ViewArgs) -> Result<u8> {
+    if args.list {
+        list();
+        return Ok(0);
+    }
+    let (Some(wanted), Some(image)) = (&args.name, &args.image) else {
+        bail!("name a view and a capture or a job, or use --list");
+    };
+    show(
+        config,
+        by_name(wanted)?,
+        image,
+        &args.place,
+        &Wish::of(&args),
+        &args.how,
+    )
+    .await
+}
+
+/// Which rows of a view are wanted.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wish {
+    pub(crate) pid: Vec<u32>,
+    pub(crate) condition: Option<String>,
+    pub(crate) sort: Option<String>,
+    pub(crate) limit: usize,
+}
+
+impl Wish {
+    fn of(a: &ViewArgs) -> Self {
+        Self {
+            pid: a.pid.clone(),
+            condition: a.condition.clone(),
+            sort: a.sort.clone(),
+            limit: a.limit,
+        }
+    }
+
+    /// What the SELECT says behind its table.
+    fn clauses(&self, view: &LinuxView) -> Result<(String, String)> {
+        let names: Vec<&str> = view.columns.iter().map(|c| c.name).collect();
+        let known = |c: &str| match names.iter().find(|n| n.eq_ignore_ascii_case(c)) {
+            Some(n) => Ok(*n),
+            None => Err(suggest::unknown("column", c, &names)),
+        };
+        let mut all = Vec::new();
+        if !self.pid.is_empty() {
+            known("pid")?;
+            let pids: Vec<String> = self.pid.iter().map(u32::to_string).collect();
+            all.push(format!("pid IN ({})", pids.join(", ")));
+        }
+        if let Some(c) = &self.condition {
+            all.push(format!("({c})"));
+        }
+        let filter = if all.is_empty() {
+            String::new()
+        } else {
+            format!(" WHERE {}", all.join(" AND "))
+        };
+        let mut order = String::from(" ORDER BY row");
+        if let Some(s) = &self.sort {
+            let (column, direction) = match s.strip_prefix('-') {
+                Some(c) => (c, "DESC NULLS LAST"),
+                None => (s.as_str(), "ASC NULLS LAST"),
+            };
+            order = format!(" ORDER BY \"{}\" {direction}, row", known(column)?);
+        }
+        Ok((filter, order))
+    }
+}
+
+/// Shows a view of a capture, or the table of a job, where there is one.
+pub(crate) async fn show(
+    config: &Config,
+    view: &'static LinuxView,
+    image: &str,
+    place: &EvidenceArgs,
+    wish: &Wish,
+    how: &Format,
+) -> Result<u8> {
+    let (filter, order) = wish.clauses(view)?;
+    let answer = rows_of(config, view, image, place).await?;
+    let limit = if wish.limit == 0 {
+        String::new()
+    } else {
+        format!(" LIMIT {}", wish.limit)
+    };
+    let select = format!(
+        "SELECT * EXCLUDE ({}) FROM v{filter}{order}{limit}",
+        answer.exclude
+    );
+    let n = rows::print(answer.tables.stream(&select).await?, how, true).await?;
+    if wish.limit > 0 && n == wish.limit as u64 && how.format == Rows::Table {
+        let all = count(&answer.tables, &format!("SELECT count(*) FROM v{filter}")).await?;
+        rows::cut(n, all, "rows");
+    }
+    for d in &answer.doubts {
+        tell!("doubtful: {}", Shown(d));
+    }
+    Ok(if answer.doubts.is_empty() {
+        0
+    } else {
+        DOUBTFUL
+    })
+}
+
+/// The one number of a statement.
+pub(crate) async fn count(t: &Tables, sql: &str) -> Result<u64> {
+    let got = t.collect(sql).await?;
+    let n = got.first().filter(|b| b.num_rows() > 0).map(|b| {
+        let c = arrow::compute::cast(b.column(0), &arrow::datatypes::DataType::UInt64);
+        c.map(|c| c.as_primitive::<UInt64Type>().value(0))
+    });
+    Ok(n.transpose()?.unwrap_or(0))
+}
+
+/// The rows of a view as a table `v`.
+pub(crate) struct Answer {
+    pub(crate) tables: Tables,
+    /// Columns of it that are no columns of the view.
+    pub(crate) exclude: &'static str,
+    pub(crate) doubts: Vec<String>,
+}
+
+/// The rows of a view: those of a job's table, or built from the capture.
+pub(crate) async fn rows_of(
+    config: &Config,
+    view: &'static LinuxView,
+    image: &str,
+    place: &EvidenceArgs,
+) -> Result<Answer> {
+    let named = evidence::named(config, image).await?;
+    if let Named::Job(j) = &named
+        && place.evidence.is_none()
+        && let Some(a) = sealed(j, view).await?
+    {
+        return Ok(a);
+    }
+    let moved = place.evidence.as_deref();
+    let e = match named {
+        Named::Capture(path) => evidence::open(config, &path, moved).await?,
+        Named::Job(j) => j.open(config, moved).await?,
+    };
+    let record = e.record(config).await;
+    let means = symbols::means(config).await?;
+    let got = view_alone(e.source.clone(), &e.plan, record.as_ref(), view, means).await?;
+    e.keep(config, got.found.as_ref()).await;
+    let tables = memory_table(batch(&got.answer)?)?;
+    Ok(Answer {
+        tables,
+        exclude: "row",
+        doubts: got.answer.doubts,
+    })
+}
+
+/// A session with one batch as the table `v`.
+fn memory_table(b: RecordBatch) -> Result<Tables> {
+    let nothing: Arc<dyn Objects> = Arc::new(ramsift_store::LocalObjects::open_existing(
+        &std::env::temp_dir(),
+    )?);
+    let t = Tables::new(nothing, &QueryLimits::default())?;
+    t.register_batch("v", b)?;
+    Ok(t)
+}
+
+/// The table of a job that is sealed.
+async fn sealed(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
+    let key = Keys::new(&j.job).table(&table_name(view.name));
+    if j.objects.head(&key).await.is_err() {
+        return Ok(None);
+    }
+    let tables = Tables::new(j.objects.clone(), &QueryLimits::default())?;
+    tables.register("v", &[key], None).await?;
+    let views = Keys::new(&j.job).table(name::VIEWS);
+    tables.register("views", &[views], None).await?;
+    let sql = format!(
+        "SELECT detail FROM views WHERE view = '{}' AND doubtful > 0",
+        view.name
+    );
+    let mut doubts = Vec::new();
+    for b in tables.collect(&sql).await? {
+        let text = b.column(0).as_string::<i32>();
+        doubts.extend(
+            text.iter()
+                .map(|d| d.unwrap_or("the job says no more").to_owned()),
+        );
+    }
+    Ok(Some(Answer {
+        tables,
+        exclude: "capture, pass, row",
+        doubts,
+    }))
+}
+
+fn list() {
     for v in VIEWS {
         let columns: Vec<_> = v.columns.iter().map(|c| c.name).collect();
-        let LinuxView { name, meaning, .. } = v;
-        let _ = writeln!(
-            out,
-            "{name:<16} {meaning}\n{:<16} {}",
+        say!(
+            "{:<24} {}\n{:<24} {}",
+            v.name,
+            v.meaning,
             "",
             columns.join(", ")
         );
-    }
-    out
-}
-
-/// A cell for people and for CSV.
-fn cell(v: &Value, kind: Kind) -> String {
-    match v {
-        Value::Null => String::new(),
-        Value::Number(n) if kind == Kind::Hex => format!("{n:#x}"),
-        Value::Number(n) if kind == Kind::Time => i64::try_from(*n)
-            .ok()
-            .and_then(|n| jiff::Timestamp::from_microsecond(n).ok())
-            .map_or_else(|| n.to_string(), |t| t.to_string()),
-        Value::Number(n) => n.to_string(),
-        Value::Text(s) => s.chars().flat_map(visible).collect(),
-        Value::Flag(b) => if *b { "yes" } else { "no" }.to_owned(),
-    }
-}
-
-/// A character of hostile text, without what could drive a terminal.
-fn visible(c: char) -> impl Iterator<Item = char> {
-    let escaped = c.is_control();
-    let plain = (!escaped).then_some(c);
-    let code = escaped.then(|| c.escape_default());
-    plain.into_iter().chain(code.into_iter().flatten())
-}
-
-fn text(t: &Table, format: Rows) -> Result<String> {
-    let mut out = String::new();
-    match format {
-        Rows::Table => {
-            let cells: Vec<Vec<String>> = t
-                .rows
-                .iter()
-                .map(|r| {
-                    r.iter()
-                        .zip(t.columns)
-                        .map(|(v, c)| cell(v, c.kind))
-                        .collect()
-                })
-                .collect();
-            let width = |i: usize| {
-                let of_rows = cells.iter().map(|r: &Vec<String>| r[i].chars().count());
-                of_rows.chain([t.columns[i].name.len()]).max().unwrap_or(0)
-            };
-            let widths: Vec<usize> = (0..t.columns.len()).map(width).collect();
-            let mut line = |row: &mut dyn Iterator<Item = &str>| {
-                let mut l = String::new();
-                for (s, w) in row.zip(&widths) {
-                    let _ = write!(l, "{s:<w$}  ");
-                }
-                out.push_str(l.trim_end());
-                out.push('\n');
-            };
-            line(&mut t.columns.iter().map(|c| c.name));
-            for r in &cells {
-                line(&mut r.iter().map(String::as_str));
-            }
-        }
-        Rows::Jsonl => {
-            for r in &t.rows {
-                let row: serde_json::Map<String, serde_json::Value> = r
-                    .iter()
-                    .zip(t.columns)
-                    .map(|(v, c)| (c.name.to_owned(), json(v, c.kind)))
-                    .collect();
-                out.push_str(&serde_json::to_string(&row)?);
-                out.push('\n');
-            }
-        }
-        Rows::Csv => {
-            let names: Vec<_> = t.columns.iter().map(|c| quoted(c.name)).collect();
-            let _ = writeln!(out, "{}", names.join(","));
-            for r in &t.rows {
-                let cells = r.iter().zip(t.columns);
-                let cells: Vec<_> = cells.map(|(v, c)| quoted(&cell(v, c.kind))).collect();
-                let _ = writeln!(out, "{}", cells.join(","));
-            }
+        if terminal::closed() {
+            return;
         }
     }
-    Ok(out)
 }
 
-fn json(v: &Value, kind: Kind) -> serde_json::Value {
-    match v {
-        Value::Null => serde_json::Value::Null,
-        Value::Number(_) if kind == Kind::Time => cell(v, kind).into(),
-        Value::Number(n) => u64::try_from(*n)
-            .map(serde_json::Value::from)
-            .or_else(|_| i64::try_from(*n).map(serde_json::Value::from))
-            .unwrap_or_else(|_| n.to_string().into()),
-        Value::Text(s) => s.as_str().into(),
-        Value::Flag(b) => (*b).into(),
-    }
-}
-
-/// A field as RFC 4180 has it.
-fn quoted(s: &str) -> String {
-    if s.contains([',', '"', '\n', '\r']) {
-        format!("\"{}\"", s.replace('"', "\"\""))
-    } else {
-        s.to_owned()
-    }
+/// `ramsift history`, `ramsift logins`: views under the names that people look for.
+pub(crate) async fn short(config: &Config, view: &str, args: ShortArgs) -> Result<u8> {
+    let wish = Wish {
+        sort: Some("time".to_owned()),
+        limit: args.limit,
+        ..Wish::default()
+    };
+    show(
+        config,
+        by_name(view)?,
+        &args.image,
+        &args.place,
+        &wish,
+        &args.how,
+    )
+    .await
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ramsift_os::table::Column;
-
-    const COLUMNS: &[Column] = &[
-        Column {
-            name: "name",
-            kind: Kind::Text,
-            meaning: "a name",
-        },
-        Column {
-            name: "at",
-            kind: Kind::Hex,
-            meaning: "an address",
-        },
-    ];
 
     #[test]
-    fn rows_in_every_format() {
-        let mut t = Table::new(COLUMNS);
-        t.rows
-            .push(vec!["a,\"b\"\u{1b}[2J".into(), u64::MAX.into()]);
-        t.rows.push(vec!["c".into(), Value::Null]);
-        let table = text(&t, Rows::Table).expect("text");
-        assert!(table.contains("\\u{1b}[2J") && table.contains("0xffffffffffffffff"));
-        let jsonl = text(&t, Rows::Jsonl).expect("text");
-        let first: serde_json::Value =
-            serde_json::from_str(jsonl.lines().next().expect("a row")).expect("JSON");
-        assert_eq!(first["at"], u64::MAX);
-        let csv = text(&t, Rows::Csv).expect("text");
-        assert!(csv.starts_with("name,at\n\"a,\"\"b\"\""), "{csv}");
+    fn views_are_found_however_they_are_written() {
+        for n in [
+            "linux/pslist",
+            "pslist",
+            "linux.pslist",
+            "linux_pslist",
+            "PsList",
+        ] {
+            assert_eq!(by_name(n).expect("view").name, "linux/pslist");
+        }
+        assert_eq!(
+            by_name("linux.keyboard-notifiers").expect("view").name,
+            "linux/keyboard_notifiers"
+        );
+        let e = by_name("pslits").expect_err("none").to_string();
+        assert!(e.contains("linux/pslist"), "{e}");
+    }
+
+    #[test]
+    fn wrong_columns_are_told() {
+        let view = by_name("pslist").expect("view");
+        let wish = Wish {
+            sort: Some("-pidd".into()),
+            ..Wish::default()
+        };
+        assert!(
+            wish.clauses(view)
+                .expect_err("none")
+                .to_string()
+                .contains("pid")
+        );
     }
 }

@@ -11,6 +11,7 @@ mod sha256;
 mod symbols;
 
 pub use alone::{Alone, AloneError, Means, view_alone, with_kernel};
+pub use rows::{batch, table_name};
 pub use symbols::{ObjectFiles, symbol_store};
 
 use linux::{Collector, Part};

@@ -12,8 +12,8 @@ use ramsift_proto::v1::{ObjectRef, SegmentRef, Wishes};
 use ramsift_store::packs::{Meta, PackWriter, Spool};
 use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
-    EventsBuilder, FindingsBuilder, FrameRow, FramesBuilder, ViewRow, detector_key, name,
-    place_columns, row_id, sort_batch, views_batch, write_segment,
+    CoverageBuilder, CoverageRow, EventsBuilder, FindingsBuilder, FrameRow, FramesBuilder, ViewRow,
+    detector_key, name, place_columns, row_id, sort_batch, views_batch, write_segment,
 };
 use ramsift_store::{Keys, Objects};
 use std::ops::ControlFlow;
@@ -28,6 +28,9 @@ const SEGMENT: usize = 8 << 20;
 
 /// Bytes of recovered content that a job stores at most; larger files are for `ramsift recover`.
 const LARGEST: u64 = 256 << 20;
+
+/// What recovers content, in the coverage: what this machine's disk could not take is a gap.
+const RECOVERY: &str = "recovered files";
 
 /// Holes that are named one by one.
 const HOLES: usize = 64;
@@ -98,6 +101,7 @@ pub(crate) struct Collector {
     spill: PathBuf,
     lists: Lists,
     views: Vec<ViewRow>,
+    coverage: CoverageBuilder,
     /// Parts to be done next.
     more: Vec<&'static str>,
 }
@@ -122,6 +126,7 @@ impl Collector {
             segments: Vec::new(),
             refs: Vec::new(),
             views: Vec::new(),
+            coverage: CoverageBuilder::default(),
             more: Vec::new(),
         }
     }
@@ -170,7 +175,7 @@ impl Collector {
             };
             let started = Instant::now();
             let (mut doubts, mut rows, mut failed) = (Vec::new(), 0, None);
-            let mut left = Vec::new();
+            let (mut left, mut lost) = (Vec::new(), Vec::new());
             let made = guarded(|| {
                 recover(kernel, &mut doubts, &mut |r| {
                     let size = r.content.size();
@@ -181,7 +186,18 @@ impl Collector {
                     match store(kernel, runs, view.name, &r, &mut packs, &self.spill) {
                         Ok(()) => rows += 1,
                         // A full disk costs this file, not all that was found.
-                        Err(Lost::Here(e)) => left.push(format!("{}: {e}", r.name)),
+                        Err(Lost::Here(e)) => {
+                            let first = r.content.extents().first();
+                            let at = first.and_then(|x| runs.from_phys(x.pa)).map_or(0, |i| i.0);
+                            lost.push(CoverageRow {
+                                engine: RECOVERY.to_owned(),
+                                outcome: "failed".to_owned(),
+                                start: at,
+                                end: at.saturating_add(r.content.present()),
+                                reason: Some(format!("{} was not stored: {e}", r.name)),
+                            });
+                            left.push(format!("{}: {e}", r.name));
+                        }
                         Err(Lost::Store(e)) => {
                             failed = Some(e);
                             return ControlFlow::Break(());
@@ -194,6 +210,7 @@ impl Collector {
             if let Some(why) = failed {
                 return Err(why);
             }
+            lost.iter().for_each(|r| self.coverage.push(r));
             let left = left.iter();
             doubts.extend(left.map(|l| format!("not stored: {l}; ramsift recover writes it")));
             self.views.push(ViewRow {
@@ -218,22 +235,25 @@ impl Collector {
     /// Lists the memory of processes for the rules.
     fn memory(&mut self, kernel: &Kernel<'_>, runs: &RunMap) -> Result<(), String> {
         let started = Instant::now();
-        let (mut doubts, mut failed) = (Vec::new(), None);
+        let (mut doubts, mut failed, mut next) = (Vec::new(), None, 0);
         let (asked, lists) = (&self.asked, &mut self.lists);
         let made = guarded(|| {
-            resident(
-                kernel,
-                &mut doubts,
-                &mut |unit| match lists.unit(unit, runs, asked.overlap) {
+            resident(kernel, &mut doubts, &mut |unit| {
+                next = next.max(unit.number.saturating_add(1));
+                match lists.unit(unit, runs, asked) {
                     Ok(()) => ControlFlow::Continue(()),
                     Err(e) => {
                         failed = Some(e);
                         ControlFlow::Break(())
                     }
-                },
-            )
+                }
+            })
             .map_err(|e| e.to_string())
         });
+        if failed.is_none() && self.asked.lines {
+            failed = self.cached_files(kernel, runs, next, &mut doubts).err();
+        }
+        let lists = &mut self.lists;
         if let Some(why) = failed {
             return Err(why);
         }
@@ -254,6 +274,41 @@ impl Collector {
             micros: u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX),
         });
         Ok(())
+    }
+
+    /// Lists cached files for the carvers: in RAM their pages lie apart, and beside those of others.
+    fn cached_files(
+        &mut self,
+        kernel: &Kernel<'_>,
+        runs: &RunMap,
+        first: u32,
+        doubts: &mut Vec<String>,
+    ) -> Result<(), String> {
+        let views = VIEWS.iter().filter(|v| v.name == "linux/pagecache_files");
+        let (mut number, mut failed) = (first, None);
+        for recover in views.filter_map(|v| v.recover) {
+            let (asked, lists) = (&self.asked, &mut self.lists);
+            let made = guarded(|| {
+                recover(kernel, doubts, &mut |r| {
+                    let extents = r.content.extents().to_vec();
+                    match lists.cached(number, r.name, extents, runs, asked) {
+                        Ok(()) => {
+                            number = number.saturating_add(1);
+                            ControlFlow::Continue(())
+                        }
+                        Err(e) => {
+                            failed = Some(e);
+                            ControlFlow::Break(())
+                        }
+                    }
+                })
+                .map_err(|e| e.to_string())
+            });
+            if let Err(why) = made {
+                doubts.push(format!("cached files are not carved in their order: {why}"));
+            }
+        }
+        failed.map_or(Ok(()), Err)
     }
 
     /// Makes the frame map and takes it.
@@ -330,7 +385,7 @@ impl Collector {
             self.views.push(row);
         }
         let more = [Part::Content, Part::Frames];
-        let memory = self.asked.memory.then_some(Part::Memory);
+        let memory = (self.asked.memory || self.asked.lines).then_some(Part::Memory);
         self.more = more.into_iter().chain(memory).map(Part::name).collect();
         Ok(())
     }
@@ -345,7 +400,10 @@ impl Collector {
     /// Takes the rows of a view.
     fn view(&mut self, view: &str, t: &Table, runs: &RunMap) -> Result<(), String> {
         let own = rows::batch(t).map_err(|e| e.to_string())?;
-        self.take(&rows::table_name(view), own)?;
+        self.take(
+            &rows::table_name(view),
+            Some(own).filter(|b| b.num_rows() > 0),
+        )?;
         let mut findings = FindingsBuilder::default();
         rows::findings(view, t, runs, &mut findings);
         let findings = findings.finish().map_err(|e| e.to_string())?;
@@ -370,7 +428,9 @@ impl Collector {
     pub(crate) fn finish(&mut self) -> Result<(), String> {
         let views = std::mem::take(&mut self.views);
         let b = views_batch(&views).map_err(|e| e.to_string())?;
-        self.take(name::VIEWS, b)
+        self.take(name::VIEWS, b)?;
+        let gaps = self.coverage.finish().map_err(|e| e.to_string())?;
+        self.take(name::COVERAGE, gaps)
     }
 }
 

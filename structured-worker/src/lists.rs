@@ -6,7 +6,7 @@ use arrow::datatypes::UInt64Type;
 use bytes::Bytes;
 use ramsift_layers::PhysAddr;
 use ramsift_layers::run::RunMap;
-use ramsift_os::linux::{Resident, Unit};
+use ramsift_os::linux::{Extent, Resident, Unit};
 use ramsift_proto::v1::Wishes;
 use ramsift_store::job::to_json;
 use ramsift_store::lists::{
@@ -18,14 +18,16 @@ use std::ops::Range;
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
-/// Bytes in front of a buffer's core, for what depends on the bytes before a match.
-const BEFORE: u64 = 4096;
+/// Bytes in front of a buffer's core, for what depends on the bytes before a match: carvers look that far back.
+const BEFORE: u64 = ramsift_carvers::api::LOOK_BEHIND as u64;
 
 /// What a job wants scanned.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Asked {
-    /// Memory of processes.
+    /// Memory of processes, by rules or the virus scanner.
     pub(crate) memory: bool,
+    /// Memory of processes and cached files, by carvers.
+    pub(crate) lines: bool,
     /// Recovered content.
     pub(crate) files: bool,
     /// Bytes behind a buffer's core: the longest match that is sure to be found across two.
@@ -37,7 +39,8 @@ impl Asked {
     pub(crate) fn of(plan: &Plan) -> Self {
         let rules = !plan.spec.rules_digest.is_empty();
         Self {
-            memory: rules,
+            memory: rules || plan.spec.clamav,
+            lines: plan.spec.unstructured,
             files: rules || plan.spec.clamav,
             overlap: plan.chunks.overlap,
         }
@@ -81,23 +84,69 @@ impl Lists {
     }
 
     /// Adds memory that is scanned once.
-    pub(crate) fn unit(&mut self, unit: Unit, runs: &RunMap, after: u64) -> Result<(), String> {
+    pub(crate) fn unit(&mut self, unit: Unit, runs: &RunMap, asked: &Asked) -> Result<(), String> {
+        // Files are carved as a whole, from the page cache.
+        let carve = asked.lines && unit.process.is_some();
+        self.add(&unit, runs, asked, asked.memory, carve)?;
+        if let Some(path) = unit.file {
+            self.processes.files.insert(unit.number, path);
+        }
+        Ok(())
+    }
+
+    /// Adds a cached file, for the carvers.
+    pub(crate) fn cached(
+        &mut self,
+        number: u32,
+        path: String,
+        extents: Vec<Extent>,
+        runs: &RunMap,
+        asked: &Asked,
+    ) -> Result<(), String> {
+        let unit = Unit {
+            number,
+            file: Some(path),
+            process: None,
+            extents,
+        };
+        self.add(&unit, runs, asked, false, true)
+    }
+
+    fn add(
+        &mut self,
+        unit: &Unit,
+        runs: &RunMap,
+        asked: &Asked,
+        scan: bool,
+        carve: bool,
+    ) -> Result<(), String> {
+        if !scan && !carve {
+            return Ok(());
+        }
         let mut buffers = Vec::new();
         cut(
-            unit.number,
-            &stretches(&unit, runs),
+            &Buffer {
+                unit: unit.number,
+                scan,
+                carve,
+                ..Buffer::default()
+            },
+            &stretches(unit, runs),
             BUFFER,
-            after,
+            asked.overlap,
             &mut |b| {
                 buffers.push(b);
             },
         );
-        if let Some(path) = unit.file {
-            self.processes.files.insert(unit.number, path);
-        }
+        let name = match (&unit.process, &unit.file) {
+            (Some(p), _) => format!("process:{p}"),
+            (None, Some(f)) => format!("file:{f}"),
+            (None, None) => format!("memory:{}", unit.number),
+        };
         for b in buffers {
             self.bytes += b.len();
             self.memory.buffers.push(b);
+            self.memory.names.insert(unit.number, name.clone());
             if self.bytes >= LIST {
                 self.close()?;
             }
@@ -253,11 +302,8 @@ fn part(s: &Stretch, ends: &[u64], range: Range<u64>) -> Stretch {
 
 /// Cuts a unit into buffers whose cores have `size` bytes at most. Where a stretch is cut, both buffers
 /// have what lies around the cut.
-fn cut(unit: u32, all: &[Stretch], size: u64, after: u64, out: &mut dyn FnMut(Buffer)) {
-    let empty = || Buffer {
-        unit,
-        ..Buffer::default()
-    };
+fn cut(like: &Buffer, all: &[Stretch], size: u64, after: u64, out: &mut dyn FnMut(Buffer)) {
+    let empty = || like.clone();
     let (mut open, mut core) = (empty(), 0);
     for s in all {
         let mut len = 0;
@@ -293,7 +339,6 @@ fn cut(unit: u32, all: &[Stretch], size: u64, after: u64, out: &mut dyn FnMut(Bu
 mod tests {
     use super::*;
     use ramsift_layers::run::Run;
-    use ramsift_os::linux::Extent;
 
     fn stretch(address: u64, extents: &[(u64, u64)]) -> Stretch {
         Stretch {
@@ -333,7 +378,11 @@ mod tests {
         }]);
         for (size, after) in [(64, 0), (64, 16), (1000, 1 << 20), (8511, 5), (1 << 20, 5)] {
             let mut got = Vec::new();
-            cut(3, &all, size, after, &mut |b| got.push(b));
+            let like = Buffer {
+                unit: 3,
+                ..Buffer::default()
+            };
+            cut(&like, &all, size, after, &mut |b| got.push(b));
             assert_eq!(cores(&got), whole, "{size} {after}");
             for b in &got {
                 assert!(b.len() - b.before - b.after <= size);
@@ -344,7 +393,9 @@ mod tests {
                 assert_eq!((got[1].before, got[1].stretches[0].address), (64, 0x1000));
             }
         }
-        cut(0, &[], 64, 0, &mut |_| panic!("nothing to scan"));
+        cut(&Buffer::default(), &[], 64, 0, &mut |_| {
+            panic!("nothing to scan")
+        });
     }
 
     #[test]
@@ -369,6 +420,7 @@ mod tests {
         let unit = Unit {
             number: 0,
             file: None,
+            process: None,
             extents: vec![
                 e(0x7000, 0x2000, 0x3000),
                 e(0xa000, 0x1000, 0x1000),

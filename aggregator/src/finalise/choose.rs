@@ -67,6 +67,7 @@ pub(super) async fn freeze(objects: &dyn Objects, keys: &Keys) -> Result<Frozen,
         commits: chosen.records.iter().map(|r| r.id.clone()).collect(),
         chosen: chosen.attempts,
         split,
+        micros: job::now_micros(),
     };
     match objects.put_new(&keys.frozen(), to_json(&frozen)?).await {
         Ok(_) => Ok(frozen),
@@ -116,7 +117,8 @@ pub(super) fn expected(
         todo.extend((0..w.files).map(TaskId::Files));
         todo.extend(w.views.iter().cloned().map(TaskId::View));
     }
-    if wishes.iter().any(|w| w.memory > 0) {
+    let rules = !plan.spec.rules_digest.is_empty();
+    if rules && wishes.iter().any(|w| w.memory > 0) {
         // Not planned yet: one that can't be settled.
         todo.extend((0..groups.processes.unwrap_or(1)).map(TaskId::Process));
     }

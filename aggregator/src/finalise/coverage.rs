@@ -14,6 +14,9 @@ use std::sync::Arc;
 /// Gaps that the manifest names one by one.
 const MAX_GAPS: usize = 1000;
 
+/// What speaks of parts of the file that are not in the image: its ranges are file offsets.
+const CONTAINER: &str = "container";
+
 /// Joins the rows as they pass and keeps the sums and the gaps.
 pub(super) struct Covered {
     engines: Vec<&'static str>,
@@ -53,11 +56,17 @@ impl Covered {
         plan: &Plan,
         chosen: &Chosen,
     ) -> Result<Option<Segment>, FinaliseError> {
-        if !plan.spec.unstructured {
-            return Ok(None);
-        }
         let mut b = CoverageBuilder::default();
-        for engine in &self.engines {
+        for g in &plan.layout.gaps {
+            b.push(&CoverageRow {
+                engine: CONTAINER.to_owned(),
+                outcome: "not scanned".to_owned(),
+                start: g.file.start,
+                end: g.file.end,
+                reason: Some(g.reason.clone()),
+            });
+        }
+        for engine in self.engines.iter().filter(|_| plan.spec.unstructured) {
             let mut gap = |outcome: &str, start, end, why: &str| {
                 b.push(&CoverageRow {
                     engine: (*engine).to_owned(),
@@ -101,7 +110,7 @@ impl Covered {
 
     /// Counts a row that is whole.
     fn count(&mut self, r: &CoverageRow) {
-        let n = r.end - r.start;
+        let n = r.end.saturating_sub(r.start);
         // Engines that work on artifacts or rules don't cover the image byte by byte.
         if self.engines.contains(&r.engine.as_str()) {
             let c = self.sums.entry(r.engine.clone()).or_default();
@@ -118,21 +127,58 @@ impl Covered {
         if gap && self.gaps.len() == MAX_GAPS {
             self.gaps.push("and more, in the coverage table".to_owned());
         } else if gap && self.gaps.len() < MAX_GAPS {
-            self.gaps.push(format!(
-                "{}: {} bytes from image offset {:#x} {}: {}",
-                r.engine,
-                n,
-                r.start,
-                r.outcome,
-                r.reason.as_deref().unwrap_or("no reason given")
-            ));
+            self.gaps.push(words(r));
         }
     }
 
+    /// What the sums say of the whole: an image without a single page of one repeated byte is no memory of a machine,
+    /// unless a system was found in it.
+    fn looks_like_memory(&self, plan: &Plan, recognised: bool) -> Option<String> {
+        let c = self.sums.get("carvers")?;
+        let all = plan.layout.runs.image_len();
+        let told = plan
+            .layout
+            .gaps
+            .iter()
+            .any(|g| g.reason.starts_with(NO_MEMORY));
+        let doubt = plan.layout.format == "raw" && !recognised && !told && c.scanned == all;
+        doubt.then(|| {
+            format!(
+                "{NO_MEMORY}: none of its {} pages is of one repeated byte",
+                all.div_ceil(4096)
+            )
+        })
+    }
+
     /// Bytes by outcome and engine, and the gaps.
-    pub(super) fn finish(self) -> (BTreeMap<String, Coverage>, Vec<String>) {
+    pub(super) fn finish(
+        mut self,
+        plan: &Plan,
+        recognised: bool,
+    ) -> (BTreeMap<String, Coverage>, Vec<String>) {
+        if let Some(doubt) = self.looks_like_memory(plan, recognised) {
+            self.gaps.insert(0, doubt);
+        }
         (self.sums, self.gaps)
     }
+}
+
+/// How a doubt begins that the whole file is no capture.
+const NO_MEMORY: &str = "does not look like physical memory";
+
+/// A gap in words.
+fn words(r: &CoverageRow) -> String {
+    let reason = r.reason.as_deref().unwrap_or("no reason given");
+    if r.engine == CONTAINER {
+        return format!("{reason} (file offset {:#x} to {:#x})", r.start, r.end);
+    }
+    format!(
+        "{}: {} bytes from image offset {:#x} {}: {reason}",
+        r.engine,
+        r.end - r.start,
+        r.start,
+        r.outcome
+    )
 }
 
 fn batch_of(mut b: CoverageBuilder) -> Result<Option<RecordBatch>, StoreError> {

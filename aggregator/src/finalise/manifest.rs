@@ -2,7 +2,7 @@
 
 use super::FinaliseInfo;
 use super::choose::Chosen;
-use ramsift_store::job::{ManifestFile, now_micros};
+use ramsift_store::job::ManifestFile;
 use ramsift_store::{Coverage, Manifest, Plan, tables};
 use std::collections::BTreeMap;
 
@@ -14,6 +14,8 @@ pub(super) struct Facts {
     pub(super) gaps: Vec<String>,
     pub(super) system: Option<tables::SystemRow>,
     pub(super) files: Vec<ManifestFile>,
+    /// When the list of commits was fixed: the same for everybody who seals the job.
+    pub(super) micros: i64,
 }
 
 /// Puts the manifest together.
@@ -79,6 +81,6 @@ pub(super) fn manifest_of(plan: &Plan, chosen: &Chosen, info: &FinaliseInfo, f: 
             })
             .collect(),
         started_micros: plan.spec.submitted_micros,
-        finished_micros: now_micros(),
+        finished_micros: f.micros,
     }
 }

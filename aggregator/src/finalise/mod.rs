@@ -3,20 +3,24 @@
 //! Everything here can be done again from the start by another aggregator: the list of commits is
 //! frozen by one conditional write, and all that follows depends on that list alone.
 
+mod agreement;
 mod choose;
 mod coverage;
 mod evidence;
 mod manifest;
+mod reference;
 
 use crate::Aggregator;
 use choose::{Groups, choose, expected, freeze, segments_of, splits};
 use coverage::Covered;
 use manifest::{Facts, manifest_of};
 use ramsift_proto::v1::CommitRecord;
+use ramsift_store::groups::{Agreement, group_findings};
 use ramsift_store::job::{self, ManifestFile, to_json};
-use ramsift_store::merge::{Filter, Segment, Stamp, merge_through};
+use ramsift_store::merge::{Filter, Merged, Segment, Stamp, merge_through};
 use ramsift_store::query::QueryLimits;
-use ramsift_store::tables::{self, name, read_segment};
+use ramsift_store::splice::Order;
+use ramsift_store::tables::{self, name, ordered_rows, read_segment, segment_batches};
 use ramsift_store::{Keys, Manifest, Objects, Plan, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -124,6 +128,8 @@ pub async fn finalise(
         .collect();
     let system = system_row(objects, segments.get(name::SYSTEM)).await?;
     let mut frames: Option<PathBuf> = None;
+    let clock = reference::of(objects, &plan, &segments).await?;
+    let order = order_of(objects, &plan, segments.get(name::ORDERED)).await?;
     for table in tables {
         let inputs = segments.get(table).map_or(&[][..], Vec::as_slice);
         if [name::SYSTEM, name::VIEWS, name::FRAMES].contains(&table) && inputs.is_empty() {
@@ -139,17 +145,24 @@ pub async fn finalise(
             pass: 1,
             frames: frames.as_deref(),
             base: system.as_ref().and_then(|s| s.physical_base),
+            order: order.as_ref(),
+            clock: clock.as_ref().filter(|_| table == name::EVENTS),
         };
         let (file, path) =
             write_table(objects, &keys, table, inputs, stamp, &limits, filter).await?;
         files.push(file);
+        if table == name::FINDINGS {
+            let agreeing = agreement::of(objects, &segments).await?;
+            files.push(groups_table(objects, &keys, &path, agreeing, &capture, &limits).await?);
+        }
         if table == name::FRAMES {
             frames = Some(path);
         } else {
             std::fs::remove_file(&path)?;
         }
     }
-    let (coverage, gaps) = covered.finish();
+    let recognised = system.as_ref().is_some_and(|s| s.status == "recognised");
+    let (coverage, gaps) = covered.finish(&plan, recognised);
     let manifest = manifest_of(
         &plan,
         &chosen,
@@ -161,6 +174,7 @@ pub async fn finalise(
             gaps,
             system,
             files,
+            micros: frozen.micros,
         },
     );
     let captures = captures_table(objects, &keys, &manifest, &plan, &capture).await?;
@@ -191,20 +205,70 @@ async fn write_table(
         copied = merged.copied,
         "table merged"
     );
-    let hashed = path.clone();
+    let file = store_table(objects, keys, table, &path, merged).await?;
+    Ok((file, path))
+}
+
+/// Which pages carvers looked at in the order of their file or process.
+async fn order_of(
+    objects: &Arc<dyn Objects>,
+    plan: &Plan,
+    segments: Option<&Vec<Segment>>,
+) -> Result<Option<Order>, FinaliseError> {
+    let Some(segments) = segments else {
+        return Ok(None);
+    };
+    let mut out = Order::new(plan.layout.runs.image_len());
+    for s in segments {
+        let (data, _) = objects.get(&s.key).await.map_err(StoreError::from)?;
+        let damaged = |source| StoreError::Segment {
+            what: s.key.clone(),
+            source,
+        };
+        for b in segment_batches(data).map_err(damaged)? {
+            ordered_rows(&b.map_err(damaged)?)
+                .iter()
+                .for_each(|r| out.add(r));
+        }
+    }
+    Ok(Some(out))
+}
+
+/// Groups the findings, for whoever lists results.
+async fn groups_table(
+    objects: &Arc<dyn Objects>,
+    keys: &Keys,
+    findings: &std::path::Path,
+    agreeing: Agreement,
+    capture: &str,
+    limits: &QueryLimits,
+) -> Result<ManifestFile, FinaliseError> {
+    let path = limits.spill.join(format!("{}.parquet", name::GROUPS));
+    let made = group_findings(findings, agreeing, capture, &path, limits).await?;
+    store_table(objects, keys, name::GROUPS, &path, made).await
+}
+
+/// Stores a table that was made in a local file.
+async fn store_table(
+    objects: &Arc<dyn Objects>,
+    keys: &Keys,
+    table: &str,
+    path: &std::path::Path,
+    made: Merged,
+) -> Result<ManifestFile, FinaliseError> {
+    let hashed = path.to_owned();
     let blake3 = tokio::task::spawn_blocking(move || hash_file(&hashed)).await??;
     let key = keys.table(table);
     objects
-        .put_file(&key, &path)
+        .put_file(&key, path)
         .await
         .map_err(StoreError::from)?;
-    let file = ManifestFile {
+    Ok(ManifestFile {
         key,
-        bytes: merged.bytes,
+        bytes: made.bytes,
         blake3,
-        rows: Some(merged.rows),
-    };
-    Ok((file, path))
+        rows: Some(made.rows),
+    })
 }
 
 fn hash_file(path: &std::path::Path) -> std::io::Result<String> {

@@ -11,7 +11,8 @@
 
 use crate::{FileOffset, ImageOffset, PhysAddr};
 use serde::{Deserialize, Serialize};
-use std::ops::Range;
+use std::collections::BTreeMap;
+use std::ops::{Bound, Range};
 
 /// A range of physical addresses that the capture claims to hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +25,20 @@ pub struct Run {
     pub file: u64,
     /// Bytes that the file really has, at most `len`.
     pub stored: u64,
+}
+
+impl Run {
+    /// The part of a run that holds these of its addresses.
+    fn part(&self, addresses: Range<u64>) -> Self {
+        let skipped = addresses.start - self.pa;
+        let len = addresses.end - addresses.start;
+        Self {
+            pa: addresses.start,
+            len,
+            file: self.file + skipped,
+            stored: self.stored.saturating_sub(skipped).min(len),
+        }
+    }
 }
 
 /// Why a set of runs can't be laid out.
@@ -55,6 +70,16 @@ pub struct RunMap {
     /// Image offset of each run's first byte.
     starts: Vec<u64>,
     len: u64,
+}
+
+/// A part of a run that was left out, because another run holds the same physical addresses or because it
+/// leaves the address space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LeftOut {
+    /// The part: its addresses and the place of its bytes.
+    pub run: Run,
+    /// Whether another run holds these addresses; else they are none.
+    pub overlaps: bool,
 }
 
 /// A contiguous piece of the image with the place of its bytes.
@@ -97,6 +122,66 @@ impl RunMap {
             }
         }
         Ok(Self { runs, starts, len })
+    }
+
+    /// Lays out what is sound of these runs, and says what was left out. Of runs that hold the same physical
+    /// addresses the longest keeps them, of equally long ones the first; of the others what is left is kept.
+    pub fn keeping_sound(runs: Vec<Run>) -> (Self, Vec<LeftOut>) {
+        let mut order: Vec<Run> = runs.into_iter().filter(|r| r.len > 0).collect();
+        order.sort_by_key(|r| std::cmp::Reverse(r.len));
+        let (mut kept, mut left_out) = (Vec::new(), Vec::new());
+        // Addresses that are taken: first to end, neighbours joined, so that many runs over one place cost no more than one.
+        let mut taken: BTreeMap<u64, u64> = BTreeMap::new();
+        let mut total = 0u64;
+        for mut run in order {
+            run.stored = run.stored.min(run.len);
+            let sound = run.pa.checked_add(run.len).is_some()
+                && run.file.checked_add(run.len).is_some()
+                && total.checked_add(run.len).is_some();
+            if !sound {
+                left_out.push(LeftOut {
+                    run,
+                    overlaps: false,
+                });
+                continue;
+            }
+            let end = run.pa + run.len;
+            let below = taken.range(..=run.pa).next_back().map(|(s, e)| (*s, *e));
+            let (mut first, mut at) = (run.pa, run.pa);
+            let mut last = end;
+            let mut joined = Vec::new();
+            let inside = taken.range((Bound::Excluded(run.pa), Bound::Included(end)));
+            for (s, e) in below.into_iter().chain(inside.map(|(s, e)| (*s, *e))) {
+                if e < run.pa {
+                    continue;
+                }
+                if s > at {
+                    kept.push(run.part(at..s.min(end)));
+                }
+                let common = at.max(s)..e.min(end);
+                if common.start < common.end {
+                    left_out.push(LeftOut {
+                        run: run.part(common),
+                        overlaps: true,
+                    });
+                }
+                at = at.max(e);
+                first = first.min(s);
+                last = last.max(e);
+                joined.push(s);
+            }
+            if at < end {
+                kept.push(run.part(at..end));
+            }
+            for s in joined {
+                taken.remove(&s);
+            }
+            taken.insert(first, last);
+            total += run.len;
+        }
+        // What is kept neither overlaps nor overflows.
+        let map = Self::new(kept).unwrap_or_default();
+        (map, left_out)
     }
 
     /// One run from physical 0: a raw image of `len` bytes.
@@ -316,6 +401,56 @@ mod tests {
         assert_eq!(touching.stretch(ImageOffset(0x1800)), Some(0..0x2000));
         assert_eq!(touching.stored_in(0..0x2040), vec![0..0x2000]);
         assert_eq!(touching.pieces(0xf00..0x1100).len(), 2);
+    }
+
+    #[test]
+    fn of_runs_that_overlap_the_longest_keeps_the_addresses() {
+        let r = |pa, len, file| Run {
+            pa,
+            len,
+            file,
+            stored: len,
+        };
+        let (m, out) = RunMap::keeping_sound(vec![
+            r(0x2000, 0x2000, 0x100),
+            r(0x1000, 0x4000, 0x5000),
+            r(0x4000, 0x3000, 0x20000),
+            r(u64::MAX - 0xfff, 0x2000, 0x30000),
+        ]);
+        assert_eq!(
+            m.runs(),
+            [r(0x1000, 0x4000, 0x5000), r(0x5000, 0x2000, 0x21000)]
+        );
+        let overlaps: Vec<_> = out.iter().filter(|o| o.overlaps).map(|o| o.run).collect();
+        assert_eq!(
+            overlaps,
+            [r(0x4000, 0x1000, 0x20000), r(0x2000, 0x2000, 0x100)]
+        );
+        assert_eq!(out.iter().filter(|o| !o.overlaps).count(), 1);
+    }
+
+    proptest::proptest! {
+        /// Every address that a run claims is kept once; what is left out is claimed by what is kept.
+        #[test]
+        fn every_claimed_address_is_kept_once(
+            claims in proptest::collection::vec((0u64..64, 1u64..24), 1..20),
+        ) {
+            let runs: Vec<Run> = claims.iter().enumerate().map(|(i, (pa, len))| Run {
+                pa: *pa, len: *len, file: 1000 * i as u64, stored: *len,
+            }).collect();
+            let (m, out) = RunMap::keeping_sound(runs.clone());
+            for pa in 0..100 {
+                let claimed = runs.iter().filter(|r| r.pa <= pa && pa < r.pa + r.len).count();
+                let kept = m.runs().iter().filter(|r| r.pa <= pa && pa < r.pa + r.len).count();
+                let left = out.iter().filter(|o| o.run.pa <= pa && pa < o.run.pa + o.run.len).count();
+                proptest::prop_assert_eq!(kept, claimed.min(1));
+                proptest::prop_assert_eq!(left, claimed.saturating_sub(1));
+                if let Some((at, _)) = m.stored_at(PhysAddr(pa)) {
+                    let of = &runs[(at.0 / 1000) as usize];
+                    proptest::prop_assert_eq!(of.pa + at.0 % 1000, pa);
+                }
+            }
+        }
     }
 
     #[test]

@@ -208,6 +208,9 @@ pub struct Frozen {
     pub chosen: BTreeMap<String, (String, String)>,
     /// Tasks that were cut in two.
     pub split: BTreeSet<String>,
+    /// When the list was fixed, microseconds since 1970: whoever seals the job writes the same time.
+    #[serde(default)]
+    pub micros: i64,
 }
 
 /// Bytes by outcome for one engine; they sum to the image.

@@ -20,7 +20,10 @@
 //! leases/coordinator.json                who is the active coordinator
 //! ```
 
+mod external;
+pub mod groups;
 pub mod job;
+mod json;
 pub mod kernel;
 pub mod ledger;
 pub mod lists;
@@ -30,6 +33,8 @@ mod owners;
 pub mod packs;
 pub mod query;
 pub mod report;
+pub mod splice;
+mod sql;
 pub mod tables;
 
 pub use job::{Coverage, Frozen, Keys, Manifest, Plan, StoreError, VerdictPlan};

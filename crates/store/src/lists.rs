@@ -9,6 +9,7 @@
 //! ```
 
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// Bytes that a list has at least, unless it is the last. With one buffer more it is as large as a chunk.
 pub const LIST: u64 = 48 << 20;
@@ -35,6 +36,9 @@ pub fn files_name(number: u32) -> String {
 pub struct MemoryList {
     /// What to search.
     pub buffers: Vec<Buffer>,
+    /// Whose memory a unit is, by number: `process:sshd[812]`, `file:/var/log/auth.log`.
+    #[serde(default)]
+    pub names: BTreeMap<u32, String>,
 }
 
 /// Some of a unit. Its core is what another buffer of the unit doesn't have.
@@ -43,6 +47,12 @@ pub struct MemoryList {
 pub struct Buffer {
     /// Number of the unit.
     pub unit: u32,
+    /// Rules and the virus scanner look at it: it is memory of a process.
+    #[serde(default)]
+    pub scan: bool,
+    /// Carvers look at it: what they find where its pages meet is told in its order.
+    #[serde(default)]
+    pub carve: bool,
     /// Bytes in front of the core: the end of another buffer's.
     pub before: u64,
     /// Bytes behind the core: the start of another buffer's.
@@ -93,7 +103,7 @@ pub struct ProcessList {
     /// Processes with memory of their own, in the order of the task list.
     pub processes: Vec<Process>,
     /// Path of the file that a unit is of, by number; other units are memory of one process.
-    pub files: std::collections::BTreeMap<u32, String>,
+    pub files: BTreeMap<u32, String>,
 }
 
 /// A process.

@@ -13,10 +13,14 @@
 //! The capture's id and the pass, which are known only now, go in front of every row, and whose memory
 //! it lies in behind.
 
+mod clock;
 mod output;
+
+pub use clock::Reference;
 
 use crate::objects::Objects;
 use crate::query::{QueryLimits, Tables, fail};
+use crate::splice::Order;
 use crate::tables::{FAIR_GROUP, ROW_GROUP, in_order, is_view, place_columns, schema, sort_keys};
 use crate::{ObjectError, StoreError};
 use arrow::array::RecordBatch;
@@ -68,6 +72,10 @@ pub struct Stamp<'a> {
     /// chunk workers count from. A raw image has no holes: each row's physical address is then its
     /// image offset and this.
     pub base: Option<u64>,
+    /// Pages that were carved in the order of their file or process.
+    pub order: Option<&'a Order>,
+    /// When the capture was taken: years that records lack rest on it.
+    pub clock: Option<&'a Reference>,
 }
 
 /// Merges segments into one table in the file `to`. Memory is bounded by `limits` and a few row
@@ -368,7 +376,7 @@ impl ChunkReader for Piece {
 async fn copy(
     objects: &Arc<dyn Objects>,
     steps: &[Step],
-    out: &mut Output,
+    out: &mut Output<'_>,
 ) -> Result<(), StoreError> {
     let groups: Vec<Group> = steps
         .iter()
@@ -394,7 +402,7 @@ async fn sort_here(
     objects: &Arc<dyn Objects>,
     table: &str,
     groups: &[Group],
-    out: &mut Output,
+    out: &mut Output<'_>,
 ) -> Result<(), StoreError> {
     let Some(place) = place_columns(table) else {
         return Err(fail(format!("{table} is not sorted by place")));
@@ -451,7 +459,7 @@ impl Sql<'_> {
         keys: &[String],
         range: Option<Range<u64>>,
         mut filter: Option<&mut dyn Filter>,
-        out: &mut Output,
+        out: &mut Output<'_>,
     ) -> Result<(), StoreError> {
         if keys.is_empty() {
             return Ok(());

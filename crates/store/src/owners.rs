@@ -94,6 +94,57 @@ impl Owners {
         ])
     }
 
+    /// Whether the map shows that a range was written as one: all of it is in one stretch of the map, or in stretches
+    /// of one owner that follow each other in its addresses or its file.
+    pub(crate) fn is_continuous(&mut self, start: u64, len: u64) -> Result<bool, StoreError> {
+        let Some(first) = self.spot(start)? else {
+            return Ok(false);
+        };
+        let end = start.saturating_add(len);
+        if end <= first.end {
+            return Ok(first.known);
+        }
+        let mut before = first;
+        while before.end < end {
+            let Some(next) = self.spot(before.end)? else {
+                return Ok(false);
+            };
+            let by = next.start.wrapping_sub(before.start);
+            let follows = |a: Option<u64>, b: Option<u64>| {
+                a.zip(b).is_some_and(|(a, b)| b == a.wrapping_add(by))
+            };
+            let same = next.state == before.state
+                && (follows(before.va, next.va) || follows(before.file, next.file));
+            if !same || !next.known {
+                return Ok(false);
+            }
+            before = next;
+        }
+        Ok(true)
+    }
+
+    /// The stretch of the map that holds an offset.
+    fn spot(&mut self, offset: u64) -> Result<Option<Spot>, StoreError> {
+        let Some((b, i)) = self.find(offset, &mut 0)? else {
+            return Ok(None);
+        };
+        let number = |c: usize| {
+            let a = b.column(c).as_primitive::<UInt64Type>();
+            a.is_valid(i).then(|| a.value(i))
+        };
+        let state = b.column(COL_STATE).as_string::<i32>().value(i).to_owned();
+        let start = starts(b)[i];
+        Ok(Some(Spot {
+            start,
+            end: start + lengths(b)[i],
+            // Pages that are free, or of which nothing is known, may have been anybody's.
+            known: !matches!(state.as_str(), "free" | "unknown" | "in use"),
+            state,
+            va: number(COL_VA),
+            file: number(COL_FILE),
+        }))
+    }
+
     /// The row of the map that holds an offset; `at` is where the last one was found.
     fn find(
         &mut self,
@@ -140,12 +191,23 @@ impl Owners {
     }
 }
 
+/// A stretch of the map.
+struct Spot {
+    start: u64,
+    end: u64,
+    state: String,
+    known: bool,
+    va: Option<u64>,
+    file: Option<u64>,
+}
+
 /// Columns of the frame table behind capture and pass.
 const COL_START: usize = 2;
 const COL_LENGTH: usize = 4;
 const COL_STATE: usize = 5;
 const COL_OWNER: usize = 6;
 const COL_VA: usize = 7;
+const COL_FILE: usize = 8;
 
 fn starts(b: &RecordBatch) -> &[u64] {
     b.column(COL_START).as_primitive::<UInt64Type>().values()

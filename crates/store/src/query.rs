@@ -2,9 +2,11 @@
 //! memory.
 
 use crate::objects::{LocalObjects, Objects, ReadShim};
+use crate::tables;
 use crate::{Keys, StoreError};
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
+use datafusion::datasource::MemTable;
 use datafusion::datasource::file_format::parquet::ParquetFormat;
 use datafusion::datasource::listing::{
     ListingOptions, ListingTable, ListingTableConfig, ListingTableUrl,
@@ -82,7 +84,8 @@ impl Tables {
                 "datafusion.execution.sort_spill_reservation_bytes",
                 limits.memory / 8,
             );
-        let context = SessionContext::new_with_config_rt(config, runtime);
+        let mut context = SessionContext::new_with_config_rt(config, runtime);
+        crate::json::register(&mut context).map_err(fail)?;
         let base = Url::parse(BASE).map_err(fail)?;
         context.register_object_store(&base, Arc::new(ReadShim(objects.clone())));
         Ok(Self { context, objects })
@@ -118,6 +121,15 @@ impl Tables {
         Ok(())
     }
 
+    /// Registers rows in memory as a table.
+    pub fn register_batch(&self, table: &str, batch: RecordBatch) -> Result<(), StoreError> {
+        let rows = MemTable::try_new(batch.schema(), vec![vec![batch]]).map_err(fail)?;
+        self.context
+            .register_table(table, Arc::new(rows))
+            .map_err(fail)?;
+        Ok(())
+    }
+
     /// Registers the finished tables of these jobs, those of one name together. Returns the names.
     pub async fn register_jobs(&self, jobs: &[String]) -> Result<Vec<String>, StoreError> {
         let mut by_table: BTreeMap<String, Vec<String>> = BTreeMap::new();
@@ -133,7 +145,26 @@ impl Tables {
         for (name, keys) in &by_table {
             self.register(name, keys, None).await?;
         }
+        if !by_table.is_empty() {
+            self.register_empty(&by_table)?;
+        }
         Ok(by_table.into_keys().collect())
+    }
+
+    /// Tables that no job has rows of are there all the same: a query of them gives no rows, not an error.
+    fn register_empty(&self, there: &BTreeMap<String, Vec<String>>) -> Result<(), StoreError> {
+        for table in tables::FINAL.iter().filter(|t| !there.contains_key(**t)) {
+            let Some(schema) = tables::schema(table) else {
+                continue;
+            };
+            let stamped = tables::finished_schema(table, &schema);
+            self.register_batch(table, RecordBatch::new_empty(stamped))?;
+        }
+        if !there.contains_key(tables::name::GROUPS) {
+            let empty = RecordBatch::new_empty(crate::groups::groups_schema());
+            self.register_batch(tables::name::GROUPS, empty)?;
+        }
+        Ok(())
     }
 
     /// Plans a statement. Only reading is allowed.
@@ -143,8 +174,9 @@ impl Tables {
             .with_allow_ddl(false)
             .with_allow_dml(false)
             .with_allow_statements(false);
+        let sql = crate::sql::with_decimal_numbers(sql);
         self.context
-            .sql_with_options(sql, options)
+            .sql_with_options(&sql, options)
             .await
             .map_err(fail)
     }

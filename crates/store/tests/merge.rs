@@ -60,6 +60,8 @@ async fn sealed(dir: &Path, base: Option<u64>) -> (Merged, RecordBatch) {
         pass: 1,
         frames: None,
         base,
+        order: None,
+        clock: None,
     };
     let to = dir.join("findings.parquet");
     let limits = QueryLimits::default();

@@ -6,11 +6,13 @@
 
 mod context;
 mod http;
+mod shown;
 
 pub use context::{Carrier, current, link, set_parent};
 pub use http::{Readiness, serve};
 pub use opentelemetry::metrics::{Counter, Gauge, Histogram, Meter, UpDownCounter};
 pub use opentelemetry::{KeyValue, global};
+pub use shown::{Plain, Shown, commands, shown_bytes, shown_json, shown_lines};
 
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{MetricExporter, SpanExporter};
@@ -72,8 +74,9 @@ pub fn init(service: &str, format: LogFormat, quiet: bool) -> Result<Telemetry, 
     };
     let filter = EnvFilter::try_from_env("RAMSIFT_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let log = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        // Names and paths of captured machines are in these lines.
+        .with_writer(|| Plain(std::io::stderr()))
+        .with_ansi(false)
         .with_target(false);
     layers.push(match format {
         LogFormat::Text => log.with_filter(filter).boxed(),

@@ -1,5 +1,6 @@
 //! The pipeline against real servers. One binary: everything heavy is linked once.
 
+mod analyst;
 mod conformance;
 mod distributed;
 mod embedded;

@@ -337,3 +337,91 @@ fn a_cluster_gives_the_same_views_and_owners() {
         assert!(differ.is_none(), "{name}: {differ:?}");
     }
 }
+
+/// Cached logs whose content the machine hashed, as its own programs read them.
+fn logs(c: &Capture, dir: &Path) -> BTreeMap<String, String> {
+    let whole = whole_files(c);
+    let mut out = BTreeMap::new();
+    for (path, sha256) in whole.iter().filter(|(p, _)| p.starts_with("/var/log/")) {
+        let target = format!("{}:{path}", c.image.display());
+        let r = with_cache(dir)
+            .args(["cat", &target])
+            .output()
+            .expect("the program starts");
+        let file = dir.join("log");
+        std::fs::write(&file, &r.stdout).expect("write");
+        let said = Command::new("sha256sum")
+            .arg(&file)
+            .output()
+            .expect("sha256sum");
+        assert!(
+            String::from_utf8_lossy(&said.stdout).starts_with(sha256.as_str()),
+            "{path} is what the machine hashed"
+        );
+        if let Ok(text) = String::from_utf8(r.stdout) {
+            out.insert(path.clone(), text);
+        }
+    }
+    out
+}
+
+/// Pages of a log lie apart in RAM, beside those of others: each of its lines is told once, and no line that
+/// is in no file.
+#[test]
+fn every_line_of_a_cached_log_is_told_once_and_none_that_was_never_written() {
+    let c = capture();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let out = dir.path().join("out");
+    ok(&scan(&c.image, &out, &[]));
+    let logs = logs(c, dir.path());
+    let lines: usize = logs.values().map(|t| t.lines().count()).sum();
+    assert!(lines > 300, "{lines} lines in {:?}", logs.keys());
+    let mut wrong = Vec::new();
+    let mut torn = 0;
+    for (path, text) in &logs {
+        let own = path.replace('\'', "''");
+        let sql = format!(
+            "SELECT raw_time, message, image_offset, fields, spliced FROM events WHERE row IS NOT DISTINCT FROM 'file:{own}' \
+             OR (row IS NULL AND (owner = '{own}' OR starts_with(owner, '{own},')))"
+        );
+        let mut told: BTreeMap<String, usize> = BTreeMap::new();
+        for e in query(&out, &sql) {
+            let (at, message) = (
+                e["raw_time"].as_str().unwrap_or(""),
+                e["message"].as_str().unwrap_or(""),
+            );
+            torn += usize::from(
+                e["fields"]
+                    .as_str()
+                    .is_some_and(|f| f.contains("\"pieces\"")),
+            );
+            let is = |l: &&str| l.contains(at) && l.trim_end().ends_with(message.trim_end());
+            match text.lines().find(is) {
+                Some(l) => *told.entry(l.to_owned()).or_default() += 1,
+                None => wrong.push(format!(
+                    "{path}: no such line: {at} {message} at {}",
+                    e["image_offset"]
+                )),
+            }
+        }
+        // What parsers of logs know: a line that begins with a month and a time.
+        let months = ["Jan ", "Feb ", "Mar "];
+        for l in text
+            .lines()
+            .filter(|l| months.iter().any(|m| l.starts_with(m)))
+        {
+            let n = told.get(l).copied().unwrap_or(0);
+            let same = text.lines().filter(|x| *x == l).count();
+            if n != same {
+                wrong.push(format!("{path}: {n} times, should be {same}: {l}"));
+            }
+        }
+    }
+    assert!(
+        wrong.is_empty(),
+        "{} of {lines}: {:#?}",
+        wrong.len(),
+        &wrong[..wrong.len().min(20)]
+    );
+    assert!(torn > 0, "some line goes on beyond its page");
+}

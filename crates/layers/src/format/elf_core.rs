@@ -1,71 +1,142 @@
 //! ELF core dumps of whole machines: QEMU's `dump-guest-memory`, kdump's vmcore, `/proc/kcore`,
-//! VirtualBox's `dumpvmcore`.
+//! VirtualBox's `dumpvmcore`; 32 and 64 bits, both byte orders, any processor.
 //!
 //! ```text
-//! ELF header (ET_CORE) -> program headers: PT_NOTE (CPU state), PT_LOAD (p_paddr, p_offset, p_filesz)
+//! ELF header (ET_CORE) -> program headers: PT_NOTE (CPU state), PT_LOAD (p_paddr, p_offset, p_filesz, p_memsz)
 //! notes: name "CORE" NT_PRSTATUS; name "QEMU" CPU state with CR3 at offset 0x1a8; "VMCOREINFO"
 //! ```
 //!
+//! `p_memsz` above `p_filesz` is memory that the file lacks. A segment whose physical address is all ones (`/proc/kcore`'s
+//! vmalloc area) has none; older kernels give 0 for all, and then what is mapped directly tells.
+//!
 //! Source: System V ABI, generic and AMD64 parts; QEMU `target/i386/arch_dump.c`
-//! (`QEMUX86CPUState`: version, size, 18 registers, 10 segments of 24 bytes, CR0-CR4).
+//! (`QEMUX86CPUState`: version, size, 18 registers, 10 segments of 24 bytes, CR0-CR4); Linux `fs/proc/kcore.c`,
+//! `Documentation/arch/x86/x86_64/mm.rst`.
 //! `e_phnum` of 0xffff means the count stands in section header 0, `sh_info`.
 
-use super::{FormatError, ImageFormat, Layout, MAX_RUNS, note};
+use super::twice::lay_out;
+use super::{ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, gap, note};
 use crate::FileOffset;
-use crate::run::{Run, RunMap};
+use crate::run::Run;
 use crate::source::{ByteSource, SourceError};
 use async_trait::async_trait;
 
 const ET_CORE: u16 = 4;
-const EM_X86_64: u16 = 62;
-const EM_AARCH64: u16 = 183;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
-const PHDR_LEN: u64 = 56;
 /// CR3 in `QEMUX86CPUState`: 8 + 18 * 8 + 10 * 24 + 3 * 8.
 const QEMU_CR3: usize = 8 + 18 * 8 + 10 * 24 + 3 * 8;
 /// Notes are a few KiB a processor; more, in all segments, is not looked at.
 const MAX_NOTES: u64 = 4 << 20;
+/// Where the direct map may begin on x86-64: a multiple of the range of one entry of the third level.
+const DIRECT_MAP_ALIGNMENT: u64 = 1 << 30;
 
 /// ELF core dumps.
 #[derive(Clone, Copy, Debug)]
 pub struct ElfCore;
 
+/// One program header.
+#[derive(Clone, Copy)]
 struct Phdr {
     kind: u32,
     offset: u64,
+    vaddr: u64,
     paddr: u64,
     filesz: u64,
+    memsz: u64,
 }
 
-fn u16_at(b: &[u8], o: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(
-        b.get(o..o.checked_add(2)?)?.try_into().ok()?,
-    ))
+/// Class and byte order of an ELF file.
+#[derive(Clone, Copy)]
+struct Shape {
+    wide: bool,
+    big: bool,
 }
 
-fn u32_at(b: &[u8], o: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(
-        b.get(o..o.checked_add(4)?)?.try_into().ok()?,
-    ))
-}
-
-fn u64_at(b: &[u8], o: usize) -> Option<u64> {
-    Some(u64::from_le_bytes(
-        b.get(o..o.checked_add(8)?)?.try_into().ok()?,
-    ))
-}
-
-fn machine(head: &[u8]) -> Option<&'static str> {
-    // 64-bit, little-endian
-    if !head.starts_with(b"\x7fELF\x02\x01") || u16_at(head, 16)? != ET_CORE {
-        return None;
+impl Shape {
+    fn of(head: &[u8]) -> Option<Self> {
+        if !head.starts_with(b"\x7fELF") {
+            return None;
+        }
+        let wide = match head.get(4)? {
+            1 => false,
+            2 => true,
+            _ => return None,
+        };
+        let big = match head.get(5)? {
+            1 => false,
+            2 => true,
+            _ => return None,
+        };
+        Some(Self { wide, big })
     }
-    match u16_at(head, 18)? {
-        EM_X86_64 => Some("x86_64"),
-        EM_AARCH64 => Some("aarch64"),
+
+    /// A number of `n` bytes.
+    fn number(self, b: &[u8], at: usize, n: usize) -> Option<u64> {
+        let bytes = b.get(at..at.checked_add(n)?)?;
+        let add = |sum: u64, b: &u8| sum << 8 | u64::from(*b);
+        Some(if self.big {
+            bytes.iter().fold(0, add)
+        } else {
+            bytes.iter().rev().fold(0, add)
+        })
+    }
+
+    fn half(self, b: &[u8], at: usize) -> Option<u16> {
+        u16::try_from(self.number(b, at, 2)?).ok()
+    }
+
+    fn word(self, b: &[u8], at: usize) -> Option<u32> {
+        u32::try_from(self.number(b, at, 4)?).ok()
+    }
+
+    /// An address or offset: at one place in 32-bit files and at another in 64-bit ones.
+    fn address(self, b: &[u8], narrow: usize, wide: usize) -> Option<u64> {
+        if self.wide {
+            self.number(b, wide, 8)
+        } else {
+            self.number(b, narrow, 4)
+        }
+    }
+
+    fn phdr_len(self) -> u64 {
+        if self.wide { 56 } else { 32 }
+    }
+
+    fn phdr(self, b: &[u8]) -> Option<Phdr> {
+        let paddr = self.address(b, 12, 24)?;
+        // A 32-bit file writes -1 in 32 bits.
+        let none = !self.wide && paddr == u64::from(u32::MAX);
+        Some(Phdr {
+            kind: self.word(b, 0)?,
+            offset: self.address(b, 4, 8)?,
+            vaddr: self.address(b, 8, 16)?,
+            paddr: if none { u64::MAX } else { paddr },
+            filesz: self.address(b, 16, 32)?,
+            memsz: self.address(b, 20, 40)?,
+        })
+    }
+}
+
+/// Name of a processor by `e_machine`.
+fn processor(machine: u16) -> Option<&'static str> {
+    match machine {
+        3 => Some("x86"),
+        8 => Some("mips"),
+        21 => Some("ppc64"),
+        22 => Some("s390x"),
+        40 => Some("arm"),
+        62 => Some("x86_64"),
+        183 => Some("aarch64"),
+        243 => Some("riscv"),
+        258 => Some("loongarch"),
         _ => None,
     }
+}
+
+fn core_shape(head: &[u8]) -> Option<Shape> {
+    let shape = Shape::of(head)?;
+    (shape.half(head, 16)? == ET_CORE).then_some(shape)
 }
 
 fn cut(what: &str, at: u64) -> FormatError {
@@ -77,44 +148,42 @@ fn cut(what: &str, at: u64) -> FormatError {
     }
 }
 
-async fn program_headers(src: &dyn ByteSource, head: &[u8]) -> Result<Vec<Phdr>, FormatError> {
+async fn program_headers(
+    src: &dyn ByteSource,
+    shape: Shape,
+    head: &[u8],
+) -> Result<Vec<Phdr>, FormatError> {
     let field = |v: Option<u64>| v.ok_or_else(|| cut("the ELF header", 0));
-    let phoff = field(u64_at(head, 32))?;
-    let entry = field(u16_at(head, 54).map(u64::from))?;
-    let mut count = field(u16_at(head, 56).map(u64::from))?;
-    if entry != PHDR_LEN {
+    let at = |narrow: usize, wide: usize| if shape.wide { wide } else { narrow };
+    let phoff = field(shape.address(head, 28, 32))?;
+    let entry = field(shape.half(head, at(42, 54)).map(u64::from))?;
+    let mut count = field(shape.half(head, at(44, 56)).map(u64::from))?;
+    if entry != shape.phdr_len() {
         return Err(FormatError::Header {
             format: "elf_core",
-            offset: 54,
-            expected: "program headers of 56 bytes".into(),
+            offset: at(42, 54) as u64,
+            expected: format!("program headers of {} bytes", shape.phdr_len()),
             found: entry.to_string(),
         });
     }
     if count == 0xffff {
-        let shoff = field(u64_at(head, 40))?;
-        let sh = read(src, shoff, 64, "section header 0").await?;
-        count = u64::from(u32_at(&sh, 44).unwrap_or(0));
+        let shoff = field(shape.address(head, 32, 40))?;
+        let sh = read(src, shoff, at(40, 64) as u64, "section header 0").await?;
+        count = u64::from(shape.word(&sh, at(28, 44)).unwrap_or(0));
     }
     if count > MAX_RUNS as u64 {
         return Err(FormatError::Header {
             format: "elf_core",
-            offset: 56,
+            offset: at(44, 56) as u64,
             expected: format!("at most {MAX_RUNS} program headers"),
             found: count.to_string(),
         });
     }
-    let table = read(src, phoff, count * PHDR_LEN, "the program headers").await?;
-    let parse = |b: &[u8]| {
-        Some(Phdr {
-            kind: u32_at(b, 0)?,
-            offset: u64_at(b, 8)?,
-            paddr: u64_at(b, 24)?,
-            filesz: u64_at(b, 32)?,
-        })
-    };
+    let table = read(src, phoff, count * entry, "the program headers").await?;
+    let entry = usize::try_from(entry).unwrap_or(56);
     Ok(table
-        .chunks_exact(PHDR_LEN as usize)
-        .filter_map(parse)
+        .chunks_exact(entry)
+        .filter_map(|b| shape.phdr(b))
         .collect())
 }
 
@@ -128,9 +197,13 @@ async fn read(src: &dyn ByteSource, at: u64, len: u64, what: &str) -> Result<Vec
 
 /// CR3 of each processor from QEMU's notes.
 fn dtbs_of(notes: &[u8], out: &mut Vec<u64>) {
+    let little = Shape {
+        wide: true,
+        big: false,
+    };
+    let word = |at: usize| little.word(notes, at).map(|n| n as usize);
     let mut at = 0usize;
-    while let (Some(name_len), Some(desc_len)) = (u32_at(notes, at), u32_at(notes, at + 4)) {
-        let (name_len, desc_len) = (name_len as usize, desc_len as usize);
+    while let (Some(name_len), Some(desc_len)) = (word(at), word(at + 4)) {
         let Some(name) = notes.get(at + 12..(at + 12).saturating_add(name_len)) else {
             break;
         };
@@ -139,7 +212,7 @@ fn dtbs_of(notes: &[u8], out: &mut Vec<u64>) {
             break;
         };
         if name.starts_with(b"QEMU")
-            && let Some(cr3) = u64_at(desc, QEMU_CR3)
+            && let Some(cr3) = little.number(desc, QEMU_CR3, 8)
         {
             let dtb = cr3 & 0x000f_ffff_ffff_f000;
             if dtb != 0 && !out.contains(&dtb) {
@@ -150,6 +223,106 @@ fn dtbs_of(notes: &[u8], out: &mut Vec<u64>) {
     }
 }
 
+/// Gives segments whose physical address is 0, all of them, those that their place in the direct map says: old
+/// kernels' `/proc/kcore` has none. `false` where the addresses are those of a program.
+fn from_direct_map(loads: &mut [Phdr], notes: &mut Vec<String>) -> bool {
+    let zero = loads.iter().filter(|p| p.paddr == 0).count();
+    if zero < 2 || zero < loads.len() {
+        return true;
+    }
+    // The upper half of the address space is the kernel's.
+    if loads.iter().all(|p| p.vaddr >> 63 == 0) {
+        return false;
+    }
+    let direct = 0xffff_8000_0000_0000..0xffff_c900_0000_0000u64;
+    let lowest = loads
+        .iter()
+        .map(|p| p.vaddr)
+        .filter(|v| direct.contains(v))
+        .min();
+    let base = lowest.map(|v| v & !(DIRECT_MAP_ALIGNMENT - 1));
+    for p in loads.iter_mut() {
+        p.paddr = match base {
+            Some(base) if direct.contains(&p.vaddr) && p.vaddr >= base => p.vaddr - base,
+            _ => u64::MAX,
+        };
+    }
+    if let Some(base) = base {
+        note(notes, || {
+            format!(
+                "the headers give no physical addresses; taken from the direct map at {base:#x}"
+            )
+        });
+    }
+    true
+}
+
+/// Adds the run of a segment, or says why it has none.
+fn run_of(
+    p: &Phdr,
+    file_len: u64,
+    runs: &mut Vec<Run>,
+    notes: &mut Vec<String>,
+    gaps: &mut Vec<ContainerGap>,
+) {
+    let stored = file_len.saturating_sub(p.offset).min(p.filesz);
+    let Phdr { paddr, filesz, .. } = *p;
+    if paddr == u64::MAX {
+        if stored > 0 {
+            gap(gaps, p.offset..p.offset + stored, || {
+                format!(
+                    "{stored} bytes at virtual {:#x} have no physical address and are not read",
+                    p.vaddr
+                )
+            });
+        }
+        return;
+    }
+    if stored < filesz {
+        note(notes, || {
+            format!(
+                "the range at physical {paddr:#x} is cut short: {stored} of {filesz} bytes are there"
+            )
+        });
+    }
+    if p.memsz > filesz {
+        note(notes, || {
+            format!(
+                "of the range at physical {paddr:#x} the file has {filesz} of {} bytes",
+                p.memsz
+            )
+        });
+    }
+    runs.push(Run {
+        pa: paddr,
+        len: filesz.max(p.memsz),
+        file: p.offset,
+        stored,
+    });
+}
+
+/// Bytes between what the headers name that are padding.
+const SLACK: u64 = 64 << 10;
+
+/// Says which parts of the file no header names.
+fn unnamed(file_len: u64, phdrs: &[Phdr], notes_end: u64, gaps: &mut Vec<ContainerGap>) {
+    let mut named: Vec<(u64, u64)> = phdrs
+        .iter()
+        .map(|p| (p.offset, p.offset.saturating_add(p.filesz)))
+        .chain([(0, notes_end)])
+        .collect();
+    named.sort_unstable();
+    let mut at = 0u64;
+    for (start, end) in named.into_iter().chain([(file_len, file_len)]) {
+        if start > at.saturating_add(SLACK) && start <= file_len {
+            gap(gaps, at..start, || {
+                format!("{} bytes that no header names are not read", start - at)
+            });
+        }
+        at = at.max(end);
+    }
+}
+
 #[async_trait]
 impl ImageFormat for ElfCore {
     fn name(&self) -> &'static str {
@@ -157,60 +330,55 @@ impl ImageFormat for ElfCore {
     }
 
     fn probe(&self, head: &[u8], _len: u64) -> bool {
-        machine(head).is_some()
+        core_shape(head).is_some()
     }
 
     async fn open(&self, source: &dyn ByteSource) -> Result<Layout, FormatError> {
         let head = source.head(64).await?;
-        let arch = machine(&head).unwrap_or("x86_64");
+        let shape = core_shape(&head).ok_or_else(|| cut("the ELF header", 0))?;
+        let arch = shape.half(&head, 18).and_then(processor);
         let (mut runs, mut notes, mut dtb_hints) = (Vec::new(), Vec::new(), Vec::new());
+        let mut gaps = Vec::new();
         let mut left = MAX_NOTES;
-        for p in program_headers(source, &head).await? {
-            match p.kind {
-                PT_LOAD if p.filesz > 0 => {
-                    let stored = source.len().saturating_sub(p.offset).min(p.filesz);
-                    if stored < p.filesz {
-                        note(&mut notes, || {
-                            let (pa, len) = (p.paddr, p.filesz);
-                            format!(
-                                "the range at physical {pa:#x} is cut short: {stored} of {len} bytes are there"
-                            )
-                        });
-                    }
-                    runs.push(Run {
-                        pa: p.paddr,
-                        len: p.filesz,
-                        file: p.offset,
-                        stored,
-                    });
+        let phdrs = program_headers(source, shape, &head).await?;
+        let is_load = |p: &&Phdr| p.kind == PT_LOAD && p.filesz.max(p.memsz) > 0;
+        let mut loads: Vec<Phdr> = phdrs.iter().filter(is_load).copied().collect();
+        if !from_direct_map(&mut loads, &mut notes) {
+            return Err(FormatError::Unsupported {
+                what: "the core dump of one program",
+                hint: "take a dump of the whole machine",
+            });
+        }
+        for p in &loads {
+            run_of(p, source.len(), &mut runs, &mut notes, &mut gaps);
+        }
+        for p in phdrs.iter().filter(|p| p.kind == PT_NOTE) {
+            if arch != Some("x86_64") || left == 0 {
+                continue;
+            }
+            let len = p.filesz.min(left);
+            left -= len;
+            match read(source, p.offset, len, "the notes").await {
+                Ok(b) => dtbs_of(&b, &mut dtb_hints),
+                Err(FormatError::Source(e @ SourceError::Unavailable { .. })) => {
+                    return Err(e.into());
                 }
-                PT_NOTE if arch == "x86_64" && left > 0 => {
-                    let len = p.filesz.min(left);
-                    left -= len;
-                    match read(source, p.offset, len, "the notes").await {
-                        Ok(b) => dtbs_of(&b, &mut dtb_hints),
-                        Err(FormatError::Source(e @ SourceError::Unavailable { .. })) => {
-                            return Err(e.into());
-                        }
-                        Err(e) => note(&mut notes, || e.to_string()),
-                    }
-                }
-                _ => {}
+                Err(e) => note(&mut notes, || e.to_string()),
             }
         }
-        let runs = RunMap::new(runs).map_err(|source| FormatError::Runs {
-            format: "elf_core",
-            source,
-        })?;
+        let headers = shape.phdr_len() * phdrs.len() as u64;
+        unnamed(source.len(), &phdrs, headers + SLACK, &mut gaps);
+        let runs = lay_out(source, runs, &mut notes, &mut gaps).await?;
         if runs.runs().is_empty() {
             return Err(FormatError::NoMemory { format: "elf_core" });
         }
         Ok(Layout {
             format: "elf_core".into(),
             runs,
-            arch: Some(arch.into()),
+            arch: arch.map(str::to_owned),
             dtb_hints,
             notes,
+            gaps,
         })
     }
 }
@@ -220,6 +388,8 @@ mod tests {
     use super::*;
     use crate::ImageOffset;
     use crate::source::RamSource;
+
+    const EM_X86_64: u16 = 62;
 
     fn core(loads: &[(u64, u64, u64)], cut: usize) -> Vec<u8> {
         let mut f = b"\x7fELF\x02\x01\x01".to_vec();
@@ -291,5 +461,151 @@ mod tests {
         let mut out = Vec::new();
         dtbs_of(&n, &mut out);
         assert_eq!(out, [0x0961_0000]);
+    }
+
+    /// One segment: virtual address, physical address, bytes in the file, bytes in memory.
+    type Load = (u64, u64, u64, u64);
+
+    /// A core of any class and byte order, its segments behind the headers, each filled with its number.
+    fn core_of(wide: bool, big: bool, machine: u16, loads: &[Load]) -> Vec<u8> {
+        let put = |f: &mut Vec<u8>, v: u64, n: usize| {
+            let b = v.to_be_bytes();
+            let mut b = b[8 - n..].to_vec();
+            if !big {
+                b.reverse();
+            }
+            f.extend(b);
+        };
+        let w = if wide { 8 } else { 4 };
+        let (eh, ph) = if wide { (64, 56) } else { (52, 32) };
+        let mut f = b"\x7fELF".to_vec();
+        f.extend([1 + u8::from(wide), 1 + u8::from(big), 1]);
+        f.resize(16, 0);
+        put(&mut f, 4, 2);
+        put(&mut f, u64::from(machine), 2);
+        put(&mut f, 1, 4);
+        put(&mut f, 0, w);
+        put(&mut f, eh, w);
+        put(&mut f, 0, w);
+        put(&mut f, 0, 4);
+        for v in [eh, ph, loads.len() as u64, 0, 0, 0] {
+            put(&mut f, v, 2);
+        }
+        let mut at = 0x1000;
+        for (v, p, filesz, memsz) in loads {
+            put(&mut f, 1, 4);
+            if wide {
+                put(&mut f, 7, 4);
+            }
+            for x in [at, *v, *p, *filesz, *memsz] {
+                put(&mut f, if wide { x } else { x & 0xffff_ffff }, w);
+            }
+            if !wide {
+                put(&mut f, 7, 4);
+            }
+            put(&mut f, 0x1000, w);
+            at += filesz;
+        }
+        f.resize(0x1000, 0);
+        for (i, l) in loads.iter().enumerate() {
+            f.resize(f.len() + l.2 as usize, i as u8 + 1);
+        }
+        f
+    }
+
+    async fn opened(f: Vec<u8>) -> Layout {
+        super::super::open(&RamSource::new("x", f))
+            .await
+            .expect("core")
+    }
+
+    #[tokio::test]
+    async fn every_class_and_byte_order_is_read() {
+        for (wide, big, machine, name) in [
+            (true, false, 243, Some("riscv")),
+            (true, true, 22, Some("s390x")),
+            (false, false, 3, Some("x86")),
+            (false, true, 8, Some("mips")),
+            (true, false, 9999, None),
+        ] {
+            let l = opened(core_of(wide, big, machine, &[(0, 0x1000, 0x2000, 0x2000)])).await;
+            assert_eq!(l.arch.as_deref(), name);
+            let at = l.runs.stored_at(crate::PhysAddr(0x2fff));
+            assert_eq!(at, Some((FileOffset(0x2fff), 1)), "{name:?}");
+            assert_eq!(l.gaps, []);
+        }
+    }
+
+    #[tokio::test]
+    async fn layouts_of_kcore() {
+        const TEXT: u64 = 0xffff_ffff_8100_0000;
+        const VMALLOC: u64 = 0xffff_c900_0000_0000;
+        const DIRECT: u64 = 0xffff_8880_0000_0000;
+        let ram = [
+            (DIRECT + 0x1000, 0x1000, 0x3000, 0x3000),
+            (DIRECT + 0x10_0000, 0x10_0000, 0x8000, 0x8000),
+        ];
+        // The kernel's text has its physical address inside RAM, and is there twice.
+        let text = (TEXT, 0x10_2000, 0x2000, 0x2000);
+        let l = opened(core_of(true, false, 62, &[text, ram[0], ram[1]])).await;
+        assert_eq!(l.runs.image_len(), 0xb000);
+        assert_eq!(l.gaps.len(), 1, "the copies differ here");
+        // Memory that has no physical address is told of, whatever kernel wrote it.
+        let vmalloc = (VMALLOC, u64::MAX, 0x1000, 0x1000);
+        let l = opened(core_of(true, false, 62, &[vmalloc, ram[0], ram[1]])).await;
+        assert_eq!((l.runs.image_len(), l.gaps.len()), (0xb000, 1));
+        assert!(l.gaps[0].reason.contains("0xffffc90000000000"));
+        // Kernels before 4.19 give every segment the physical address 0.
+        let old: Vec<Load> = ram.iter().map(|r| (r.0, 0, r.2, r.3)).collect();
+        let l = opened(core_of(true, false, 62, &old)).await;
+        let at: Vec<_> = l.runs.runs().iter().map(|r| (r.pa, r.len)).collect();
+        assert_eq!(at, [(0x1000, 0x3000), (0x10_0000, 0x8000)]);
+        assert!(l.notes[0].contains("direct map"), "{:?}", l.notes);
+        // One program's core looks like that too, but for its addresses.
+        let program = [
+            (0x40_0000, 0, 0x1000, 0x1000),
+            (0x7f00_0000_0000, 0, 0x1000, 0x1000),
+        ];
+        let f = core_of(true, false, 62, &program);
+        let e = super::super::open(&RamSource::new("x", f))
+            .await
+            .expect_err("refused");
+        assert!(e.to_string().contains("one program"), "{e}");
+    }
+
+    #[tokio::test]
+    async fn the_same_bytes_mapped_twice_are_read_once() {
+        // dump-guest-memory -p: two virtual ranges of one physical range, one place in the file.
+        let mut f = core_of(
+            true,
+            false,
+            62,
+            &[
+                (0, 0x1000, 0x2000, 0x2000),
+                (0x7f00_0000_0000, 0x1000, 0x2000, 0x2000),
+            ],
+        );
+        f[64 + 56 + 8..64 + 56 + 16].copy_from_slice(&0x1000u64.to_le_bytes());
+        f.truncate(0x3000);
+        let l = opened(f).await;
+        assert_eq!((l.runs.image_len(), l.gaps.len()), (0x2000, 0));
+    }
+
+    #[tokio::test]
+    async fn memory_that_the_file_lacks_is_missing() {
+        let loads = [(0, 0x1000, 0x1000, 0x4000), (0, 0x8_0000, 0, 0x2000)];
+        let l = opened(core_of(true, false, 62, &loads)).await;
+        assert_eq!(l.runs.image_len(), 0x6000);
+        assert_eq!(l.runs.missing(), vec![0x1000..0x4000, 0x4000..0x6000]);
+    }
+
+    #[tokio::test]
+    async fn bytes_that_no_header_names_are_a_gap() {
+        let mut f = core_of(true, false, 62, &[(0, 0x1000, 0x1000, 0x1000)]);
+        let end = f.len() as u64;
+        f.resize(f.len() + 0x20_0000, 9);
+        let l = opened(f).await;
+        assert_eq!(l.gaps.len(), 1);
+        assert_eq!(l.gaps[0].file, end.max(SLACK + 56)..end + 0x20_0000);
     }
 }

@@ -10,11 +10,13 @@
 //! ```
 //!
 //! Source: LiME, `src/lime.h` and `doc/README.md` (format "lime"). A file cut short inside a range
-//! keeps that range with its missing end; one cut inside a header keeps the ranges before it.
+//! keeps that range with its missing end. Where a header should be and none is, the ranges before it are kept, and the
+//! rest of the file is a gap, unless it is zeros. Ranges that hold the same addresses are kept once.
 
-use super::{FormatError, ImageFormat, Layout, MAX_RUNS};
+use super::twice::lay_out;
+use super::{ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, gap, note};
 use crate::FileOffset;
-use crate::run::{Run, RunMap};
+use crate::run::Run;
 use crate::source::ByteSource;
 use async_trait::async_trait;
 
@@ -43,6 +45,13 @@ impl Header {
             last: u64_at(16)?,
         })
     }
+
+    /// The header with the length of its range, if it is one. An empty range ends below where it begins.
+    fn checked(self) -> Option<(Self, u64)> {
+        let end = self.last.checked_add(1)?;
+        let len = end.checked_sub(self.first)?;
+        (self.magic == MAGIC && self.version == 1).then_some((self, len))
+    }
 }
 
 #[async_trait]
@@ -57,42 +66,25 @@ impl ImageFormat for Lime {
 
     async fn open(&self, source: &dyn ByteSource) -> Result<Layout, FormatError> {
         let end = source.len();
-        let (mut runs, mut notes, mut at) = (Vec::new(), Vec::new(), 0u64);
+        let (mut runs, mut notes, mut gaps, mut at) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
         while at < end {
-            if end - at < HEADER_LEN {
-                notes.push(format!(
-                    "{} bytes after the last range at {at:#x} are no header",
-                    end - at
-                ));
+            let head = match end - at {
+                left if left < HEADER_LEN => None,
+                _ => Header::parse(&source.read_vec(FileOffset(at), 32).await?),
+            };
+            let Some((h, len)) = head.and_then(Header::checked) else {
+                rest(source, at, &mut notes, &mut gaps).await?;
                 break;
-            }
-            let b = source.read_vec(FileOffset(at), 32).await?;
-            let Some(h) = Header::parse(&b) else { break };
-            if h.magic != MAGIC || h.version != 1 {
-                return Err(FormatError::Header {
-                    format: "lime",
-                    offset: at,
-                    expected: format!("magic {MAGIC:#x} and version 1"),
-                    found: format!("{:#x} and {}", h.magic, h.version),
-                });
-            }
-            let len = h
-                .last
-                .checked_sub(h.first)
-                .and_then(|n| n.checked_add(1))
-                .ok_or_else(|| FormatError::Header {
-                    format: "lime",
-                    offset: at,
-                    expected: "a last address at or above the first".into(),
-                    found: format!("{:#x} to {:#x}", h.first, h.last),
-                })?;
+            };
             let data = at + HEADER_LEN;
             let stored = len.min(end - data);
             if stored < len {
-                notes.push(format!(
-                    "the range at physical {:#x} is cut short: {} of {len} bytes are there",
-                    h.first, stored
-                ));
+                note(&mut notes, || {
+                    format!(
+                        "the range at physical {:#x} is cut short: {stored} of {len} bytes are there",
+                        h.first
+                    )
+                });
             }
             runs.push(Run {
                 pa: h.first,
@@ -110,10 +102,7 @@ impl ImageFormat for Lime {
             }
             at = data.saturating_add(len);
         }
-        let runs = RunMap::new(runs).map_err(|source| FormatError::Runs {
-            format: "lime",
-            source,
-        })?;
+        let runs = lay_out(source, runs, &mut notes, &mut gaps).await?;
         if runs.runs().is_empty() {
             return Err(FormatError::NoMemory { format: "lime" });
         }
@@ -123,8 +112,43 @@ impl ImageFormat for Lime {
             arch: None,
             dtb_hints: Vec::new(),
             notes,
+            gaps,
         })
     }
+}
+
+/// Zeros behind the last range that are padding, not a gap; more is not looked at.
+const MAX_PADDING: u64 = 1 << 20;
+
+/// Says what lies where the next header should be.
+async fn rest(
+    source: &dyn ByteSource,
+    at: u64,
+    notes: &mut Vec<String>,
+    gaps: &mut Vec<ContainerGap>,
+) -> Result<(), FormatError> {
+    let end = source.len();
+    let left = end - at;
+    let n = usize::try_from(left.min(MAX_PADDING)).unwrap_or(0);
+    let b = source.read_vec(FileOffset(at), n).await?;
+    if left <= MAX_PADDING && b.iter().all(|b| *b == 0) {
+        note(notes, || {
+            format!("{left} zero bytes follow the last range, at {at:#x}")
+        });
+        return Ok(());
+    }
+    let found = match Header::parse(&b) {
+        None => format!("a header that is cut after {} bytes", b.len()),
+        Some(h) if h.magic != MAGIC => format!("magic {:#x}", h.magic),
+        Some(h) if h.version != 1 => format!("version {}", h.version),
+        Some(h) => format!("a range from {:#x} to {:#x}", h.first, h.last),
+    };
+    gap(gaps, at..end, || {
+        format!(
+            "expected the header of a range (magic {MAGIC:#x}, version 1), found {found}: {left} bytes are not read"
+        )
+    });
+    Ok(())
 }
 
 #[cfg(test)]
@@ -170,14 +194,46 @@ mod tests {
         assert_eq!(l.runs.missing(), vec![0x1000..8 << 40]);
     }
 
+    async fn gaps_of(f: Vec<u8>) -> (u64, Vec<(u64, u64)>) {
+        let l = super::super::open(&RamSource::new("x", f))
+            .await
+            .expect("lime");
+        let gaps = l.gaps.iter().map(|g| (g.file.start, g.file.end)).collect();
+        (l.runs.image_len(), gaps)
+    }
+
     #[tokio::test]
-    async fn garbage_between_ranges_names_its_place() {
+    async fn what_follows_sound_ranges_is_a_gap_and_costs_none_of_them() {
         let mut f = header(0, 0xfff);
         f.extend([1; 0x1000]);
-        f.extend([0xcc; 64]);
-        let e = super::super::open(&RamSource::new("x", f))
-            .await
-            .expect_err("garbage");
-        assert!(e.to_string().contains("0x1020"), "{e}");
+        let with = |tail: &[u8]| [&f[..], tail].concat();
+        assert_eq!(
+            gaps_of(with(&[0xcc; 64])).await,
+            (0x1000, vec![(0x1020, 0x1060)])
+        );
+        // Padding says nothing; a header that is cut, or zeros before data, do.
+        assert_eq!(gaps_of(with(&[0; 4096])).await, (0x1000, vec![]));
+        assert_eq!(
+            gaps_of(with(&header(0x5000, 0x5fff)[..20])).await.1.len(),
+            1
+        );
+        let torn = [vec![0; 32], vec![7; 0x1000]].concat();
+        assert_eq!(gaps_of(with(&torn)).await.1.len(), 1);
+        // An empty range is one, and what follows it is read.
+        let mut more = with(&header(0x5_0000, 0x4_ffff));
+        more.extend(header(0x10_0000, 0x10_0fff));
+        more.extend([2; 0x1000]);
+        assert_eq!(gaps_of(more).await, (0x2000, vec![]));
+    }
+
+    #[tokio::test]
+    async fn addresses_that_are_there_twice_are_kept_once() {
+        let mut f = header(0, 0x1fff);
+        f.extend([1; 0x2000]);
+        f.extend(header(0x1000, 0x1fff));
+        let same = [&f[..], &[1; 0x1000]].concat();
+        assert_eq!(gaps_of(same).await, (0x2000, vec![]));
+        let other = [&f[..], &[2; 0x1000]].concat();
+        assert_eq!(gaps_of(other).await, (0x2000, vec![(0x2040, 0x3040)]));
     }
 }

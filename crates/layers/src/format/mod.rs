@@ -3,14 +3,18 @@
 //! Detection looks at the first bytes only, in an explicit order, raw last. Everything a header
 //! says is capped by the real length of the file.
 
+mod content;
 mod elf_core;
+mod known;
 mod lime;
 mod raw;
+mod twice;
 
 use crate::run::{RunError, RunMap};
 use crate::source::{ByteSource, SourceError};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 
 pub use elf_core::ElfCore;
 pub use lime::Lime;
@@ -22,7 +26,7 @@ pub const HEAD_LEN: usize = 4096;
 /// Most runs that a capture may have; a header that asks for more is hostile.
 pub const MAX_RUNS: usize = 1 << 20;
 
-/// Most notes on one capture: a header may give reason for as many as it has entries.
+/// Most notes, and most gaps, on one capture: a header may give reason for as many as it has entries.
 const MAX_NOTES: usize = 100;
 
 /// Adds a note while there is room.
@@ -48,6 +52,30 @@ pub struct Layout {
     pub dtb_hints: Vec<u64>,
     /// What the container says of the machine or tool, for people.
     pub notes: Vec<String>,
+    /// Parts of the file that the image lacks, or reasons to doubt that it is one: the verdict is not `complete`.
+    #[serde(default)]
+    pub gaps: Vec<ContainerGap>,
+}
+
+/// A part of a container that is not in the image, with the reason.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ContainerGap {
+    /// The part of the file.
+    pub file: Range<u64>,
+    /// Why it is not in the image.
+    pub reason: String,
+}
+
+/// Adds a gap while there is room.
+fn gap(gaps: &mut Vec<ContainerGap>, file: Range<u64>, reason: impl FnOnce() -> String) {
+    if gaps.len() < MAX_NOTES {
+        let reason = reason();
+        gaps.push(ContainerGap { file, reason });
+    } else if let Some(last) = gaps.get_mut(MAX_NOTES - 1) {
+        last.file.end = last.file.end.max(file.end);
+        "this and more of the kind".clone_into(&mut last.reason);
+    }
 }
 
 /// Why a container can't be read.
@@ -109,70 +137,6 @@ pub trait ImageFormat: Send + Sync {
 /// All formats in the order in which they are tried; raw takes what nothing else wants.
 pub const FORMATS: &[&dyn ImageFormat] = &[&Lime, &ElfCore, &Raw];
 
-/// Containers that are recognised and refused, so that nobody scans compressed noise for hours:
-/// magic, name, what to do.
-const UNSUPPORTED: &[(&[u8], &str, &str)] = &[
-    (
-        b"AVML",
-        "an AVML capture",
-        "convert it with avml-convert --source-format lime_compressed",
-    ),
-    (b"LMVA", "an AVML capture", "convert it with avml-convert"),
-    (b"PAGEDU64", "a Windows crash dump", "convert it to raw"),
-    (b"PAGEDUMP", "a Windows crash dump", "convert it to raw"),
-    (
-        b"KDUMP   ",
-        "a kdump-compressed vmcore",
-        "convert it with makedumpfile -E or crash",
-    ),
-    (
-        b"makedumpfile\0",
-        "a flattened kdump",
-        "rearrange it with makedumpfile -R",
-    ),
-    (
-        b"\xd2\xbe\xd2\xbe",
-        "a VMware state file",
-        "name the .vmem beside it",
-    ),
-    (
-        b"\xd1\xba\xd1\xba",
-        "a VMware state file",
-        "name the .vmem beside it",
-    ),
-    (
-        b"\x1f\x8b\x08",
-        "gzip-compressed",
-        "unpack it first: gzip -d",
-    ),
-    (
-        b"\x28\xb5\x2f\xfd",
-        "zstd-compressed",
-        "unpack it first: zstd -d",
-    ),
-    (b"\xfd7zXZ\0", "xz-compressed", "unpack it first: xz -d"),
-    (b"BZh", "bzip2-compressed", "unpack it first: bzip2 -d"),
-    (b"7z\xbc\xaf\x27\x1c", "a 7-Zip archive", "unpack it first"),
-    (b"PK\x03\x04", "a ZIP archive", "unpack it first"),
-    (
-        b"EVF\x09\x0d\x0a\xff\x00",
-        "an EnCase image (E01)",
-        "export it as raw",
-    ),
-    (
-        b"QEVM",
-        "a QEMU saved state",
-        "dump the guest with dump-guest-memory",
-    ),
-    (
-        b"ZDMP",
-        "a compressed DumpIt capture",
-        "unpack it with Z2Dmp",
-    ),
-    (b"HIBR", "a Windows hibernation file", "convert it to raw"),
-    (b"hibr", "a Windows hibernation file", "convert it to raw"),
-];
-
 /// Finds the format of a source and reads its headers.
 pub async fn open(source: &dyn ByteSource) -> Result<Layout, FormatError> {
     let head = source.head(HEAD_LEN).await?;
@@ -188,11 +152,11 @@ pub async fn open(source: &dyn ByteSource) -> Result<Layout, FormatError> {
 }
 
 fn refuse_known(head: &[u8]) -> Result<(), FormatError> {
-    match UNSUPPORTED
-        .iter()
-        .find(|(magic, ..)| head.starts_with(magic))
-    {
-        Some((_, what, hint)) => Err(FormatError::Unsupported { what, hint }),
+    match known::known(head) {
+        Some(k) => Err(FormatError::Unsupported {
+            what: k.what,
+            hint: k.hint,
+        }),
         None => Ok(()),
     }
 }

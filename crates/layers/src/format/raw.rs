@@ -1,13 +1,16 @@
 //! Raw and padded images: the file offset is the physical address.
 //!
-//! Nothing in the file says so; raw is what is left when no other format matches. Images of
-//! machines whose memory doesn't begin at 0, or with a hole that was left out, can't be told
-//! apart here: the kernel's own tables decide that later.
+//! Nothing in the file says so; raw is what is left when no other format matches. So its content is asked whether it
+//! can be memory at all. Images of machines whose memory doesn't begin at 0, or with a hole that was left out, can't
+//! be told apart here: the kernel's own tables decide that later.
 
-use super::{FormatError, ImageFormat, Layout};
+use super::{ContainerGap, FormatError, ImageFormat, Layout, content};
 use crate::run::RunMap;
 use crate::source::ByteSource;
 use async_trait::async_trait;
+
+/// Bytes of the smallest page of any machine that is read.
+const PAGE: u64 = 4096;
 
 /// Raw images.
 #[derive(Clone, Copy, Debug)]
@@ -24,12 +27,28 @@ impl ImageFormat for Raw {
     }
 
     async fn open(&self, source: &dyn ByteSource) -> Result<Layout, FormatError> {
+        let len = source.len();
+        let mut gaps = Vec::new();
+        if let Some(why) = content::doubt(source).await? {
+            gaps.push(ContainerGap {
+                file: 0..len,
+                reason: format!("does not look like physical memory: {why}"),
+            });
+        }
+        let mut notes = Vec::new();
+        let rest = len % PAGE;
+        if rest > 0 && len > PAGE {
+            notes.push(format!(
+                "the last {rest} bytes are no whole page: was the file cut short?"
+            ));
+        }
         Ok(Layout {
             format: "raw".into(),
-            runs: RunMap::raw(source.len()),
+            runs: RunMap::raw(len),
             arch: None,
             dtb_hints: Vec::new(),
-            notes: Vec::new(),
+            notes,
+            gaps,
         })
     }
 }

@@ -1,12 +1,12 @@
 //! A file on this machine, mapped or read with `pread`: a failing disk is an error, never the end of the process.
 
-use super::{ByteSource, Mapping, SourceError, SourcePin, in_bounds};
+use super::{ByteSource, Mapping, SourceError, SourcePin, in_bounds, name_of, path_of};
 use crate::FileOffset;
 use async_trait::async_trait;
-use std::fs::{File, Metadata};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -33,7 +33,7 @@ fn pin_of(path: &str, m: &Metadata) -> SourcePin {
 }
 
 fn open_error(path: &Path, e: &io::Error) -> SourceError {
-    let what = path.display().to_string();
+    let what = name_of(path.as_os_str());
     match e.kind() {
         io::ErrorKind::NotFound => SourceError::NotFound {
             what,
@@ -56,9 +56,14 @@ impl FileSource {
     /// Opens and pins a file. An empty file or a folder is an error.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
         let path = &path.canonicalize().map_err(|e| open_error(path, &e))?;
-        let file = File::open(path).map_err(|e| open_error(path, &e))?;
+        // A pipe without a writer would keep the thread that opens it.
+        let file = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open(path)
+            .map_err(|e| open_error(path, &e))?;
         let meta = file.metadata().map_err(|e| open_error(path, &e))?;
-        let what = path.display().to_string();
+        let what = name_of(path.as_os_str());
         if !meta.is_file() {
             let detail = "it is no regular file; name a file, or a folder of captures".into();
             return Err(SourceError::Denied { what, detail });
@@ -83,7 +88,7 @@ impl FileSource {
                 detail,
             });
         };
-        let s = Self::open(Path::new(path))?;
+        let s = Self::open(&path_of(path))?;
         if let Some(detail) = difference(pin, &s.pin) {
             return Err(SourceError::Changed {
                 what: path.clone(),

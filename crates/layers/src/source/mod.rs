@@ -8,6 +8,7 @@ mod disk;
 mod fault;
 mod file;
 mod map;
+mod name;
 mod ram;
 pub mod s3;
 
@@ -16,6 +17,7 @@ pub use disk::{DiskCache, DiskCaches, DiskLimits};
 pub use fault::{Fault, FaultSource};
 pub use file::FileSource;
 pub use map::Mapping;
+pub use name::{name_of, path_of};
 pub use ram::RamSource;
 pub use s3::{S3Client, S3Config, S3Source, SignPayloads};
 
@@ -24,7 +26,6 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::ops::Range;
-use std::path::Path;
 use std::sync::Arc;
 use tokio::sync::OnceCell;
 
@@ -278,7 +279,7 @@ impl Sources {
                 let s = S3Source::open(&self.s3().await, bucket, key).await?;
                 Ok(Arc::new(s))
             }
-            None => Ok(Arc::new(FileSource::open(Path::new(name))?)),
+            None => Ok(Arc::new(FileSource::open(&path_of(name))?)),
         }
     }
 

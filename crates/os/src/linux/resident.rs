@@ -30,6 +30,8 @@ pub struct Unit {
     pub number: u32,
     /// Path of the file that it is a part of; `None` of memory that is a process's own.
     pub file: Option<String>,
+    /// The process whose own memory it is, `sshd[812]`; of several that share it the first.
+    pub process: Option<String>,
     /// Its bytes, by address, which is their [`Extent::offset`].
     pub extents: Vec<Extent>,
 }
@@ -106,6 +108,7 @@ pub fn resident(
             let unit = Unit {
                 number,
                 file: None,
+                process: Some(p.name()),
                 extents,
             };
             number += 1;
@@ -226,6 +229,7 @@ fn file_units(
                         visit(Unit {
                             number: *number - 1,
                             file: Some(f.path.clone()),
+                            process: None,
                             extents,
                         })?;
                     }

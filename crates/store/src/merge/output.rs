@@ -1,14 +1,16 @@
 //! The table being written: row groups that are copied, and rows that are encoded.
 
-use super::{Group, Merged, Piece, Stamp};
+use super::{Group, Merged, Piece, Reference, Stamp, clock};
 use crate::StoreError;
 use crate::owners::{self, Owners};
 use crate::query::fail;
-use crate::tables::{ROW_GROUP, place_columns, writer_properties};
+use crate::splice::{self, Judged, Order};
+use crate::tables::{ROW_GROUP, finished_schema, place_columns, writer_properties};
 use arrow::array::{
-    Array, ArrayRef, AsArray, RecordBatch, RecordBatchReader, StringArray, UInt16Array, UInt64Array,
+    Array, ArrayRef, AsArray, BooleanArray, RecordBatch, RecordBatchReader, StringArray,
+    UInt16Array, UInt64Array,
 };
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt64Type};
+use arrow::datatypes::{Field, SchemaRef, UInt64Type};
 use parquet::arrow::arrow_reader::{
     ArrowReaderMetadata, ArrowReaderOptions, ParquetRecordBatchReaderBuilder,
 };
@@ -22,7 +24,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// The table being written.
-pub(super) struct Output {
+pub(super) struct Output<'a> {
     schema: SchemaRef,
     writer: SerializedFileWriter<BufWriter<File>>,
     factory: ArrowRowGroupWriterFactory,
@@ -33,6 +35,16 @@ pub(super) struct Output {
     /// The column of physical addresses, and what memory begins at, where these are not right yet.
     physical: Option<(usize, u64)>,
     owners: Option<Owners>,
+    /// Looks up where rows end, so that the order of where they begin is not disturbed.
+    tails: Option<Owners>,
+    /// Whether what chunks found across pages is judged, by these pages.
+    judged: bool,
+    order: Option<&'a Order>,
+    /// The columns of inferred times and of what they rest on, and what they rest on from now on.
+    clock: Option<(usize, usize, &'a Reference)>,
+    /// Identity of the last row that was written.
+    last: Option<[u8; 16]>,
+    table: String,
     /// The row group being encoded: its columns and rows.
     open: Option<(Vec<ArrowColumnWriter>, usize)>,
     groups: usize,
@@ -55,8 +67,14 @@ fn encode(
         .map_err(fail)
 }
 
-/// Physical addresses with the number of their column, and the owners' columns.
-type Decoded = (Option<(usize, ArrayRef)>, Vec<ArrayRef>);
+/// Columns that are written anew, with their numbers, and the owners' columns.
+type Decoded = (Vec<(usize, ArrayRef)>, Vec<ArrayRef>);
+
+/// What a row group that may be copied is: to be copied with these columns, or not to be copied since rows of it go.
+enum Copy {
+    Whole(Decoded),
+    Thinned,
+}
 
 /// Some columns of a row group.
 fn decode(g: &Group, piece: &Piece, columns: Vec<usize>) -> Result<RecordBatch, StoreError> {
@@ -90,27 +108,25 @@ fn moved(offsets: &ArrayRef, old: &ArrayRef, base: u64) -> ArrayRef {
 /// Columns in front of those of the segments.
 const STAMPED: usize = 2;
 
-impl Output {
+impl<'a> Output<'a> {
     pub(super) fn create(
         to: &Path,
         table: &str,
         rows: &SchemaRef,
-        stamp: Stamp<'_>,
+        stamp: Stamp<'a>,
     ) -> Result<Self, StoreError> {
-        let mut fields = vec![
-            Arc::new(Field::new("capture", DataType::Utf8, false)),
-            Arc::new(Field::new("pass", DataType::UInt16, false)),
-        ];
-        fields.extend(rows.fields().iter().cloned());
         let place = place_columns(table).and_then(|c| rows.index_of(c.start).ok());
-        let mut owners = None;
+        let (mut owners, mut tails) = (None, None);
+        let judged = place.is_some() && splice::is_judged(table);
         let column = place.and_then(|_| rows.index_of("physical_address").ok());
         let physical = column.zip(stamp.base.filter(|b| *b > 0));
         if place.is_some() {
-            fields.extend(owners::fields());
             owners = stamp.frames.map(Owners::open).transpose()?;
+            if judged {
+                tails = stamp.frames.map(Owners::open).transpose()?;
+            }
         }
-        let schema = Arc::new(Schema::new(fields));
+        let schema = finished_schema(table, rows);
         let sorted = place_columns(table).and_then(|c| schema.index_of(c.start).ok());
         let mut properties = writer_properties(sorted);
         add_encoded_arrow_schema_to_metadata(&schema, &mut properties);
@@ -132,6 +148,15 @@ impl Output {
             place,
             physical,
             owners,
+            tails,
+            judged,
+            order: stamp.order,
+            clock: stamp.clock.and_then(|c| {
+                let column = |name| rows.index_of(name).ok();
+                Some((column("inferred_time")?, column("inferred_from")?, c))
+            }),
+            last: None,
+            table: table.to_owned(),
             open: None,
             groups: 0,
             rows: 0,
@@ -151,13 +176,19 @@ impl Output {
     }
 
     pub(super) fn copy(&mut self, g: &Group, piece: &Piece) -> Result<(), StoreError> {
+        let (anew, tail) = match self.decoded(g, piece)? {
+            Copy::Whole(d) => d,
+            Copy::Thinned => {
+                let all = g.meta().num_columns();
+                return self.write(&decode(g, piece, (0..all).collect())?);
+            }
+        };
         self.cut()?;
         let columns = self
             .factory
             .create_column_writers(self.groups)
             .map_err(fail)?;
         let stamps = self.stamps(g.rows);
-        let (addresses, tail) = self.decoded(g, piece)?;
         let mut group = self.writer.next_row_group().map_err(fail)?;
         let mut columns = columns.into_iter().zip(self.schema.fields().iter());
         for ((w, field), array) in columns.by_ref().take(STAMPED).zip(stamps) {
@@ -167,7 +198,7 @@ impl Output {
             let (w, field) = columns
                 .next()
                 .ok_or_else(|| fail("a row has more columns than its table"))?;
-            if let Some((_, array)) = addresses.as_ref().filter(|(at, _)| *at == i) {
+            if let Some((_, array)) = anew.iter().find(|(at, _)| *at == i) {
                 encode(w, field, array, &mut group)?;
                 continue;
             }
@@ -193,22 +224,83 @@ impl Output {
 
     /// What is not copied of a row group that is: its physical addresses, where memory begins
     /// elsewhere than the image, and its owners' columns.
-    fn decoded(&mut self, g: &Group, piece: &Piece) -> Result<Decoded, StoreError> {
+    fn decoded(&mut self, g: &Group, piece: &Piece) -> Result<Copy, StoreError> {
         let Some(place) = self.place else {
-            return Ok((None, Vec::new()));
+            return Ok(Copy::Whole((Vec::new(), Vec::new())));
         };
-        if self.owners.is_none() && self.physical.is_none() {
-            return Ok((None, owners::unknown(g.rows).into()));
+        if self.owners.is_none() && self.physical.is_none() && !self.judged {
+            return Ok(Copy::Whole((Vec::new(), owners::unknown(g.rows).into())));
         }
-        let wanted = std::iter::once(place).chain(self.physical.map(|(at, _)| at));
-        let rows = decode(g, piece, wanted.collect())?;
+        let mut wanted = vec![place];
+        wanted.extend(self.physical.map(|(at, _)| at));
+        wanted.extend(self.clock.iter().flat_map(|(t, f, _)| [*t, *f]));
+        let own = &self.schema.fields()[STAMPED..];
+        for name in splice::columns(&self.table).unwrap_or_default() {
+            wanted.extend(own.iter().position(|f| f.name() == name));
+        }
+        let rows = decode(g, piece, wanted)?;
+        let judged = self.judged.then(|| splice::judge(&rows, self.order));
+        if judged.as_ref().is_some_and(|j| j.keep.is_some()) {
+            return Ok(Copy::Thinned);
+        }
         let offsets = rows.column_by_name("image_offset").cloned();
         let offsets = offsets.ok_or_else(|| fail("rows without their place"))?;
-        let addresses = match (self.physical, rows.column_by_name("physical_address")) {
-            (Some((at, base)), Some(old)) => Some((at, moved(&offsets, old, base))),
-            _ => None,
+        let mut anew = Vec::new();
+        if let (Some((at, base)), Some(old)) =
+            (self.physical, rows.column_by_name("physical_address"))
+        {
+            anew.push((at, moved(&offsets, old, base)));
+        }
+        if let Some((t, f, reference)) = self.clock
+            && let (Some(times), Some(reasons)) = (
+                rows.column_by_name("inferred_time"),
+                rows.column_by_name("inferred_from"),
+            )
+            && let Some((times, reasons)) = clock::inferred(times, reasons, reference)
+        {
+            anew.extend([(t, times), (f, reasons)]);
+        }
+        let mut tail = self.owners_at(&offsets)?;
+        if let Some(j) = judged {
+            tail.push(self.spliced(&rows, &j)?);
+        }
+        Ok(Copy::Whole((anew, tail)))
+    }
+
+    /// Which rows may be made of halves that have nothing to do with each other.
+    fn spliced(&mut self, rows: &RecordBatch, j: &Judged) -> Result<ArrayRef, StoreError> {
+        let mut out = vec![None; rows.num_rows()];
+        for (i, start, len) in &j.crossing {
+            let whole = match &mut self.tails {
+                Some(t) => t.is_continuous(*start, *len)?,
+                None => false,
+            };
+            out[*i] = (!whole).then_some(true);
+        }
+        Ok(Arc::new(BooleanArray::from(out)))
+    }
+
+    /// Rows without those that were told from their order, and each once.
+    fn thinned(&mut self, rows: &RecordBatch) -> Result<RecordBatch, StoreError> {
+        let mut keep: Vec<bool> = match splice::judge(rows, self.order).keep {
+            Some(k) => k.iter().map(|k| k.unwrap_or(true)).collect(),
+            None => vec![true; rows.num_rows()],
         };
-        Ok((addresses, self.owners_at(&offsets)?))
+        let ids = rows
+            .column_by_name("id")
+            .and_then(|c| c.as_fixed_size_binary_opt());
+        if let Some(ids) = ids {
+            for (i, k) in keep.iter_mut().enumerate().filter(|(_, k)| **k) {
+                let id = ids.value(i).try_into().ok();
+                // Pages that two processes share are looked at in the order of both.
+                *k = id.is_none() || id != self.last;
+                self.last = id;
+            }
+        }
+        if keep.iter().all(|k| *k) {
+            return Ok(rows.clone());
+        }
+        arrow::compute::filter_record_batch(rows, &BooleanArray::from(keep)).map_err(fail)
     }
 
     /// The owners' columns of rows at these image offsets.
@@ -230,12 +322,27 @@ impl Output {
         if let Some((at, base)) = self.physical {
             columns[at] = moved(&offsets, &columns[at], base);
         }
+        if let Some((t, f, reference)) = self.clock
+            && let Some((times, reasons)) = clock::inferred(&columns[t], &columns[f], reference)
+        {
+            (columns[t], columns[f]) = (times, reasons);
+        }
         columns.extend(self.owners_at(&offsets)?);
+        if self.judged {
+            let j = splice::judge(rows, None);
+            columns.push(self.spliced(rows, &j)?);
+        }
         Ok(columns)
     }
 
     /// Encodes rows, which come without the stamped columns.
     pub(super) fn write(&mut self, batch: &RecordBatch) -> Result<(), StoreError> {
+        let thinned = if self.judged {
+            Some(self.thinned(batch)?)
+        } else {
+            None
+        };
+        let batch = thinned.as_ref().unwrap_or(batch);
         let mut at = 0;
         while at < batch.num_rows() {
             let (mut columns, before) = match self.open.take() {

@@ -8,6 +8,7 @@ mod events;
 mod findings;
 mod memory_matches;
 mod order;
+mod ordered;
 mod segment;
 mod small;
 
@@ -17,10 +18,11 @@ pub use events::{EventRow, EventsBuilder};
 pub use findings::{FindingRow, FindingsBuilder};
 pub use memory_matches::{MemoryMatchRow, MemoryMatchesBuilder, memory_match_rows};
 pub use order::{PlaceColumns, in_order, place_columns, sort_batch};
+pub use ordered::{OrderedBuilder, OrderedRow, ordered_rows};
 pub(crate) use segment::{FAIR_GROUP, ROW_GROUP};
 pub use segment::{
-    SegmentError, SegmentWriter, from_ipc, read_segment, segment_batches, to_ipc, write_segment,
-    writer_properties,
+    SegmentError, SegmentWriter, from_ipc, read_segment, segment_batches, segment_columns, to_ipc,
+    write_segment, writer_properties,
 };
 pub use small::{
     AnchorsBuilder, CoverageBuilder, CoverageRow, FrameRow, FramesBuilder, MatchRow,
@@ -50,12 +52,16 @@ pub mod name {
     pub const MATCHES: &str = "matches";
     /// The same in the memory of processes (segments only).
     pub const MEMORY_MATCHES: &str = "memory_matches";
+    /// Pages that were carved in the order of their file or process, and where that order leaves them (segments only).
+    pub const ORDERED: &str = "ordered";
     /// The system view.
     pub const SYSTEM: &str = "system";
     /// Who owns each page of memory.
     pub const FRAMES: &str = "frames";
     /// What came of each view.
     pub const VIEWS: &str = "views";
+    /// Findings grouped by value, in the order in which a person should look (finished tables only).
+    pub const GROUPS: &str = "groups";
 }
 
 /// Tables that users see, in the order in which they are made.
@@ -259,6 +265,15 @@ static MEMORY_MATCHES: Lazy = LazyLock::new(|| {
     ]))
 });
 
+static ORDERED: Lazy = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        number("image_offset"),
+        number("length"),
+        field("starts", DataType::Boolean, false),
+        field("ends", DataType::Boolean, false),
+    ]))
+});
+
 static SYSTEM: Lazy = LazyLock::new(|| {
     Arc::new(Schema::new(vec![
         text("status"),
@@ -309,12 +324,30 @@ pub fn schema(table: &str) -> Option<SchemaRef> {
         name::ANCHORS => &ANCHORS,
         name::MATCHES => &MATCHES,
         name::MEMORY_MATCHES => &MEMORY_MATCHES,
+        name::ORDERED => &ORDERED,
         name::SYSTEM => &SYSTEM,
         name::VIEWS => &VIEWS,
         name::FRAMES => &FRAMES,
         _ => return None,
     };
     Some(Arc::clone(s))
+}
+
+/// The schema of a finished table: capture and pass in front of its own columns, owners behind those of a table whose
+/// rows have a place.
+pub fn finished_schema(table: &str, own: &SchemaRef) -> SchemaRef {
+    let mut fields = vec![
+        Arc::new(Field::new("capture", DataType::Utf8, false)),
+        Arc::new(Field::new("pass", DataType::UInt16, false)),
+    ];
+    fields.extend(own.fields().iter().cloned());
+    if place_columns(table).is_some() {
+        fields.extend(crate::owners::fields());
+    }
+    if crate::splice::is_judged(table) {
+        fields.push(Arc::new(Field::new("spliced", DataType::Boolean, true)));
+    }
+    Arc::new(Schema::new(fields))
 }
 
 /// The order of rows in a finished table: total, so that it doesn't depend on who found what when.

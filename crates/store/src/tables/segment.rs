@@ -11,8 +11,8 @@ use arrow::error::ArrowError;
 use arrow::ipc::reader::StreamReader;
 use arrow::ipc::writer::StreamWriter;
 use bytes::Bytes;
-use parquet::arrow::ArrowWriter;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+use parquet::arrow::{ArrowWriter, ProjectionMask};
 use parquet::basic::{Compression, Encoding, ZstdLevel};
 use parquet::errors::ParquetError;
 use parquet::file::metadata::SortingColumn;
@@ -186,6 +186,17 @@ pub fn segment_batches(
     data: Bytes,
 ) -> Result<impl Iterator<Item = Result<RecordBatch, SegmentError>>, SegmentError> {
     let reader = ParquetRecordBatchReaderBuilder::try_new(data)?.build()?;
+    Ok(reader.map(|b| b.map_err(SegmentError::from)))
+}
+
+/// The batches of a Parquet file in memory with these of its columns, which alone are decoded.
+pub fn segment_columns(
+    data: Bytes,
+    columns: &[&str],
+) -> Result<impl Iterator<Item = Result<RecordBatch, SegmentError>>, SegmentError> {
+    let b = ParquetRecordBatchReaderBuilder::try_new(data)?;
+    let only = ProjectionMask::columns(b.parquet_schema(), columns.iter().copied());
+    let reader = b.with_projection(only).build()?;
     Ok(reader.map(|b| b.map_err(SegmentError::from)))
 }
 
