@@ -1,19 +1,22 @@
 //! ZIP archives and what is made of them: OOXML documents, JARs, ... (APPNOTE.TXT 6.3.10, PKWARE).
 //!
 //! ```text
-//! { PK 3 4 | name | extra | data | [PK 7 8 descriptor] } ... { PK 1 2 | name ... } ... PK 5 6 | comment
-//! ^ start                                                 ^ start + offset, size bytes  ^ end record
+//! [PK 7 8] { PK 3 4 | name | extra | data | [PK 7 8 descriptor] } ... [signing block]
+//! ^ start   { PK 1 2 | name ... } ... [PK 6 6 ... PK 6 7 ...] PK 5 6 | comment
+//!           ^ start + offset, size bytes  ^ ZIP64's records   ^ end record
 //! ```
 //!
-//! Entries all look alike; what begins an archive is the local header that an end record counts
-//! from: `end record - directory size - directory offset`. So sizes in local headers, which may be
-//! 0 with a descriptor behind the data, are not needed; but where they are told, entries must lie
-//! back to back up to the directory, or nothing is searched for. Without an end record a run of two
-//! or more such entries is partial, from the first that none lies right before.
-//! Multi-disk archives are not followed; ZIP64's sizes are, where the directory itself stays
-//! below 4 GiB.
+//! Entries all look alike; what begins an archive is what an end record counts from: the directory
+//! ends where the end record (or ZIP64's before it) begins, and its own offset leads back to the
+//! start. So sizes in local headers, which may be 0 with a descriptor behind the data, are not
+//! needed; but where they are told, entries must lie back to back up to the directory, or nothing
+//! is searched for. Every entry must be where the directory says. Without an end record a run of
+//! two or more such entries is partial, from the first that none lies right before. Of a split
+//! archive each part is partial. Where offsets count from a program in front, the archive is what
+//! lies behind it, and whether it is whole isn't known.
 
 use crate::carver::{Carver, Extent, Hit};
+use crate::ends::Ends;
 use crate::source::Item;
 use memchr::memmem;
 
@@ -21,25 +24,29 @@ pub(crate) struct Zip;
 
 /// The end record's length without its comment.
 const END: usize = 22;
+/// ZIP64's locator, and its end record without what may be added to it.
+const LOCATOR: usize = 20;
+const END64: usize = 56;
 /// End records tried for one archive: archives stored in it have their own.
-const TRIES: usize = 16;
+const TRIES: usize = 64;
 /// Entries of a run without an end record.
-const RUN: usize = 1024;
+const RUN: usize = 16 << 10;
 /// How far back an entry may begin that ends where a run begins.
 const BACK: usize = 32 << 10;
 /// How far behind the last entry whose size is told an end record is searched for.
 const SEARCH: usize = 16 << 20;
-/// Steps of the search for end records.
-const STEP: usize = 64 << 10;
-
-/// End records seen, so that many local headers before one cost one search.
-#[derive(Debug, Default)]
-pub(crate) struct Memory {
-    /// Image offsets, ascending, of all end records in `from..to`.
-    ends: Vec<u64>,
-    from: u64,
-    to: u64,
-}
+/// Zeros between two entries, for their alignment.
+const PADDING: usize = 4096;
+/// Largest directory that is walked.
+const DIRECTORY: usize = 16 << 20;
+/// Names that are looked at for what an archive is.
+const NAMES: usize = 256;
+/// What ends the block of signatures before an APK's directory, with its size before that.
+const SIGNED: &[u8] = b"APK Sig Block 42";
+/// What a split archive begins with: the second when it became one part after all.
+const MARKERS: [&[u8]; 2] = [b"PK\x07\x08", b"PK00"];
+const LOCAL: &[u8] = b"PK\x03\x04";
+const ENTRY: &[u8] = b"PK\x01\x02";
 
 impl Carver for Zip {
     fn name(&self) -> &'static str {
@@ -47,49 +54,97 @@ impl Carver for Zip {
     }
 
     fn version(&self) -> u32 {
-        1
+        2
     }
 
     fn literals(&self) -> &'static [&'static [u8]] {
-        &[b"PK\x03\x04"]
+        &[LOCAL]
+    }
+
+    fn reach(&self) -> usize {
+        MARKERS[0].len()
     }
 
     fn visit(&self, at: usize, hit: &mut Hit<'_, '_>) {
-        let mut memory = std::mem::take(hit.zip);
-        hit.follow(at, |item| walk(item, &mut memory));
-        *hit.zip = memory;
+        let before = hit.source.behind(at, MARKERS[0].len());
+        let marker = if MARKERS.contains(&before) {
+            before.len()
+        } else {
+            0
+        };
+        let mut seen = std::mem::take(hit.seen);
+        hit.follow(at - marker, |item| walk(item, marker, &mut seen.zip));
+        *hit.seen = seen;
     }
 }
 
-/// A local header's length with name and extra field, and its data's length if it tells.
-fn local(b: &[u8]) -> Option<(usize, Option<usize>)> {
-    let n = |i: usize| {
-        Some(usize::from(u16::from_le_bytes([
-            *b.get(i)?,
-            *b.get(i + 1)?,
-        ])))
+fn u16_at(b: &[u8], at: usize) -> Option<usize> {
+    Some(u16::from_le_bytes(b.get(at..at + 2)?.try_into().ok()?).into())
+}
+
+fn u32_at(b: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_le_bytes(b.get(at..at + 4)?.try_into().ok()?))
+}
+
+fn u64_at(b: &[u8], at: usize) -> Option<usize> {
+    usize::try_from(u64::from_le_bytes(b.get(at..at + 8)?.try_into().ok()?)).ok()
+}
+
+/// A local header.
+struct Local {
+    /// Its length with name and extra field.
+    len: usize,
+    /// Its data's length, if it tells.
+    data: Option<usize>,
+}
+
+/// The local header that `b` begins with; of a size in ZIP64's extra field `b` may have too little.
+fn local(b: &[u8]) -> Option<Local> {
+    let (version, flags, method) = (u16_at(b, 4)?, u16_at(b, 6)?, u16_at(b, 8)?);
+    let (name, extra) = (u16_at(b, 26)?, u16_at(b, 28)?);
+    let known = matches!(method, 0..=10 | 12 | 14 | 16 | 18..=20 | 93..=99);
+    if !b.starts_with(LOCAL) || version & 0xff > 63 || !known || !(1..=1024).contains(&name) {
+        return None;
+    }
+    let data = match u32_at(b, 18)? {
+        _ if flags & 8 != 0 => None,
+        u32::MAX => {
+            let extra = b.get(30 + name..30 + name + extra);
+            extra.and_then(|e| wide_size(e, u32_at(b, 22) == Some(u32::MAX)))
+        }
+        n => Some(n as usize),
     };
-    let (version, flags, method, name, extra) = (n(4)?, n(6)?, n(8)?, n(26)?, n(28)?);
-    let known = matches!(method, 0 | 1 | 6 | 8 | 9 | 12 | 14 | 93 | 95 | 98 | 99);
-    if !b.starts_with(b"PK\x03\x04") || version & 0xff > 63 || !known || !(1..=1024).contains(&name)
-    {
-        return None;
-    }
-    let size = u32::from_le_bytes([b[18], b[19], b[20], b[21]]);
-    let told = flags & 8 == 0 && size != u32::MAX;
-    Some((30 + name + extra, told.then_some(size as usize)))
+    Some(Local {
+        len: 30 + name + extra,
+        data,
+    })
 }
 
-fn walk(item: &mut Item<'_, '_>, memory: &mut Memory) -> Option<Extent> {
-    let (first, told) = local(item.get(0, 30)?)?;
-    let name_len = usize::from(item.u16le(26)?);
-    let named = item.get(30, name_len)?.iter().all(|&b| b >= 0x20);
-    // Cheap tests first: most of what is in memory is a page of an archive, without the next one.
-    let alone = told.is_some_and(|n| !item.some(first + n, 2).starts_with(b"PK"));
-    if !named || alone || preceded(item) {
+/// The size of an entry's data in ZIP64's extra field, behind the unpacked size if that is there.
+fn wide_size(mut extra: &[u8], second: bool) -> Option<usize> {
+    while let (Some(id), Some(len)) = (u16_at(extra, 0), u16_at(extra, 2)) {
+        let body = extra.get(4..4 + len)?;
+        if id == 1 {
+            return u64_at(body, if second { 8 } else { 0 });
+        }
+        extra = &extra[4 + len..];
+    }
+    None
+}
+
+fn walk(item: &mut Item<'_, '_>, marker: usize, ends: &mut Ends) -> Option<Extent> {
+    let name_len = usize::from(item.u16le(marker + 26)?);
+    local(item.some(marker, 30 + 1024))?;
+    let named = item.get(marker + 30, name_len)?.iter().all(|&b| b >= 0x20);
+    if !named {
         return None;
     }
-    let run = run(item);
+    // Cheap tests first: most of what is in memory is a page of an archive, without the next one.
+    let run = run(item, marker);
+    let alone = run.entries == 1 && run.next == Next::Broken && marker == 0;
+    if run.entries == 0 || alone || (marker == 0 && preceded(item)) {
+        return None;
+    }
     // In an archive that is whole the run ends at its directory, or where sizes are not told.
     if run.next != Next::Broken {
         let mut from = run.len;
@@ -97,7 +152,7 @@ fn walk(item: &mut Item<'_, '_>, memory: &mut Memory) -> Option<Extent> {
             if !item.charge(128) {
                 break;
             }
-            let Some(end) = next_end(item, memory, from, run.len + SEARCH) else {
+            let Some(end) = ends.next(item, from, run.len + SEARCH) else {
                 break;
             };
             if let Some(extent) = whole(item, end) {
@@ -106,7 +161,7 @@ fn walk(item: &mut Item<'_, '_>, memory: &mut Memory) -> Option<Extent> {
             from = end + 4;
         }
     }
-    if run.entries < 2 {
+    if run.entries < 2 && marker == 0 {
         return None;
     }
     let mut extent = Extent {
@@ -114,108 +169,187 @@ fn walk(item: &mut Item<'_, '_>, memory: &mut Memory) -> Option<Extent> {
         len: run.len,
         ..Extent::default()
     };
-    extent.partial = Some("its directory was not found".to_owned());
-    extent.fields = vec![("entries", run.entries as i64)];
+    extent.lacks(if marker > 0 {
+        "it is the first part of a split archive"
+    } else {
+        "its directory was not found"
+    });
+    extent.fields = vec![("entries", (run.entries as i64).into())];
     Some(extent)
 }
 
-/// The next end record at or after `from`.
-fn next_end(
-    item: &mut Item<'_, '_>,
-    memory: &mut Memory,
-    from: usize,
-    limit: usize,
-) -> Option<usize> {
-    let limit = limit.min(item.room());
-    let base = item.offset();
-    let want = base + from as u64;
-    if want < memory.from || want > memory.to {
-        *memory = Memory {
-            ends: Vec::new(),
-            from: want,
-            to: want,
-        };
-    }
-    loop {
-        let i = memory.ends.partition_point(|&e| e < want);
-        if let Some(&e) = memory.ends.get(i) {
-            let at = (e - base) as usize;
-            return (at < limit).then_some(at);
-        }
-        let at = (memory.to - base) as usize;
-        if at >= limit || !item.charge(STEP / 8) {
-            return None;
-        }
-        let part = item.search(at, STEP + 3);
-        if part.len() < 4 {
-            return None;
-        }
-        let ends = memmem::find_iter(part, b"PK\x05\x06").map(|n| memory.to + n as u64);
-        memory.ends.extend(ends);
-        let step = part.len() - 3;
-        memory.to += step as u64;
-    }
+/// What an end record says.
+struct End {
+    /// Where the directory ends.
+    directory_end: usize,
+    /// The directory's size, and its place counted from the archive's start.
+    size: usize,
+    offset: usize,
+    entries: usize,
+    /// One part of many.
+    split: bool,
+    /// The end of its comment.
+    len: usize,
 }
 
-/// The archive, if the end record at `end` counts from this item's first byte.
+/// The end record at `end`, with what ZIP64's before it says instead of ones.
+fn end_record(item: &mut Item<'_, '_>, end: usize) -> Option<End> {
+    let r: [u8; END] = item.peek(end, END)?.try_into().ok()?;
+    let (disk, first_disk) = (u16_at(&r, 4)?, u16_at(&r, 6)?);
+    let (entries, comment) = (u16_at(&r, 10)?, u16_at(&r, 20)?);
+    let (size, offset) = (u32_at(&r, 12)?, u32_at(&r, 16)?);
+    let mut e = End {
+        directory_end: end,
+        size: size as usize,
+        offset: offset as usize,
+        entries,
+        split: matches!(disk, 1..=0xfffe) || matches!(first_disk, 1..=0xfffe),
+        len: end + END + comment,
+    };
+    if let Some((at, wide)) = end_record64(item, end) {
+        e.directory_end = at;
+        if entries == 0xffff {
+            e.entries = u64_at(&wide, 32)?;
+        }
+        if size == u32::MAX {
+            e.size = u64_at(&wide, 40)?;
+        }
+        if offset == u32::MAX {
+            e.offset = u64_at(&wide, 48)?;
+        }
+        e.split |= u32_at(&wide, 16)? != 0 || u32_at(&wide, 20)? != 0;
+    }
+    let fits = e.entries > 0 && e.size >= 46 * e.entries.min(0xfffe) && e.size <= e.directory_end;
+    fits.then_some(e)
+}
+
+/// ZIP64's end record, and where it stands.
+fn end_record64(item: &mut Item<'_, '_>, end: usize) -> Option<(usize, [u8; END64])> {
+    let at = end.checked_sub(LOCATOR)?;
+    let locator: [u8; LOCATOR] = item.peek(at, LOCATOR)?.try_into().ok()?;
+    if !locator.starts_with(b"PK\x06\x07") {
+        return None;
+    }
+    // Right before, mostly; where it says, when more was added to the record.
+    let places = [at.checked_sub(END64), u64_at(&locator, 8)];
+    for place in places.into_iter().flatten().filter(|&p| p < at) {
+        let record = item.peek(place, END64).and_then(|b| b.try_into().ok());
+        let fits = |r: &[u8; END64]| {
+            r.starts_with(b"PK\x06\x06")
+                && u64_at(r, 4).is_some_and(|n| n.checked_add(place + 12) == Some(at))
+        };
+        if let Some(r) = record.filter(fits) {
+            return Some((place, r));
+        }
+    }
+    None
+}
+
+/// The archive, if the end record at `end` counts from this item's first byte, or from something in
+/// front of its first entry.
 fn whole(item: &mut Item<'_, '_>, end: usize) -> Option<Extent> {
-    let record: [u8; END] = item.array(end)?;
-    let n16 = |i: usize| usize::from(u16::from_le_bytes([record[i], record[i + 1]]));
-    let n32 =
-        |i: usize| u32::from_le_bytes([record[i], record[i + 1], record[i + 2], record[i + 3]]);
-    let (disk, entries, comment) = (n16(4), n16(10), n16(20));
-    let (size, offset) = (n32(12) as usize, n32(16) as usize);
-    if disk != 0 || entries == 0 || size < 46 * entries.min(0xfffe) {
+    let e = end_record(item, end)?;
+    let at = e.directory_end.checked_sub(e.size)?;
+    let prefix = e.offset.checked_sub(at)?;
+    let d = directory(item, at, &e, prefix)?;
+    // The first entry is deleted, or the last part begins with what belongs to another.
+    if prefix > 0 && d.first != Some(prefix) {
         return None;
     }
-    // ZIP64's records lie between directory and end record.
-    let directory = offset;
-    let gap = end.checked_sub(offset.checked_add(size)?)?;
-    if gap != 0 && gap != 76 {
-        return None;
-    }
-    let first = item.peek(directory, 46)?;
-    if !first.starts_with(b"PK\x01\x02") || first[42..] != [0; 4] {
-        return None;
-    }
-    let len = end + END + comment;
-    let kind = kind(item, directory, size, entries);
     let mut extent = Extent {
-        kind,
-        len,
+        kind: d.kind,
+        len: e.len,
         ..Extent::default()
     };
-    extent.fields = vec![("entries", entries as i64)];
-    if item.get(0, len).is_none() {
+    extent.fields = vec![("entries", (e.entries as i64).into())];
+    if e.split {
+        extent.lacks("it is one part of a split archive");
+    }
+    if let Some(why) = d.wrong {
+        extent.lacks(why);
+    }
+    if d.entries != e.entries && d.entries & 0xffff != e.entries {
+        extent.doubt("its directory and its end do not agree on how many entries there are");
+    }
+    if prefix > 0 {
+        extent.fields.push(("prefix", (prefix as i64).into()));
+        extent.doubt("its offsets count from something in front of its first entry");
+    }
+    if e.len > item.room() {
         extent.len = end + END;
-        extent.partial = Some("its comment reaches past the image".to_owned());
+        extent.lacks("its comment reaches past the image");
     }
     Some(extent)
 }
 
-/// What the names in the directory make it.
-fn kind(item: &mut Item<'_, '_>, mut at: usize, size: usize, entries: usize) -> &'static str {
-    let stop = at + size;
-    for _ in 0..entries.min(256) {
-        let Some(h) = item.get(at, 46).filter(|h| h.starts_with(b"PK\x01\x02")) else {
-            break;
-        };
-        let n = |i: usize| usize::from(u16::from_le_bytes([h[i], h[i + 1]]));
-        let (name, rest) = (n(28), n(30) + n(32));
-        let name_bytes = item.get(at + 46, name).unwrap_or_default();
-        for (prefix, kind) in [
-            (&b"word/"[..], "docx"),
-            (b"xl/", "xlsx"),
-            (b"ppt/", "pptx"),
-            (b"META-INF/MANIFEST.MF", "jar"),
-        ] {
-            if name_bytes.starts_with(prefix) {
-                return kind;
-            }
+/// What a directory tells.
+struct Directory {
+    entries: usize,
+    kind: &'static str,
+    /// Where the first entry begins, counted as the directory does.
+    first: Option<usize>,
+    wrong: Option<&'static str>,
+}
+
+/// Walks the directory at `at`; `None`: there is none.
+fn directory(item: &mut Item<'_, '_>, at: usize, e: &End, prefix: usize) -> Option<Directory> {
+    if !item.peek(at, 46)?.starts_with(ENTRY) || !item.charge(e.size.min(DIRECTORY) / 8) {
+        return None;
+    }
+    let mut d = Directory {
+        entries: 0,
+        kind: "zip",
+        first: None,
+        wrong: None,
+    };
+    let bytes = item.peek(at, e.size.min(DIRECTORY))?.to_vec();
+    let mut places = Vec::new();
+    let mut next = 0;
+    while let Some(h) = bytes.get(next..next + 46).filter(|h| h.starts_with(ENTRY)) {
+        let (name, extra, comment) = (u16_at(h, 28)?, u16_at(h, 30)?, u16_at(h, 32)?);
+        let name_bytes = bytes.get(next + 46..next + 46 + name).unwrap_or_default();
+        if d.entries < NAMES && d.kind == "zip" {
+            d.kind = kind(name_bytes);
         }
-        at += 46 + name + rest;
-        if at >= stop {
+        if !e.split && u32_at(h, 42)? != u32::MAX {
+            places.push(u32_at(h, 42)? as usize);
+        }
+        d.entries += 1;
+        next += 46 + name + extra + comment;
+    }
+    // What may follow the entries is a signature.
+    let rest = bytes.get(next..).unwrap_or_default();
+    let ends = next == e.size || e.size > DIRECTORY || rest.starts_with(b"PK\x05\x05");
+    if !ends {
+        d.wrong = Some("its directory is broken");
+    }
+    d.first = places.iter().copied().min();
+    if prefix > 0 && d.first != Some(prefix) {
+        return Some(d);
+    }
+    for place in places {
+        let there = place
+            .checked_sub(prefix)
+            .and_then(|p| item.charge(16).then(|| item.get(p, 4)).flatten())
+            .is_some_and(|b| b == LOCAL);
+        if !there {
+            d.wrong = Some("an entry is not where its directory says");
             break;
+        }
+    }
+    Some(d)
+}
+
+/// What a name in the directory makes the archive.
+fn kind(name: &[u8]) -> &'static str {
+    for (prefix, kind) in [
+        (&b"word/"[..], "docx"),
+        (b"xl/", "xlsx"),
+        (b"ppt/", "pptx"),
+        (b"META-INF/MANIFEST.MF", "jar"),
+    ] {
+        if name.starts_with(prefix) {
+            return kind;
         }
     }
     "zip"
@@ -237,34 +371,69 @@ struct Run {
     next: Next,
 }
 
-/// Entries from the item's first byte on.
-fn run(item: &mut Item<'_, '_>) -> Run {
+/// Entries from `at` on.
+fn run(item: &mut Item<'_, '_>, at: usize) -> Run {
     let mut run = Run {
         entries: 0,
-        len: 0,
+        len: at,
         next: Next::Open,
     };
     while run.entries < RUN && item.charge(32) {
         let head = item.some(run.len, 30);
-        let Some((head, told)) = local(head) else {
-            let known = [&b"PK\x01\x02"[..], b"PK\x06\x08"]
-                .iter()
-                .any(|m| head.starts_with(m));
-            run.next = if known { Next::Open } else { Next::Broken };
-            break;
+        let wide = head.len() == 30 && u32_at(head, 18) == Some(u32::MAX);
+        let head = if wide {
+            item.some(run.len, 30 + 1024 + 64)
+        } else {
+            head
         };
-        let next = run.len + head + told.unwrap_or(0);
+        let Some(l) = local(head) else {
+            let known = [ENTRY, b"PK\x06\x08"].iter().any(|m| head.starts_with(m));
+            if known || signing_block(item, run.len) {
+                break;
+            }
+            match padding(item, run.len) {
+                Some(n) if run.entries > 0 => run.len += n,
+                _ => {
+                    run.next = Next::Broken;
+                    break;
+                }
+            }
+            continue;
+        };
+        let next = run
+            .len
+            .saturating_add(l.len)
+            .saturating_add(l.data.unwrap_or(0));
         if next > item.room() {
             run.next = Next::Broken;
             break;
         }
         run.len = next;
         run.entries += 1;
-        if told.is_none() {
+        if l.data.is_none() {
             break;
         }
     }
     run
+}
+
+/// True when a block of signatures stands here, as in an APK before its directory.
+fn signing_block(item: &mut Item<'_, '_>, at: usize) -> bool {
+    let size = item.peek(at, 8).and_then(|b| u64_at(b, 0));
+    let Some(size) = size.filter(|n| (24..=SEARCH).contains(n)) else {
+        return false;
+    };
+    let end = at + 8 + size;
+    item.peek(end - SIGNED.len(), SIGNED.len())
+        .is_some_and(|b| b == SIGNED)
+}
+
+/// Zeros up to the next entry or the directory.
+fn padding(item: &mut Item<'_, '_>, at: usize) -> Option<usize> {
+    let b = item.some(at, PADDING);
+    let n = b.iter().position(|&b| b != 0).filter(|&n| n > 0)?;
+    let known = b[n..].starts_with(LOCAL) || b[n..].starts_with(ENTRY);
+    known.then_some(n)
 }
 
 /// True when an entry ends where this one begins.
@@ -274,8 +443,8 @@ fn preceded(item: &mut Item<'_, '_>) -> bool {
         return true;
     }
     let ends_here = |n: usize| match local(&before[n..]) {
-        Some((head, Some(data))) => n + head + data == before.len(),
+        Some(Local { len, data: Some(d) }) => n + len + d == before.len(),
         _ => false,
     };
-    memmem::rfind_iter(before, b"PK\x03\x04").any(ends_here)
+    memmem::rfind_iter(before, LOCAL).any(ends_here)
 }

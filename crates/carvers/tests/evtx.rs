@@ -140,13 +140,14 @@ fn every_record_as_other_programs_read_it() {
                     a["kind"].clone(),
                     a["offset"].clone(),
                     a["len"].clone(),
-                    a["partial"].clone(),
+                    a["complete"].clone(),
                 )
             })
             .collect();
         files.sort_by_key(|f| f.1.as_u64());
-        let whole =
-            |kind: &str, at: usize, len: usize| (kind.into(), at.into(), len.into(), Value::Null);
+        let whole = |kind: &str, at: usize, len: usize| {
+            (kind.into(), at.into(), len.into(), Value::Bool(true))
+        };
         let want = [
             whole("evtx", AT, HEADER + CHUNK),
             whole("evtx_chunk", AT + HEADER, CHUNK),
@@ -192,7 +193,7 @@ fn a_lost_page_costs_the_records_in_it() {
             .zip(&before)
             .for_each(|(e, g)| assert_same(e, g));
         let chunk = rows.of("artifact").find(|a| a["kind"] == "evtx_chunk");
-        let partial = chunk.expect("the chunk")["partial"].clone();
+        let partial = chunk.expect("the chunk")["gap"].clone();
         assert!(
             partial.as_str().is_some_and(|p| p.contains("checksum")),
             "{partial}"

@@ -199,7 +199,7 @@ fn a_budget_that_is_used_up_loses_nothing_else() {
     );
     let whole = rows
         .of("artifact")
-        .filter(|a| a["kind"] == "png" && a["partial"].is_null());
+        .filter(|a| a["kind"] == "png" && a["complete"] == true);
     assert_eq!(whole.count(), 0);
 }
 
