@@ -22,11 +22,15 @@ pub(crate) struct Elf;
 /// What is kept of a file whose section table isn't there.
 const HEAD: usize = 64 << 10;
 const SHT_NULL: u64 = 0;
+const SHT_SYMTAB: u64 = 2;
 const SHT_STRTAB: u64 = 3;
+const SHT_NOTE: u64 = 7;
+const SHT_DYNSYM: u64 = 11;
 const SHT_NOBITS: u64 = 8;
 const PT_LOAD: u64 = 1;
 const PT_INTERP: u64 = 3;
 const PT_NOTE: u64 = 4;
+const COMPRESSED: u64 = 0x800;
 const ET_REL: u64 = 1;
 const ET_CORE: u64 = 4;
 /// `e_phnum` and `e_shstrndx` when the number is in the first section header.
@@ -38,6 +42,10 @@ const SIGNED: &[u8] = b"~Module signature appended~\n";
 const SIGNATURE: usize = 12;
 /// Longest signature looked for.
 const SIGNATURES: usize = 32 << 10;
+/// Sections whose content is looked at.
+const LOOKED_AT: usize = 64;
+/// No file is longer: what says so is no header.
+const LONGEST: u64 = 1 << 48;
 
 impl Carver for Elf {
     fn name(&self) -> &'static str {
@@ -190,7 +198,10 @@ fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
     };
     match sections {
         Some(sections) => {
-            extent.len = usize::try_from(end.max(sections)).ok()?;
+            extent.len = usize::try_from(end.max(sections.end)).ok()?;
+            if sections.odd {
+                extent.doubt("a section does not hold what it should");
+            }
             if extent.len <= item.room() {
                 behind(item, &h, &mut extent);
             }
@@ -261,7 +272,8 @@ fn segments(item: &mut Item<'_, '_>, h: &Header) -> Option<(u64, Proof)> {
             if kind == PT_LOAD && filesz > memsz {
                 return None;
             }
-            end = end.max(offset.checked_add(filesz)?);
+            let to = offset.checked_add(filesz).filter(|&to| to < LONGEST)?;
+            end = end.max(to);
             if matches!(kind, PT_INTERP | PT_NOTE) && filesz > 0 && proof != Proof::Refuted {
                 proof = told_by(item, kind, offset, filesz);
             }
@@ -287,8 +299,16 @@ fn told_by(item: &mut Item<'_, '_>, kind: u64, offset: u64, size: u64) -> Proof 
     if seen { Proof::Seen } else { Proof::Refuted }
 }
 
-/// The furthest end of a section and of the table; `None` when the table isn't there.
-fn sections(item: &mut Item<'_, '_>, h: &Header) -> Option<u64> {
+/// What the section table tells.
+struct Sections {
+    /// The furthest end of a section and of the table.
+    end: u64,
+    /// A section's content isn't of its kind: a page of the file is lost, most likely.
+    odd: bool,
+}
+
+/// `None` when the table isn't there.
+fn sections(item: &mut Item<'_, '_>, h: &Header) -> Option<Sections> {
     let (_, size) = h.l.sizes();
     // A core file of many segments has one section header, for their number.
     let nameless = h.names == 0 && h.kind == ET_CORE;
@@ -297,6 +317,7 @@ fn sections(item: &mut Item<'_, '_>, h: &Header) -> Option<u64> {
     }
     let mut end = h.shnum.checked_mul(size)?.checked_add(h.shoff)?;
     let mut names_at = None;
+    let mut look = Vec::new();
     let mut done = 0;
     while done < h.shnum {
         let n = (h.shnum - done).min(STEP);
@@ -317,6 +338,11 @@ fn sections(item: &mut Item<'_, '_>, h: &Header) -> Option<u64> {
                 continue;
             }
             let (offset, bytes) = (h.l.word(s, 16, 24)?, h.l.word(s, 20, 32)?);
+            let flags = h.l.word(s, 8, 8)?;
+            let known = matches!(kind, SHT_SYMTAB | SHT_STRTAB | SHT_NOTE | SHT_DYNSYM);
+            if known && flags & COMPRESSED == 0 && bytes > 0 && look.len() < LOOKED_AT {
+                look.push((kind, offset, bytes));
+            }
             if kind != SHT_NOBITS && kind != SHT_NULL {
                 end = end.max(offset.checked_add(bytes)?);
             }
@@ -327,7 +353,7 @@ fn sections(item: &mut Item<'_, '_>, h: &Header) -> Option<u64> {
         done += n;
     }
     if nameless {
-        return Some(end);
+        return Some(Sections { end, odd: false });
     }
     let (at, len) = names_at?;
     let (at, len) = (usize::try_from(at).ok()?, usize::try_from(len).ok()?);
@@ -335,7 +361,26 @@ fn sections(item: &mut Item<'_, '_>, h: &Header) -> Option<u64> {
         item.peek(at, 1)?[0],
         item.peek(at.checked_add(len)? - 1, 1)?[0],
     );
-    (ends == (0, 0)).then_some(end)
+    let odd = !look
+        .into_iter()
+        .all(|(kind, offset, bytes)| holds(item, &h.l, kind, offset, bytes));
+    (ends == (0, 0)).then_some(Sections { end, odd })
+}
+
+/// Whether a section begins, and a table of strings ends, as its kind does.
+fn holds(item: &mut Item<'_, '_>, l: &Layout, kind: u64, offset: u64, bytes: u64) -> bool {
+    let zero = |item: &mut Item<'_, '_>, at: u64, n: usize| {
+        let there = usize::try_from(at).ok().and_then(|at| item.peek(at, n));
+        there.is_some_and(|b| b.iter().all(|&b| b == 0))
+    };
+    match kind {
+        SHT_NOTE => told_by(item, PT_NOTE, offset, bytes) == Proof::Seen,
+        SHT_STRTAB => {
+            zero(item, offset, 1) && zero(item, offset.saturating_add(bytes).saturating_sub(1), 1)
+        }
+        // The first symbol is none.
+        _ => zero(item, offset, if l.wide { 24 } else { 16 }),
+    }
 }
 
 /// What follows all that the headers point to: a module's signatures, or something unknown.

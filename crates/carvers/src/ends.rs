@@ -1,4 +1,4 @@
-//! Where an end mark stands, searched for once however many beginnings look for it.
+//! Where a mark stands, searched for once however many beginnings look for it.
 
 use crate::source::Item;
 use memchr::memmem;
@@ -13,6 +13,8 @@ pub(crate) struct Seen {
     pub(crate) zip: Ends,
     /// Ends of documents.
     pub(crate) pdf: Ends,
+    /// Headers of documents.
+    pub(crate) pdf_headers: Ends,
     /// Event log chunks.
     pub(crate) evtx: crate::evtx::Memory,
 }
@@ -22,6 +24,7 @@ impl Default for Seen {
         Self {
             zip: Ends::of(b"PK\x05\x06"),
             pdf: Ends::of(b"%%EOF"),
+            pdf_headers: Ends::of(b"%PDF-"),
             evtx: crate::evtx::Memory::default(),
         }
     }

@@ -12,7 +12,7 @@
 //! each is an image of its own.
 
 use crate::carver::{Carver, Extent, Hit};
-use crate::page::{PAGE, constant_page};
+use crate::page::{PAGE, lost_page};
 use crate::source::Item;
 
 pub(crate) struct Jpeg;
@@ -215,7 +215,7 @@ fn scan(
         let (mut i, last) = (0, part.len() - 1);
         let mut quiet = false;
         while let Some(n) = memchr::memchr(0xff, &part[i..last]) {
-            quiet |= n >= PAGE && one_byte(&part[i..i + n], first + i as u64);
+            quiet |= n >= PAGE && lost_page(part, i..i + n, first);
             i += n;
             match part[i + 1] {
                 0x00 | 0xd0..=0xd7 => i += 2,
@@ -232,17 +232,10 @@ fn scan(
         }
         let next = last.max(i);
         let i = i.min(last);
-        quiet |= last - i >= PAGE && one_byte(&part[i..last], first + i as u64);
+        quiet |= last - i >= PAGE && lost_page(part, i..last, first);
         doubt(extent, quiet);
         at += next;
     }
-}
-
-/// True when a page of the image that lies in these bytes is one byte repeated.
-fn one_byte(bytes: &[u8], offset: u64) -> bool {
-    let skip = (PAGE - (offset % PAGE as u64) as usize) % PAGE;
-    let pages = bytes.get(skip..).unwrap_or_default().chunks_exact(PAGE);
-    pages.into_iter().any(|p| constant_page(p).is_some())
 }
 
 fn doubt(extent: &mut Extent, quiet: bool) {

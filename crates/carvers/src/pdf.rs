@@ -15,9 +15,11 @@
 //! entries must point at objects.
 
 use crate::carver::{Carver, Extent, Hit};
-use crate::ends::Ends;
+use crate::ends::Seen;
+use crate::page::lost_page;
 use crate::source::Item;
 use memchr::memmem;
+use std::collections::VecDeque;
 
 pub(crate) struct Pdf;
 
@@ -26,7 +28,9 @@ const SEARCH: usize = 16 << 20;
 /// What may stand in front of the header (ISO 32000-1, annex H, 3.4.1).
 const FRONT: usize = 1024;
 /// Ends looked at for one header.
-const TRIES: usize = 4096;
+const TRIES: usize = 1024;
+/// Other documents that an end may be of.
+const OTHERS: usize = 16;
 /// Objects looked for where a table says that they are.
 const OBJECTS: usize = 256;
 const HEADER: &[u8] = b"%PDF-";
@@ -53,7 +57,7 @@ impl Carver for Pdf {
 
     fn visit(&self, at: usize, hit: &mut Hit<'_, '_>) {
         let mut seen = std::mem::take(hit.seen);
-        hit.follow_back(at, |item| walk(item, &mut seen.pdf));
+        hit.follow_back(at, |item| walk(item, &mut seen));
         *hit.seen = seen;
     }
 }
@@ -75,88 +79,102 @@ fn header(b: &[u8]) -> Option<usize> {
     }
 }
 
-/// An end whose `startxref` is right.
-#[derive(Clone, Copy)]
-struct End {
-    /// Where it points, counted from the header: before it when the file begins before it.
-    to: usize,
-    /// What stands in front of the header.
+/// A document that begins at `at`, as far as it is known.
+struct Document {
+    at: usize,
+    /// What stands in front of its header and belongs to it.
     front: usize,
+    /// Where its last end's cross-references are, and where it ends: 0 without any.
+    to: usize,
     end: usize,
+    /// What its ends said.
+    used: Vec<usize>,
 }
 
-fn walk(item: &mut Item<'_, '_>, marks: &mut Ends) -> Option<Extent> {
+impl Document {
+    fn new(at: usize) -> Self {
+        Self {
+            at,
+            front: 0,
+            to: 0,
+            end: 0,
+            used: Vec::new(),
+        }
+    }
+
+    /// Takes the end at `mark` if its `startxref` points into this document.
+    fn take(&mut self, item: &mut Item<'_, '_>, told: usize, mark: usize, end: usize) -> bool {
+        let there = |item: &mut Item<'_, '_>, front: usize| {
+            let to = (self.at + told).checked_sub(front)?;
+            (to < mark && to > self.at && is_table(item, to)).then_some((front, to))
+        };
+        let found = match self.end {
+            0 => there(item, 0).or_else(|| {
+                let front = front(item, self.at, told, mark)?;
+                there(item, front)
+            }),
+            _ => there(item, self.front),
+        };
+        // An update lies behind what it updates; what points where an end before did is a copy's.
+        let Some((front, to)) = found.filter(|f| self.end == 0 || f.1 >= self.end) else {
+            return false;
+        };
+        if self.used.contains(&told) {
+            return false;
+        }
+        self.used.push(told);
+        (self.front, self.to, self.end) = (front, to, end);
+        true
+    }
+}
+
+fn walk(item: &mut Item<'_, '_>, seen: &mut Seen) -> Option<Extent> {
     let begin = header(item.some(0, 64))?;
-    let mut last: Option<End> = None;
-    let (mut broken, mut from) = (0, begin);
-    let mut used: Vec<usize> = Vec::new();
+    let mut own = Document::new(0);
+    // Documents in this one, or behind it: the nearest first.
+    let mut others: VecDeque<Document> = VecDeque::new();
+    let (mut broken, mut from, mut looked) = (0, begin, begin);
     for _ in 0..TRIES {
-        let whole = last.map_or(0, |l| l.end);
         if !item.charge(256) {
             break;
         }
-        let Some(mark) = marks.next(item, from, whole + SEARCH) else {
+        let Some(mark) = seen.pdf.next(item, from, own.end + SEARCH) else {
             break;
         };
         from = mark + 5;
+        while let Some(n) = seen.pdf_headers.next(item, looked, mark) {
+            looked = n + HEADER.len();
+            if header(item.peek(n, 16).unwrap_or_default()).is_some() {
+                others.push_front(Document::new(n));
+                others.truncate(OTHERS);
+            }
+        }
         let end = line_end(item, from);
         let Some(told) = startxref(item, mark) else {
             continue;
         };
-        let front = match last {
-            Some(l) => Some(l.front).filter(|&f| told >= f && is_table(item, told - f)),
-            None => front(item, told, mark),
-        };
-        match front {
-            // An update lies behind what it updates; what points where an end before did is a copy.
-            Some(f) if whole == 0 || (told - f >= whole && !used.contains(&told)) => {
-                used.push(told);
-                last = Some(End {
-                    to: told - f,
-                    front: f,
-                    end,
-                });
-            }
-            Some(_) => {}
-            None if whole == 0 && broken == 0 && alone(item, begin, mark) => broken = end,
-            None => {}
+        if !item.charge(64 * others.len()) {
+            break;
+        }
+        let taken = others.iter_mut().any(|o| o.take(item, told, mark, end));
+        if !taken && !own.take(item, told, mark, end) && broken == 0 && others.is_empty() {
+            broken = end;
         }
     }
     let mut extent = Extent {
         kind: "pdf",
         ..Extent::default()
     };
-    match last {
-        Some(l) => {
-            extent.len = l.end + l.front;
-            extent.back = l.front;
-            objects(item, l, &mut extent);
-        }
-        None => {
-            extent.len = broken;
-            extent.lacks("its cross-references are not where they should be");
-        }
+    if own.end > 0 {
+        extent.len = own.end + own.front;
+        extent.back = own.front;
+        objects(item, &own, &mut extent);
+        lost(item, &own, &mut extent);
+    } else {
+        extent.len = broken;
+        extent.lacks("its cross-references are not where they should be");
     }
     (extent.len > 0).then_some(extent)
-}
-
-/// True when no other header stands before this end.
-fn alone(item: &mut Item<'_, '_>, from: usize, end: usize) -> bool {
-    let mut at = from;
-    while at < end {
-        let len = (end - at).min(64 << 10);
-        if !item.charge(len / 8) {
-            return false;
-        }
-        let part = item.search(at, len + HEADER.len());
-        if part.is_empty()
-            || memmem::find(part, b"%PDF-").is_some_and(|n| header(&part[n..]).is_some())
-        {
-            return false;
-        }
-        at += len;
-    }
-    true
 }
 
 /// The end of line after `%%EOF` belongs to the document.
@@ -178,25 +196,22 @@ fn startxref(item: &mut Item<'_, '_>, at: usize) -> Option<usize> {
     digits.parse().ok().filter(|&to| to > 0)
 }
 
-/// How many bytes before the header offsets count from, when cross-references stand there.
-fn front(item: &mut Item<'_, '_>, told: usize, mark: usize) -> Option<usize> {
-    if told < mark && is_table(item, told) {
-        return Some(0);
-    }
-    let from = told.saturating_sub(FRONT);
-    let behind = item.behind(FRONT).len();
-    if told >= mark + FRONT || from >= mark {
+/// How many bytes before the header at `at` offsets count from, when cross-references stand there.
+fn front(item: &mut Item<'_, '_>, at: usize, told: usize, mark: usize) -> Option<usize> {
+    let to = at + told;
+    let from = to.saturating_sub(FRONT).max(at);
+    let behind = item.behind(FRONT).len() + at;
+    if to >= mark + FRONT || from >= mark {
         return None;
     }
-    let room = item.room().saturating_sub(from).min(told - from);
-    let near = item.peek(from, room)?.to_vec();
+    let near = item.peek(from, to.min(mark) - from)?.to_vec();
     let places = memmem::rfind_iter(&near, b"xref").filter(|&n| n == 0 || near[n - 1] != b't');
     places
         .map(|n| from + n)
         .chain(stream(&near).map(|n| from + n))
-        .filter(|&p| told - p <= behind)
-        .find(|&p| confirmed(item, p, told - p))
-        .map(|p| told - p)
+        .filter(|&p| to - p <= behind.min(FRONT))
+        .find(|&p| confirmed(item, at, p, to - p))
+        .map(|p| to - p)
 }
 
 /// The first object's header in a line of its own, which may be a stream of cross-references.
@@ -207,11 +222,11 @@ fn stream(near: &[u8]) -> Option<usize> {
 }
 
 /// True when a table at `at` has an entry that is right if offsets count from `front` before.
-fn confirmed(item: &mut Item<'_, '_>, at: usize, front: usize) -> bool {
+fn confirmed(item: &mut Item<'_, '_>, begin: usize, at: usize, front: usize) -> bool {
     if item.peek(at, 4).is_some_and(|b| b == b"xref") {
         return entries(item, at, 8)
             .iter()
-            .any(|&(n, to)| to >= front && is_object(item, to - front, n));
+            .any(|&(n, to)| to >= front && is_object(item, begin + to - front, n));
     }
     // A stream's own offset is among those that it holds, packed: its kind must do.
     let b = item.some(at, 256);
@@ -284,15 +299,28 @@ fn is_object(item: &mut Item<'_, '_>, at: usize, n: usize) -> bool {
 }
 
 /// The last table's entries must point at objects, or pages of the document are not its own.
-fn objects(item: &mut Item<'_, '_>, end: End, extent: &mut Extent) {
-    for (n, to) in entries(item, end.to, OBJECTS) {
+fn objects(item: &mut Item<'_, '_>, own: &Document, extent: &mut Extent) {
+    for (n, to) in entries(item, own.to, OBJECTS) {
         let there = to
-            .checked_sub(end.front)
+            .checked_sub(own.front)
             .is_some_and(|at| item.charge(64) && is_object(item, at, n));
         // Some writers count free objects as used ones at 0.
         if to > 0 && !there {
             extent.doubt("an object is not where its cross-references say");
             return;
         }
+    }
+}
+
+/// What is packed has no page of one byte.
+fn lost(item: &mut Item<'_, '_>, own: &Document, extent: &mut Extent) {
+    let offset = item.offset();
+    let bytes = if item.charge(own.end / 64) {
+        item.get(0, own.end)
+    } else {
+        None
+    };
+    if bytes.is_some_and(|b| lost_page(b, 0..b.len(), offset)) {
+        extent.doubt("a page of it is one byte repeated, and may be lost");
     }
 }

@@ -10,15 +10,19 @@
 //! ends where the end record (or ZIP64's before it) begins, and its own offset leads back to the
 //! start. So sizes in local headers, which may be 0 with a descriptor behind the data, are not
 //! needed; but where they are told, entries must lie back to back up to the directory, or nothing
-//! is searched for. Every entry must be where the directory says. Without an end record a run of
+//! is searched for. Every entry must be where the directory says, and have the checksum that it says. Without an end record a run of
 //! two or more such entries is partial, from the first that none lies right before. Of a split
 //! archive each part is partial. Where offsets count from a program in front, the archive is what
 //! lies behind it, and whether it is whole isn't known.
 
+mod proof;
+
 use crate::carver::{Carver, Extent, Hit};
 use crate::ends::Ends;
+
 use crate::source::Item;
 use memchr::memmem;
+use proof::Entry;
 
 pub(crate) struct Zip;
 
@@ -45,6 +49,9 @@ const NAMES: usize = 256;
 const SIGNED: &[u8] = b"APK Sig Block 42";
 /// What a split archive begins with: the second when it became one part after all.
 const MARKERS: [&[u8]; 2] = [b"PK\x07\x08", b"PK00"];
+/// Bytes of one archive that are inflated to compute checksums.
+const INFLATED: usize = 256 << 20;
+const ELSEWHERE: &str = "an entry is not where its directory says";
 const LOCAL: &[u8] = b"PK\x03\x04";
 const ENTRY: &[u8] = b"PK\x01\x02";
 
@@ -133,18 +140,16 @@ fn wide_size(mut extra: &[u8], second: bool) -> Option<usize> {
 }
 
 fn walk(item: &mut Item<'_, '_>, marker: usize, ends: &mut Ends) -> Option<Extent> {
+    let first = local(item.some(marker, 30 + 1024))?;
     let name_len = usize::from(item.u16le(marker + 26)?);
-    local(item.some(marker, 30 + 1024))?;
     let named = item.get(marker + 30, name_len)?.iter().all(|&b| b >= 0x20);
-    if !named {
-        return None;
-    }
     // Cheap tests first: most of what is in memory is a page of an archive, without the next one.
-    let run = run(item, marker);
-    let alone = run.entries == 1 && run.next == Next::Broken && marker == 0;
-    if run.entries == 0 || alone || (marker == 0 && preceded(item)) {
+    let told = first.data.and_then(|d| (marker + first.len).checked_add(d));
+    let alone = told.is_some_and(|next| follows(item, next).is_none());
+    if !named || (marker == 0 && (alone || preceded(item))) {
         return None;
     }
+    let run = run(item, marker);
     // In an archive that is whole the run ends at its directory, or where sizes are not told.
     if run.next != Next::Broken {
         let mut from = run.len;
@@ -186,8 +191,9 @@ struct End {
     size: usize,
     offset: usize,
     entries: usize,
-    /// One part of many.
+    /// One part of many, and which.
     split: bool,
+    disk: usize,
     /// The end of its comment.
     len: usize,
 }
@@ -203,6 +209,7 @@ fn end_record(item: &mut Item<'_, '_>, end: usize) -> Option<End> {
         size: size as usize,
         offset: offset as usize,
         entries,
+        disk,
         split: matches!(disk, 1..=0xfffe) || matches!(first_disk, 1..=0xfffe),
         len: end + END + comment,
     };
@@ -218,6 +225,9 @@ fn end_record(item: &mut Item<'_, '_>, end: usize) -> Option<End> {
             e.offset = u64_at(&wide, 48)?;
         }
         e.split |= u32_at(&wide, 16)? != 0 || u32_at(&wide, 20)? != 0;
+        if disk == 0xffff {
+            e.disk = u32_at(&wide, 16)? as usize;
+        }
     }
     let fits = e.entries > 0 && e.size >= 46 * e.entries.min(0xfffe) && e.size <= e.directory_end;
     fits.then_some(e)
@@ -303,7 +313,7 @@ fn directory(item: &mut Item<'_, '_>, at: usize, e: &End, prefix: usize) -> Opti
         wrong: None,
     };
     let bytes = item.peek(at, e.size.min(DIRECTORY))?.to_vec();
-    let mut places = Vec::new();
+    let mut entries = Vec::new();
     let mut next = 0;
     while let Some(h) = bytes.get(next..next + 46).filter(|h| h.starts_with(ENTRY)) {
         let (name, extra, comment) = (u16_at(h, 28)?, u16_at(h, 30)?, u16_at(h, 32)?);
@@ -311,8 +321,9 @@ fn directory(item: &mut Item<'_, '_>, at: usize, e: &End, prefix: usize) -> Opti
         if d.entries < NAMES && d.kind == "zip" {
             d.kind = kind(name_bytes);
         }
-        if !e.split && u32_at(h, 42)? != u32::MAX {
-            places.push(u32_at(h, 42)? as usize);
+        // What lies in another part is not here.
+        if u16_at(h, 34)? == e.disk && u32_at(h, 42)? != u32::MAX {
+            entries.push(Entry::of(h)?);
         }
         d.entries += 1;
         next += 46 + name + extra + comment;
@@ -323,17 +334,18 @@ fn directory(item: &mut Item<'_, '_>, at: usize, e: &End, prefix: usize) -> Opti
     if !ends {
         d.wrong = Some("its directory is broken");
     }
-    d.first = places.iter().copied().min();
+    d.first = entries.iter().map(|e| e.place).min();
     if prefix > 0 && d.first != Some(prefix) {
         return Some(d);
     }
-    for place in places {
-        let there = place
-            .checked_sub(prefix)
-            .and_then(|p| item.charge(16).then(|| item.get(p, 4)).flatten())
-            .is_some_and(|b| b == LOCAL);
-        if !there {
-            d.wrong = Some("an entry is not where its directory says");
+    // What is inflated for checksums is bounded.
+    let mut left = INFLATED;
+    for entry in entries {
+        let place = entry.place.checked_sub(prefix);
+        d.wrong = place.map_or(Some(ELSEWHERE), |p| {
+            proof::check(item, p, &entry, &mut left)
+        });
+        if d.wrong.is_some() {
             break;
         }
     }
@@ -387,11 +399,8 @@ fn run(item: &mut Item<'_, '_>, at: usize) -> Run {
             head
         };
         let Some(l) = local(head) else {
-            let known = [ENTRY, b"PK\x06\x08"].iter().any(|m| head.starts_with(m));
-            if known || signing_block(item, run.len) {
-                break;
-            }
-            match padding(item, run.len) {
+            match follows(item, run.len) {
+                Some(0) => break,
                 Some(n) if run.entries > 0 => run.len += n,
                 _ => {
                     run.next = Next::Broken;
@@ -428,23 +437,37 @@ fn signing_block(item: &mut Item<'_, '_>, at: usize) -> bool {
         .is_some_and(|b| b == SIGNED)
 }
 
-/// Zeros up to the next entry or the directory.
-fn padding(item: &mut Item<'_, '_>, at: usize) -> Option<usize> {
-    let b = item.some(at, PADDING);
+/// How many zeros stand here before what may follow an entry; `None` when nothing such does.
+fn follows(item: &mut Item<'_, '_>, at: usize) -> Option<usize> {
+    let known = |b: &[u8]| {
+        let marks = [LOCAL, ENTRY, b"PK\x06\x08"];
+        marks.iter().any(|m| b.starts_with(m))
+    };
+    let near = at.saturating_add(8) <= item.room();
+    if near && known(item.peek(at, 4).unwrap_or_default()) || signing_block(item, at) {
+        return Some(0);
+    }
+    let rest = item.room().saturating_sub(at).min(PADDING);
+    let b = item.peek(at, rest)?;
     let n = b.iter().position(|&b| b != 0).filter(|&n| n > 0)?;
-    let known = b[n..].starts_with(LOCAL) || b[n..].starts_with(ENTRY);
-    known.then_some(n)
+    known(&b[n..]).then_some(n)
 }
 
 /// True when an entry ends where this one begins.
 fn preceded(item: &mut Item<'_, '_>) -> bool {
     let before = item.behind(BACK);
-    if !item.charge(before.len()) {
-        return true;
+    let mut from = before.len();
+    // The nearest decides mostly.
+    while let Some(n) = memmem::rfind(&before[..from], LOCAL) {
+        if !item.charge(64 + (from - n) / 8) {
+            return true;
+        }
+        if let Some(Local { len, data: Some(d) }) = local(&before[n..])
+            && n + len + d == before.len()
+        {
+            return true;
+        }
+        from = n;
     }
-    let ends_here = |n: usize| match local(&before[n..]) {
-        Some(Local { len, data: Some(d) }) => n + len + d == before.len(),
-        _ => false,
-    };
-    memmem::rfind_iter(before, LOCAL).any(ends_here)
+    !item.charge(64 + from / 8)
 }
