@@ -150,8 +150,9 @@ fn walk(item: &mut Item<'_, '_>, marker: usize, ends: &mut Ends) -> Option<Exten
         return None;
     }
     let run = run(item, marker);
-    // In an archive that is whole the run ends at its directory, or where sizes are not told.
-    if run.next != Next::Broken {
+    // In an archive that is whole the run ends at its directory, or where sizes are not told; of a
+    // longer run an entry may be lost.
+    if run.next != Next::Broken || run.entries > 1 {
         let mut from = run.len;
         for _ in 0..TRIES {
             if !item.charge(128) {
@@ -194,6 +195,8 @@ struct End {
     /// One part of many, and which.
     split: bool,
     disk: usize,
+    /// Its offset is all ones without ZIP64's record, as streams are ended that were forced to ZIP64.
+    unsaid: bool,
     /// The end of its comment.
     len: usize,
 }
@@ -210,6 +213,7 @@ fn end_record(item: &mut Item<'_, '_>, end: usize) -> Option<End> {
         offset: offset as usize,
         entries,
         disk,
+        unsaid: false,
         split: matches!(disk, 1..=0xfffe) || matches!(first_disk, 1..=0xfffe),
         len: end + END + comment,
     };
@@ -228,6 +232,10 @@ fn end_record(item: &mut Item<'_, '_>, end: usize) -> Option<End> {
         if disk == 0xffff {
             e.disk = u32_at(&wide, 16)? as usize;
         }
+    }
+    if offset == u32::MAX && e.directory_end == end {
+        e.unsaid = true;
+        e.offset = end.checked_sub(e.size)?;
     }
     let fits = e.entries > 0 && e.size >= 46 * e.entries.min(0xfffe) && e.size <= e.directory_end;
     fits.then_some(e)
@@ -262,6 +270,9 @@ fn whole(item: &mut Item<'_, '_>, end: usize) -> Option<Extent> {
     let at = e.directory_end.checked_sub(e.size)?;
     let prefix = e.offset.checked_sub(at)?;
     let d = directory(item, at, &e, prefix)?;
+    if e.unsaid && (d.first != Some(0) || d.wrong.is_some()) {
+        return None;
+    }
     // The first entry is deleted, or the last part begins with what belongs to another.
     if prefix > 0 && d.first != Some(prefix) {
         return None;
