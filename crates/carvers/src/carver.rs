@@ -12,7 +12,7 @@ pub(crate) trait Carver: Send + Sync {
     /// Goes up whenever it would find something else in the same bytes.
     fn version(&self) -> u32;
 
-    /// The byte strings it wants to be called at: at least 4 bytes, and none may begin with one of
+    /// The byte strings it wants to be called at: at least 3 bytes, and none may begin with one of
     /// any carver (a test checks), since a search reports one literal for a place.
     fn literals(&self) -> &'static [&'static [u8]];
 

@@ -251,7 +251,7 @@ mod tests {
             .collect();
         assert!(all.len() <= 64, "the packed searcher takes 64");
         for (i, a) in all.iter().enumerate() {
-            assert!(a.len() >= 4 && a.len() <= driver::LONGEST_LITERAL, "{a:?}");
+            assert!(a.len() >= 3 && a.len() <= driver::LONGEST_LITERAL, "{a:?}");
             for (j, b) in all.iter().enumerate() {
                 assert!(i == j || !a.starts_with(b), "{a:?} starts with {b:?}");
             }
