@@ -137,7 +137,10 @@ fn record_at(at: usize, hit: &mut Hit<'_, '_>, memory: &mut Memory) {
         return;
     }
     let content = record::content(data, at, &head);
-    let place = Place::find(data, at, &head, &content);
+    let Some(place) = Place::find(hit.source, at, &head, &content) else {
+        pay(hit, at, head.size, usize::MAX);
+        return;
+    };
     let extra = event::Extra {
         stale: place.base.is_some_and(|b| is_stale(data, b, at)),
         ..event::Extra::default()

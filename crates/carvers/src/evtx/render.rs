@@ -33,7 +33,14 @@ pub(super) struct Place {
 impl Place {
     /// The first of: what the record tells, a header before it, what its neighbours tell, that has
     /// all that the record uses; else the first.
-    pub(super) fn find(data: &[u8], at: usize, head: &Head, c: &Content) -> Self {
+    /// `None`: there is no work left for it.
+    pub(super) fn find(
+        source: &mut Source<'_>,
+        at: usize,
+        head: &Head,
+        c: &Content,
+    ) -> Option<Self> {
+        let data = source.data;
         let holds = |b: &i64| {
             let from = at as i64 - b;
             from >= HEADER as i64 && from + head.size as i64 <= CHUNK as i64
@@ -43,27 +50,22 @@ impl Place {
             first.get_or_insert(b);
             fits(data, b, c)
         };
-        let own = c.base.filter(|b| holds(b));
-        let found = match own {
+        let found = match c.base.filter(&holds) {
             Some(b) => good(b).then_some(b),
             None => {
-                let near = headers(data, at).into_iter().filter(|b| holds(b));
-                let near = near.map(Some).chain([None]);
-                let mut found = None;
-                for b in near {
-                    let b = b.or_else(|| neighbours(data, at, head).filter(|b| holds(b)));
-                    if let Some(b) = b.filter(|&b| good(b)) {
-                        found = Some(b);
-                        break;
-                    }
+                let mut near = headers(data, at).into_iter().filter(&holds);
+                match near.find(|&b| good(b)) {
+                    Some(b) => Some(b),
+                    None => neighbours(source, at, head)?
+                        .filter(&holds)
+                        .filter(|&b| good(b)),
                 }
-                found
             }
         };
-        Self {
+        Some(Self {
             base: found.or(first),
             fits: found.is_some(),
-        }
+        })
     }
 }
 
@@ -95,14 +97,16 @@ fn headers(data: &[u8], at: usize) -> Vec<i64> {
         .collect()
 }
 
-/// What the records in a row with this one tell.
-fn neighbours(data: &[u8], at: usize, head: &Head) -> Option<i64> {
+/// What the records in a row with this one tell; `None`: there is no work left for it.
+fn neighbours(source: &mut Source<'_>, at: usize, head: &Head) -> Option<Option<i64>> {
+    let data = source.data;
     let mut next = at + head.size;
     while next < at + CHUNK
         && let Some(h) = record::read(data, next)
     {
+        source.charge(h.size / 2 + 64).then_some(())?;
         if let Some(b) = record::content(data, next, &h).base {
-            return Some(b);
+            return Some(Some(b));
         }
         next += h.size;
     }
@@ -115,12 +119,13 @@ fn neighbours(data: &[u8], at: usize, head: &Head) -> Option<i64> {
         let Some(h) = record::read(data, prev).filter(|h| h.size == size as usize) else {
             break;
         };
+        source.charge(h.size / 2 + 64).then_some(())?;
         if let Some(b) = record::content(data, prev, &h).base {
-            return Some(b);
+            return Some(Some(b));
         }
         end = prev;
     }
-    None
+    Some(None)
 }
 
 /// The records of a chunk, by their places in it.
@@ -230,6 +235,9 @@ pub(super) fn elsewhere(
     let outer = c.instances.first()?;
     // What stands inline counts from the record's own chunk.
     if c.instances.iter().any(|i| i.inline) {
+        return None;
+    }
+    if !hit.source.charge(NEAR / 16) {
         return None;
     }
     let data = hit.source.data;
