@@ -246,12 +246,10 @@ pub(super) fn elsewhere(
     let id = outer.id.to_le_bytes();
     let found = memmem::find_iter(&data[from..to], &id)
         .filter_map(|n| donor(data, from, from + n, outer.id));
-    let mut tried = 0;
-    for (definition, base) in found {
-        if tried == DONORS || !hit.source.charge(2 * CHUNK) {
+    for (definition, base) in found.take(DONORS) {
+        if !hit.source.charge(2 * CHUNK) {
             break;
         }
-        tried += 1;
         let mut chunk = bytes(data, base, from as i64);
         // Only the record is to be read.
         let places: Vec<_> = memmem::find_iter(&chunk, RECORD).collect();
