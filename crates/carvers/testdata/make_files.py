@@ -283,6 +283,16 @@ def logs():
     struct.pack_into("<I", stale, 124, zlib.crc32(bytes(stale[:120]) + bytes(stale[128:512])))
     case("evtx", "stale", PAD + bytes(stale) + PAD, [event(512, stale=True),
          artifact("evtx_chunk", bytes(stale), complete=True, fields=dict(stale_records=1))], {"event": 1})
+    # Of three chunks the first page of the second is lost; and a log that is being written to.
+    three = bytearray(log[:4096] + bytes(chunk) * 3)
+    struct.pack_into("<H", three, 42, 3)
+    struct.pack_into("<I", three, 124, zlib.crc32(bytes(three[:120])))
+    hole = bytearray(three)
+    hole[4096 + 65536:4096 + 65536 + 4096] = b"\x81" * 4096
+    case("evtx", "chunk_lost", PAD + bytes(hole) + PAD, [artifact("evtx", bytes(hole), complete=False, fields=dict(chunks=2))], {"event": 2})
+    dirty = bytearray(three)
+    struct.pack_into("<I", dirty, 120, 1)
+    case("evtx", "dirty", PAD + bytes(dirty) + PAD, [artifact("evtx", bytes(dirty), complete=None, fields=dict(chunks=3))], {"event": 3})
     # The copy of the size behind a record is what shows that it is whole.
     torn = bytearray(chunk)
     torn[free - 4:free] = b"\xff" * 4

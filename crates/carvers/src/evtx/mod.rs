@@ -37,6 +37,8 @@ pub(crate) struct EvtxFile;
 const CHUNK: usize = 64 << 10;
 const HEADER: usize = 512;
 const FILE_HEADER: usize = 4096;
+/// Chunks in a row of a file that may be lost before others.
+const HOLE: usize = 4;
 const MAGIC: &[u8] = b"ElfChnk\0";
 const RECORD: &[u8] = b"**\0\0";
 
@@ -259,7 +261,7 @@ fn file(item: &mut Item<'_, '_>) -> Option<Extent> {
     // A chunk whose first page is lost may have others behind it.
     let (mut chunks, mut there, mut broken) = (0, 0, None);
     let mut n = 0;
-    while (n < count || n == chunks) && item.charge(64) {
+    while (n < count || n == chunks) && n < chunks + HOLE && item.charge(64) {
         let at = FILE_HEADER + n * CHUNK;
         n += 1;
         if at >= item.room() {
