@@ -513,7 +513,18 @@ fn fields_json<'s>(out: &'s mut String, fields: &[(&'static str, Field<'_>)]) ->
             Field::Int(n) => {
                 let _ = write!(out, "{n}");
             }
+            Field::Bool(b) => out.push_str(if *b { "true" } else { "false" }),
             Field::Str(s) => json_string(out, s),
+            Field::List(items) => {
+                out.push('[');
+                for (i, s) in items.iter().enumerate() {
+                    if i > 0 {
+                        out.push(',');
+                    }
+                    json_string(out, s);
+                }
+                out.push(']');
+            }
         }
     }
     out.push('}');
@@ -747,7 +758,8 @@ impl Sink for Rows<'_> {
             name: a.name.map(str::to_owned),
             image_offset: a.offset.0,
             physical_address: self.pa(a.offset.0),
-            gap: a.partial.map(str::to_owned),
+            complete: a.complete,
+            gap: a.gap.map(str::to_owned),
             fields,
         };
         match self.packs.add(meta, a.data) {
@@ -759,7 +771,7 @@ impl Sink for Rows<'_> {
                     path: &path,
                     sha256: &sha,
                     data: a.data,
-                    gap: a.partial,
+                    gap: a.gap,
                     file_oriented_only: true,
                 });
             }
@@ -787,10 +799,19 @@ mod tests {
     fn fields_are_valid_json_whatever_they_hold() {
         let mut s = String::new();
         let nasty = "a\"b\\c\n\u{1}é";
-        let json = fields_json(&mut s, &[("x", Field::Str(nasty)), ("n", Field::Int(-3))]);
+        let list = [nasty.to_owned(), String::new()];
+        let all = [
+            ("x", Field::Str(nasty)),
+            ("n", Field::Int(-3)),
+            ("b", Field::Bool(true)),
+            ("l", Field::List(&list)),
+        ];
+        let json = fields_json(&mut s, &all);
         let v: serde_json::Value = serde_json::from_str(json.expect("fields")).expect("json");
         assert_eq!(v["x"], nasty);
         assert_eq!(v["n"], -3);
+        assert_eq!(v["b"], true);
+        assert_eq!(v["l"], serde_json::json!([nasty, ""]));
         assert_eq!(fields_json(&mut s, &[]), None);
     }
 }

@@ -476,6 +476,7 @@ fn store(
         name: Some(r.name.clone()),
         image_offset: at,
         physical_address: first.filter(|_| image.is_some()).map(|e| e.pa.0),
+        complete: Some(gap.is_none()),
         gap,
         fields: Some(fields.to_string()),
     };

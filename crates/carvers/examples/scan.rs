@@ -58,16 +58,20 @@ impl Sink for Count {
 
     fn artifact(&mut self, a: &Artifact<'_>) {
         self.add("artifact", a.kind, a.data.len() as u64);
-        if a.partial.is_some() {
-            self.add("partial", a.kind, a.data.len() as u64);
+        match a.complete {
+            Some(true) => {}
+            Some(false) => self.add("partial", a.kind, a.data.len() as u64),
+            None => self.add("unknown", a.kind, a.data.len() as u64),
         }
         if self.dump {
             println!(
-                "A\t{}\t{}\t{}\t{:?}",
+                "A\t{}\t{}\t{}\t{:?}\t{:?}\t{:?}",
                 a.kind,
                 a.offset.0,
                 a.data.len(),
-                a.partial
+                a.complete,
+                a.gap,
+                a.fields
             );
         }
     }

@@ -75,6 +75,22 @@ pub enum Field<'a> {
     Str(&'a str),
     /// A whole number.
     Int(i64),
+    /// Yes or no.
+    Bool(bool),
+    /// Texts in order.
+    List(&'a [String]),
+}
+
+impl From<i64> for Field<'_> {
+    fn from(n: i64) -> Self {
+        Self::Int(n)
+    }
+}
+
+impl From<bool> for Field<'_> {
+    fn from(b: bool) -> Self {
+        Self::Bool(b)
+    }
 }
 
 /// A feature: a URL, a domain, an address.
@@ -144,8 +160,11 @@ pub struct Artifact<'a> {
     pub data: &'a [u8],
     /// A name that the content itself gives.
     pub name: Option<&'a str>,
-    /// `None`: the whole artifact; otherwise why it is not, in words.
-    pub partial: Option<&'a str>,
+    /// Whether all of it is there; `None`: that can't be told, and [`Self::gap`] says why.
+    pub complete: Option<bool>,
+    /// What is missing, or why it can't be told whether anything is, in words; `None` when it is
+    /// complete.
+    pub gap: Option<&'a str>,
     /// Extra fields.
     pub fields: &'a [(&'static str, Field<'a>)],
 }

@@ -12,8 +12,8 @@ pub(crate) trait Carver: Send + Sync {
     /// Goes up whenever it would find something else in the same bytes.
     fn version(&self) -> u32;
 
-    /// The byte strings it wants to be called at: at least 4 bytes, and none may overlap with one
-    /// of any carver (a test checks), so that a search finds the same ones wherever it begins.
+    /// The byte strings it wants to be called at: at least 3 bytes, and none may begin with one of
+    /// any carver (a test checks), since a search reports one literal for a place.
     fn literals(&self) -> &'static [&'static [u8]];
 
     /// How far a literal may lie after the first byte of what it stands for.
@@ -42,23 +42,53 @@ pub(crate) struct Hit<'a, 'w> {
     pub(crate) partial: &'a mut Vec<(&'static str, u64, u64, String)>,
     /// The carver that is called.
     pub(crate) carver: &'static str,
-    /// What the ZIP carver remembers between hits.
-    pub(crate) zip: &'a mut crate::zip::Memory,
+    /// What carvers remember between hits.
+    pub(crate) seen: &'a mut crate::ends::Seen,
 }
 
 /// How far an artifact reaches.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub(crate) struct Extent {
     /// Its kind.
     pub(crate) kind: &'static str,
     /// Its bytes.
     pub(crate) len: usize,
-    /// Why it isn't whole.
-    pub(crate) partial: Option<String>,
+    /// Whether all of it is there.
+    pub(crate) whole: Whole,
     /// A name from its content.
     pub(crate) name: Option<String>,
     /// Fields.
-    pub(crate) fields: Vec<(&'static str, i64)>,
+    pub(crate) fields: Vec<(&'static str, Field<'static>)>,
+    /// Bytes before the item's first that belong to it: at most the carver's reach.
+    pub(crate) back: usize,
+}
+
+/// Whether all of an artifact is there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Whole {
+    /// All that its format's pointers reach.
+    #[default]
+    Yes,
+    /// No, and what is missing.
+    No(String),
+    /// It can't be told, and why.
+    Unknown(String),
+}
+
+impl Extent {
+    /// Something of it is missing. What was said first stays.
+    pub(crate) fn lacks(&mut self, why: &str) {
+        if !matches!(self.whole, Whole::No(_)) {
+            self.whole = Whole::No(why.to_owned());
+        }
+    }
+
+    /// Whether something is missing can't be told.
+    pub(crate) fn doubt(&mut self, why: &str) {
+        if self.whole == Whole::Yes {
+            self.whole = Whole::Unknown(why.to_owned());
+        }
+    }
 }
 
 impl<'w> Hit<'_, 'w> {
@@ -73,12 +103,24 @@ impl<'w> Hit<'_, 'w> {
         at: usize,
         walk: impl FnOnce(&mut Item<'_, 'w>) -> Option<Extent>,
     ) {
-        if !self.owns(at) {
-            return;
+        if self.owns(at) {
+            self.follow_back(at, walk);
         }
+    }
+
+    /// As [`Self::follow`], for what may begin before `at`: the carver's reach says how far.
+    pub(crate) fn follow_back(
+        &mut self,
+        at: usize,
+        walk: impl FnOnce(&mut Item<'_, 'w>) -> Option<Extent>,
+    ) {
         let mut item = Item::new(self.source, at);
         let extent = walk(&mut item);
         let (budget, tired) = (item.starved(), item.tired());
+        let begin = at - extent.as_ref().map_or(0, |e| e.back.min(at));
+        if !self.owns(begin) {
+            return;
+        }
         if tired {
             let from = self.source.base + at as u64;
             let why = "the work limit for following artifacts was reached";
@@ -92,9 +134,9 @@ impl<'w> Hit<'_, 'w> {
             return;
         };
         if let Some(why) = budget {
-            extent.partial = Some(why);
+            extent.whole = Whole::No(why);
         }
-        self.emit(at, &extent);
+        self.emit(begin, &extent);
     }
 
     fn emit(&mut self, at: usize, extent: &Extent) {
@@ -106,19 +148,20 @@ impl<'w> Hit<'_, 'w> {
             return;
         }
         let (bytes, short) = self.source.upto(at, extent.len);
-        let fields: Vec<_> = extent
-            .fields
-            .iter()
-            .map(|&(k, v)| (k, Field::Int(v)))
-            .collect();
+        let (complete, gap) = match (&short, &extent.whole) {
+            (Some(why), _) | (None, Whole::No(why)) => (Some(false), Some(why.as_str())),
+            (None, Whole::Unknown(why)) => (None, Some(why.as_str())),
+            (None, Whole::Yes) => (Some(true), None),
+        };
         self.sink.artifact(&Artifact {
             carver: self.carver,
             kind: extent.kind,
             offset,
             data: bytes,
             name: extent.name.as_deref(),
-            partial: extent.partial.as_deref().or(short.as_deref()),
-            fields: &fields,
+            complete,
+            gap,
+            fields: &extent.fields,
         });
     }
 

@@ -38,7 +38,8 @@ pub(crate) fn crc32(parts: &[&[u8]]) -> u32 {
     !parts.iter().fold(!0, |c, p| update(c, p))
 }
 
-fn update(mut c: u32, bytes: &[u8]) -> u32 {
+/// Goes on with a CRC that begins with all ones and is inverted in the end.
+pub(crate) fn update(mut c: u32, bytes: &[u8]) -> u32 {
     let (words, rest) = bytes.as_chunks::<8>();
     for w in words {
         let x = u64::from_le_bytes(*w) ^ u64::from(c);

@@ -241,7 +241,7 @@ impl Part<'_, '_> {
             more,
             &mut kept.scratch,
         );
-        let mut zip = crate::zip::Memory::default();
+        let mut seen = crate::ends::Seen::default();
         // The first page may be cut by the window's start: it is no span, but may hold a literal.
         let first = self.core.start.saturating_sub(LOOK_BEHIND);
         let lead = kept
@@ -263,8 +263,12 @@ impl Part<'_, '_> {
                 }
                 let piece = at..(at + PIECE).min(end);
                 let to = (piece.end + LONGEST_LITERAL).min(data.len());
-                for m in searcher.find_iter(&data[at..to]) {
+                let stretch = &data[at..to];
+                let mut next = 0;
+                // Each search goes on one byte further: of two literals that overlap both are found.
+                while let Some(m) = searcher.find_in(stretch, (next..stretch.len()).into()) {
                     let found = at + m.start();
+                    next = m.start() + 1;
                     if found >= piece.end {
                         break;
                     }
@@ -279,7 +283,7 @@ impl Part<'_, '_> {
                         stop: self.stop,
                         partial: &mut kept.partial,
                         carver: carver.name(),
-                        zip: &mut zip,
+                        seen: &mut seen,
                     };
                     carver.visit(found, &mut hit);
                 }

@@ -16,9 +16,40 @@ pub fn constant_page(page: &[u8]) -> Option<u8> {
     same.then_some(first)
 }
 
+/// True when a page of the image in this range of `bytes`, which begin at `offset`, looks lost: it is
+/// one repeated byte, and the run of that byte begins or ends with the page. A run that the content
+/// has by itself hardly ever does.
+pub(crate) fn lost_page(bytes: &[u8], range: std::ops::Range<usize>, offset: u64) -> bool {
+    let cut = ((offset + range.start as u64) % PAGE as u64) as usize;
+    let mut p = range.start + (PAGE - cut) % PAGE;
+    while p + PAGE <= range.end {
+        if let Some(b) = constant_page(&bytes[p..p + PAGE]) {
+            let before = p.checked_sub(1).map(|i| bytes[i]);
+            let edges = [before, bytes.get(p + PAGE).copied()];
+            if edges.into_iter().flatten().any(|e| e != b) {
+                return true;
+            }
+        }
+        p += PAGE;
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_run_that_keeps_to_pages_is_a_lost_page() {
+        let mut b = vec![7u8; 5 * PAGE];
+        b[PAGE..2 * PAGE].fill(0);
+        assert!(lost_page(&b, 0..b.len(), 0));
+        // The same run elsewhere, and one over several pages.
+        assert!(!lost_page(&b, 0..b.len(), 100));
+        b[PAGE - 5..3 * PAGE + 9].fill(0);
+        assert!(!lost_page(&b, 0..b.len(), 0));
+        assert!(!lost_page(&b[..100], 0..100, 0));
+    }
 
     #[test]
     fn one_repeated_byte() {

@@ -41,7 +41,7 @@ fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
     loop {
         let head: Option<[u8; 8]> = item.array(at);
         let Some([a, b, c, d, kind @ ..]) = head else {
-            extent.partial = Some("the image ends inside".to_owned());
+            extent.lacks("the image ends inside");
             break;
         };
         let len = u32::from_be_bytes([a, b, c, d]) as usize;
@@ -50,15 +50,15 @@ fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
             return None;
         }
         if len > 0x7fff_ffff || !kind.iter().all(u8::is_ascii_alphabetic) {
-            extent.partial = Some("a chunk's header is broken".to_owned());
+            extent.lacks("a chunk's header is broken");
             break;
         }
         if !item.charge(len) {
-            extent.partial = Some("too much work".to_owned());
+            extent.lacks("too much work");
             break;
         }
         let Some(body) = item.get(at + 4, len + 8) else {
-            extent.partial = Some("a chunk reaches past what could be followed".to_owned());
+            extent.lacks("a chunk reaches past what could be followed");
             break;
         };
         let (data, stored) = body.split_at(len + 4);
@@ -66,12 +66,15 @@ fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
             if first {
                 return None;
             }
-            extent.partial = Some("a chunk's CRC is wrong".to_owned());
+            extent.lacks("a chunk's CRC is wrong");
             break;
         }
         if first {
             let n = |i: usize| u32::from_be_bytes([data[i], data[i + 1], data[i + 2], data[i + 3]]);
-            extent.fields = vec![("width", n(4).into()), ("height", n(8).into())];
+            extent.fields = vec![
+                ("width", i64::from(n(4)).into()),
+                ("height", i64::from(n(8)).into()),
+            ];
         }
         at += len + 12;
         if &kind == b"IEND" {

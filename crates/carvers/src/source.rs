@@ -322,6 +322,19 @@ impl<'s, 'w> Item<'s, 'w> {
         }
     }
 
+    /// True when bytes that are not zero follow `end` in its last page, for an item that begins
+    /// with a page as cached files do: behind a file's end its last page is zero.
+    pub(crate) fn goes_on(&mut self, end: usize) -> bool {
+        const PAGE: usize = crate::page::PAGE;
+        if !self.offset().is_multiple_of(PAGE as u64) {
+            return false;
+        }
+        let rest = end.next_multiple_of(PAGE) - end;
+        let left = self.room().saturating_sub(end).min(rest);
+        self.peek(end, left)
+            .is_some_and(|b| b.iter().any(|&b| b != 0))
+    }
+
     /// Bytes just before the item.
     pub(crate) fn behind(&self, len: usize) -> &'w [u8] {
         self.source.behind(self.at, len)

@@ -61,11 +61,14 @@ fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
         kind: "sqlite",
         ..Extent::default()
     };
-    extent.fields = vec![("page_size", page as i64), ("pages", be32(28).into())];
+    extent.fields = vec![
+        ("page_size", (page as i64).into()),
+        ("pages", i64::from(be32(28)).into()),
+    ];
     let pages = be32(28) as usize;
     if pages == 0 || be32(24) != be32(92) {
         extent.len = page.min(item.room());
-        extent.partial = Some("the header's size is out of date".to_owned());
+        extent.lacks("the header's size is out of date");
         return Some(extent);
     }
     for n in 1..pages {
@@ -79,13 +82,13 @@ fn walk(item: &mut Item<'_, '_>) -> Option<Extent> {
             None => "it reaches past what could be followed".to_owned(),
         };
         extent.len = n * page;
-        extent.partial = Some(why);
+        extent.lacks(&why);
         return Some(extent);
     }
     extent.len = pages * page;
     if item.get(0, extent.len).is_none() {
         extent.len = page.min(item.room());
-        extent.partial = Some("it reaches past what could be followed".to_owned());
+        extent.lacks("it reaches past what could be followed");
     }
     Some(extent)
 }

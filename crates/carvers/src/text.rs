@@ -159,7 +159,8 @@ impl Text<'_> {
             offset: ImageOffset(self.base + from as u64),
             data,
             name: None,
-            partial: None,
+            complete: Some(true),
+            gap: None,
             fields: &[("lines", Field::Int(lines))],
         });
     }

@@ -132,9 +132,9 @@ def images():
     def chunk(t, d):
         return struct.pack(">I", len(d)) + t + d + struct.pack(">I", zlib.crc32(t + d))
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 30, 20, 8, 0, 0, 0, 0)) + chunk(b"IDAT", zlib.compress(raw)) + chunk(b"IEND", b"")
-    case("png", "grey", PAD + png + PAD, [artifact("png", png, partial=None, fields=dict(width=30, height=20))], {"artifact": 1})
+    case("png", "grey", PAD + png + PAD, [artifact("png", png, complete=True, fields=dict(width=30, height=20))], {"artifact": 1})
     cut = png[:-30] + b"????" + png[-26:]
-    case("png", "bad_crc", PAD + cut + PAD, [dict(row="artifact", kind="png", offset=len(PAD), partial="a chunk's CRC is wrong")], {"artifact": 1})
+    case("png", "bad_crc", PAD + cut + PAD, [dict(row="artifact", kind="png", offset=len(PAD), complete=False, gap="a chunk's CRC is wrong")], {"artifact": 1})
     if shutil.which("java"):
         src = """import java.awt.image.BufferedImage; import javax.imageio.*; import java.io.File; import javax.imageio.stream.*;
 public class J { public static void main(String[] a) throws Exception {
@@ -153,7 +153,7 @@ public class J { public static void main(String[] a) throws Exception {
                     os.remove(p)
                 subprocess.run(["java", "-Djava.awt.headless=true", os.path.join(d, "J.java"), p, name], check=True)
                 b = open(p, "rb").read()
-                case("jpeg", name, PAD + b + PAD, [artifact("jpeg", b, partial=None, fields=dict(width=40, height=24))], {"artifact": 1})
+                case("jpeg", name, PAD + b + PAD, [artifact("jpeg", b, complete=True, fields=dict(width=40, height=24))], {"artifact": 1})
 
 
 def documents():
@@ -165,12 +165,12 @@ def documents():
     x = len(out)
     out += b"xref\n0 3\n0000000000 65535 f \n" + b"".join(b"%010d 00000 n \n" % a for a in at)
     out += b"trailer << /Size 3 /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % x
-    case("pdf", "plain", PAD + out + PAD, [artifact("pdf", out, partial=None)], {"artifact": 1})
+    case("pdf", "plain", PAD + out + PAD, [artifact("pdf", out, complete=True)], {"artifact": 1})
     y = len(out)
     upd = out + b"2 0 obj\n<< /Type /Pages /Kids [] /Count 0 >>\nendobj\n"
     z = len(upd)
     upd += b"xref\n2 1\n%010d 00000 n \ntrailer << /Size 3 /Root 1 0 R /Prev %d >>\nstartxref\n%d\n%%%%EOF\r\n" % (y, x, z)
-    case("pdf", "updated", PAD + upd + b"\0" + PAD, [artifact("pdf", upd, partial=None)])
+    case("pdf", "updated", PAD + upd + b"\0" + PAD, [artifact("pdf", upd, complete=True)])
     case("pdf", "no_end", PAD + out[:80] + PAD, [], {"artifact": 0})
     for name, kind, names in (("plain", "zip", ["a/readme.txt", "b.bin"]), ("word", "docx", ["[Content_Types].xml", "word/document.xml"]),
                               ("sheet", "xlsx", ["[Content_Types].xml", "xl/workbook.xml"]), ("java", "jar", ["META-INF/MANIFEST.MF", "A.class"])):
@@ -181,7 +181,7 @@ def documents():
             if kind == "zip":
                 w.comment = b"a comment"
         b = f.getvalue()
-        case("zip", name, PAD + b + PAD, [artifact(kind, b, partial=None, fields=dict(entries=2))], {"artifact": 1})
+        case("zip", name, PAD + b + PAD, [artifact(kind, b, complete=True, fields=dict(entries=2))], {"artifact": 1})
 
     class Pipe(io.RawIOBase):                   # not seekable: zipfile writes data descriptors
         def __init__(self):
@@ -194,7 +194,7 @@ def documents():
     p = Pipe()
     with zipfile.ZipFile(p, "w", zipfile.ZIP_DEFLATED) as w:
         w.writestr(zipfile.ZipInfo("streamed.txt"), b"streamed " * 40)
-    case("zip", "streamed", PAD + p.b + PAD, [artifact("zip", p.b, partial=None)])
+    case("zip", "streamed", PAD + p.b + PAD, [artifact("zip", p.b, complete=True)])
     with tempfile.TemporaryDirectory() as d:
         q = os.path.join(d, "x.db")
         c = sqlite3.connect(q)
@@ -205,7 +205,7 @@ def documents():
         pages = c.execute("pragma page_count").fetchone()[0]
         c.close()
         b = open(q, "rb").read()
-        case("sqlite", "table", PAD + b + PAD, [artifact("sqlite", b, partial=None, fields=dict(page_size=1024, pages=pages))])
+        case("sqlite", "table", PAD + b + PAD, [artifact("sqlite", b, complete=True, fields=dict(page_size=1024, pages=pages))])
 
 
 def programs():
@@ -215,7 +215,7 @@ def programs():
             subprocess.run(["gcc", "-shared", "-nostdlib", "-s", "-Wl,--build-id=none,-z,noseparate-code", "-x", "c", "-", "-o", p],
                            input=b"int f(int x){return x*3;}", check=True)
             b = open(p, "rb").read()
-            case("elf", "library", PAD + b + PAD, [artifact("elf", b, partial=None, fields=dict(type=3))], {"artifact": 1})
+            case("elf", "library", PAD + b + PAD, [artifact("elf", b, complete=True, fields=dict(type=3))], {"artifact": 1})
     # Microsoft's "PE Format": one section and a certificate.
     body, cert = b"\xc3" * 512, struct.pack("<IHH", 24, 0x200, 2) + b"0" * 16
     opt = struct.pack("<HBBIIIIIQIIHHHHHHIIIIHHQQQQII", 0x20B, 14, 0, 512, 0, 0, 0x1000, 0x1000, 0x140000000, 0x1000, 512, 6, 0, 0, 0, 6, 0, 0,
@@ -224,7 +224,7 @@ def programs():
     pe = b"MZ" + bytes(58) + struct.pack("<I", 64) + b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, 1, 0x5F000000, 0, 0, len(opt), 0x2022) + opt
     pe += b".text\0\0\0" + struct.pack("<IIIIIIHHI", 512, 0x1000, 512, 512, 0, 0, 0, 0, 0x60000020)
     pe = pe.ljust(512, b"\0") + body + cert
-    case("pe", "signed", PAD + pe + PAD, [artifact("pe", pe, partial=None, fields=dict(machine=0x8664, timestamp=0x5F000000, dll=1))])
+    case("pe", "signed", PAD + pe + PAD, [artifact("pe", pe, complete=True, fields=dict(machine=0x8664, timestamp=0x5F000000, dll=1))])
 
 
 def evtx():
@@ -289,8 +289,8 @@ def evtx():
     data = bytes(head) + bytes(chunk)
     event = dict(row="event", kind="evtx", offset=len(PAD) + 4096 + 512, len=size, time=when, host="WIN-TEST", program="Test-Provider",
                  fields=dict(event_id=4624, record_id=7, level=4, channel="Security"))
-    case("evtx", "one_record", PAD + data + PAD, [artifact("evtx", data, partial=None),
-         artifact("evtx_chunk", bytes(chunk), at=len(PAD) + 4096, partial=None), event], {"event": 1})
+    case("evtx", "one_record", PAD + data + PAD, [artifact("evtx", data, complete=True),
+         artifact("evtx_chunk", bytes(chunk), at=len(PAD) + 4096, complete=True), event], {"event": 1})
 
 
 def text():

@@ -101,7 +101,7 @@ fn real_event_logs() {
         let rows = whole(&set, &image);
         let chunks = rows
             .of("artifact")
-            .filter(|a| a["kind"] == "evtx_chunk" && a["partial"].is_null());
+            .filter(|a| a["kind"] == "evtx_chunk" && a["complete"] == true);
         for c in chunks {
             let at = c["offset"].as_u64().unwrap();
             let header = &image[at as usize..];

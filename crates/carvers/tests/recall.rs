@@ -116,7 +116,7 @@ fn plants_at_borders_are_found_once() {
     for (at, path) in &whole_files {
         let n = rows
             .of("artifact")
-            .filter(|a| a["offset"] == *at as u64 && a["partial"].is_null());
+            .filter(|a| a["offset"] == *at as u64 && a["complete"] == true);
         assert_eq!(n.count(), 1, "{path:?} at {at}");
     }
 }

@@ -35,7 +35,9 @@ pub struct Meta {
     pub image_offset: u64,
     /// The same as a physical address.
     pub physical_address: Option<u64>,
-    /// Why it is not whole.
+    /// Whether all of it is there; `None`: that can't be told.
+    pub complete: Option<bool>,
+    /// Why it is not whole, or why that can't be told.
     pub gap: Option<String>,
     /// Typed fields as JSON.
     pub fields: Option<String>,
@@ -245,6 +247,7 @@ fn push_row(rows: &mut ArtifactsBuilder, p: &Pending, key: &str) {
         size: p.len,
         image_offset: p.meta.image_offset,
         physical_address: p.meta.physical_address,
+        complete: p.meta.complete,
         gap: p.meta.gap.as_deref(),
         object: key,
         object_offset: p.offset as u64,

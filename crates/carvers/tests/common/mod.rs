@@ -21,6 +21,8 @@ fn fields(items: &[(&'static str, Field<'_>)]) -> Value {
         let v = match v {
             Field::Str(s) => json!(s),
             Field::Int(n) => json!(n),
+            Field::Bool(b) => json!(b),
+            Field::List(l) => json!(l),
         };
         m.insert((*k).to_owned(), v);
     }
@@ -62,7 +64,7 @@ impl Sink for Rows {
     fn artifact(&mut self, a: &Artifact<'_>) {
         self.0.push(json!({
             "row": "artifact", "carver": a.carver, "kind": a.kind, "offset": a.offset.0,
-            "len": a.data.len(), "crc32": crc32(a.data), "name": a.name, "partial": a.partial,
+            "len": a.data.len(), "crc32": crc32(a.data), "name": a.name, "complete": a.complete, "gap": a.gap,
             "fields": fields(a.fields),
         }));
     }

@@ -28,7 +28,9 @@ pub struct ArtifactRow<'a> {
     pub image_offset: u64,
     /// The same as a physical address.
     pub physical_address: Option<u64>,
-    /// Why it is not whole.
+    /// Whether all of it is there; `None`: that can't be told.
+    pub complete: Option<bool>,
+    /// Why it is not whole, or why that can't be told.
     pub gap: Option<&'a str>,
     /// Key of the object that holds it.
     pub object: &'a str,
@@ -86,7 +88,7 @@ impl ArtifactsBuilder {
         self.size.append_value(r.size);
         self.image_offset.append_value(r.image_offset);
         self.physical_address.append_option(r.physical_address);
-        self.complete.append_value(r.gap.is_none());
+        self.complete.append_option(r.complete);
         self.gap.append_option(r.gap);
         self.object.append_value(r.object);
         self.object_offset.append_value(r.object_offset);

@@ -207,7 +207,7 @@ static ARTIFACTS: Lazy = LazyLock::new(|| {
         number("size"),
         number("image_offset"),
         number_or_null("physical_address"),
-        field("complete", DataType::Boolean, false),
+        field("complete", DataType::Boolean, true),
         text_or_null("gap"),
         text("object"),
         number("object_offset"),
