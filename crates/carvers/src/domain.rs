@@ -17,14 +17,13 @@
 //!   `-` in the label before it;
 //! * with two labels only, the first needs three characters.
 
-use crate::chars::{HOST, is};
-use crate::feature::Place;
+use crate::api::Field;
+use crate::chars::{Chars, HOST, is};
+use crate::feature::{Place, Said, fields};
 use crate::tld::{self, Trust};
+use crate::{idn, reserved};
 
-pub(crate) const VERSION: u32 = 1;
-
-/// Longest host name (RFC 1035 section 2.3.4, less the length bytes).
-const LONGEST: usize = 253;
+pub(crate) const VERSION: u32 = 2;
 
 /// First labels that tell of a package or an object and not of a host.
 const PACKAGES: &[&str] = &[
@@ -89,7 +88,8 @@ const PACKAGES: &[&str] = &[
     "tk",
 ];
 
-/// Looks at the dot at byte `at`; the whole run of host-name characters is dealt with at once.
+/// Looks at the dot at byte `at`, or at the bracket before a dot; the whole run of host-name
+/// characters is dealt with at once.
 pub(crate) fn visit<const STEP: usize>(
     place: &mut Place<'_>,
     at: usize,
@@ -100,37 +100,115 @@ pub(crate) fn visit<const STEP: usize>(
         return;
     }
     let chars = place.chars::<STEP>();
-    let start = chars.back(at, HOST, LONGEST);
-    let end = chars.forward(at, HOST, LONGEST + 2);
-    place.run_end[STEP - 1] = end;
-    let Some(mut from) = start else { return };
-    if is(chars.at(end), HOST) || (end - from) / STEP > LONGEST + 2 {
+    // Else the dots behind a bracket would have two runs.
+    if !is(chars.at(at), HOST) && !idn::named_before(chars, at) {
         return;
     }
-    while matches!(chars.at(from), b'.' | b'-') && from < end {
+    let run = match idn::run(chars, at) {
+        Ok(run) => run,
+        Err(end) => {
+            place.run_end[STEP - 1] = end;
+            return;
+        }
+    };
+    place.run_end[STEP - 1] = run.to;
+    let (mut from, mut to) = (run.from, run.to);
+    while matches!(chars.at(from), b'.' | b'-') && from < to {
         from += STEP;
     }
-    let mut to = end;
     while to > from && matches!(chars.before(to), b'.' | b'-') {
         to -= STEP;
     }
-    let (before, after) = (chars.before(from), chars.at(end));
-    if chars.before(to).is_ascii_digit() {
+    if chars.before(to).is_ascii_digit() && !run.beyond {
         if addresses {
-            crate::ip::quad::<STEP>(place, from, to);
+            crate::ip::quad::<STEP>(place, from, to, run.defanged);
         }
         return;
     }
-    let path = matches!(before, b'/' | b'\\' | b'@' | b'$' | b'%' | b'#');
-    if !domains || path || matches!(after, b'(' | b'@' | b'\\') {
+    let around = Around {
+        before: chars.before(from),
+        after: chars.at(run.to),
+    };
+    if !domains || around.elsewhere() {
         return;
     }
-    if after == b':' && chars.at(end + STEP) == b':' {
+    if around.after == b':' && chars.at(run.to + STEP) == b':' {
+        return;
+    }
+    if run.beyond || run.defanged {
+        foreign(place, chars, from, to);
         return;
     }
     let name = place.text::<STEP>(from, to);
-    if is_name(name) && stands_alone(name) {
-        place.report::<STEP>("domain", "domain", from, to);
+    if is_name(name) && stands_alone(name, around) {
+        let unicode = idn::unicode(name);
+        let fields = fields(&[
+            ("unicode", unicode.as_deref()),
+            ("reserved", reserved::name(name)),
+        ]);
+        place.report::<STEP>(&said(None, &fields), from, to);
+    }
+}
+
+fn said<'s>(value: Option<&'s str>, fields: &'s [(&'static str, Field<'s>)]) -> Said<'s> {
+    Said {
+        carver: "domain",
+        kind: "domain",
+        value,
+        fields,
+    }
+}
+
+/// A name with letters beyond ASCII, or with dots in brackets.
+fn foreign<const STEP: usize>(
+    place: &mut Place<'_>,
+    chars: Chars<'_, STEP>,
+    from: usize,
+    mut to: usize,
+) {
+    let mut value = chars.string(from, to);
+    let mut name = idn::refang(&value);
+    if !tld::known(&idn::ascii(&name).unwrap_or_default()) {
+        let Some(n) = idn::cut(&value) else { return };
+        value.truncate(n);
+        to = from + idn::bytes::<STEP>(&value);
+        name = idn::refang(&value);
+    }
+    let Some(ascii) = idn::ascii(&name) else {
+        return;
+    };
+    // A sentence that ends without a space: `fini.Il`.
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let shouted = !name.chars().any(char::is_lowercase);
+    let mixed = last.chars().any(char::is_uppercase) && !shouted;
+    let around = Around {
+        before: 0,
+        after: 0,
+    };
+    if mixed || !is_name(&ascii) || !stands_alone(&ascii, around) {
+        return;
+    }
+    let refanged = Some(name.as_str()).filter(|n| *n != value);
+    let fields = fields(&[
+        ("ascii", Some(ascii.as_str()).filter(|a| *a != name)),
+        ("refanged", refanged),
+        ("reserved", reserved::name(&ascii)),
+    ]);
+    place.report::<STEP>(&said(Some(&value), &fields), from, to);
+}
+
+/// The characters beside a name.
+#[derive(Clone, Copy)]
+struct Around {
+    before: u8,
+    after: u8,
+}
+
+impl Around {
+    /// True for parts of paths, addresses, variables and calls.
+    fn elsewhere(self) -> bool {
+        matches!(self.before, b'/' | b'\\' | b'@' | b'$' | b'%' | b'#')
+            || matches!(self.after, b'(' | b'@' | b'\\')
     }
 }
 
@@ -153,11 +231,15 @@ pub(crate) fn is_name(name: &str) -> bool {
         last = label;
     }
     let letters = last.bytes().all(|b| b.is_ascii_alphabetic());
-    labels >= 2 && last.len() >= 2 && (letters || last.starts_with("xn--"))
+    let punycode = last
+        .get(..4)
+        .is_some_and(|p| p.eq_ignore_ascii_case("xn--"));
+    labels >= 2 && last.len() >= 2 && (letters || punycode)
 }
 
 /// The policy for names that no URL and no address vouch for.
-fn stands_alone(name: &str) -> bool {
+fn stands_alone(name: &str, around: Around) -> bool {
+    let _ = around;
     let lower = name.bytes().any(|b| b.is_ascii_lowercase());
     let upper = name.bytes().any(|b| b.is_ascii_uppercase());
     let Some(trust) = tld::trust(name) else {
@@ -190,6 +272,11 @@ fn stands_alone(name: &str) -> bool {
 mod tests {
     use super::*;
 
+    const ALONE: Around = Around {
+        before: 0,
+        after: 0,
+    };
+
     #[test]
     fn hosts_and_not_files_methods_or_packages() {
         for good in [
@@ -204,7 +291,7 @@ mod tests {
             "bad.ru",
             "x1.name",
         ] {
-            let named = is_name(good) && stands_alone(good);
+            let named = is_name(good) && stands_alone(good, ALONE);
             assert!(named || good == "x1.name", "{good}");
         }
         for bad in [
@@ -229,7 +316,7 @@ mod tests {
             "data.info",
             "foo_bar.com",
         ] {
-            assert!(!(is_name(bad) && stands_alone(bad)), "{bad}");
+            assert!(!(is_name(bad) && stands_alone(bad, ALONE)), "{bad}");
         }
     }
 }

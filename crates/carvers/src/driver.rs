@@ -2,13 +2,14 @@
 
 use crate::api::{LOOK_BEHIND, ReadMore, ScanStats, Sink, Window};
 use crate::carver::Hit;
+use crate::chars::{ALNUM, Chars, LOCAL, is};
 use crate::feature::Place;
 use crate::lines::Lines;
 use crate::masks::{BLOCK, BLOCKS, Masks, classify};
 use crate::page::{PAGE, constant_page};
 use crate::source::{AHEAD, Scratch, Source};
 use crate::text::{Runs, Text};
-use crate::{CarverSet, Scans, domain, email, ip, url};
+use crate::{CarverSet, Scans, domain, email, idn, ip, url};
 use ramsift_layers::ImageOffset;
 use std::ops::Range;
 
@@ -380,14 +381,17 @@ fn candidates(
                 }
             }
         }
-        if scans.log && m.brace != 0 {
+        if m.brace != 0 {
             each(m.brace, at, |p| {
                 if place.data.get(p + 1) == Some(&0) {
-                    lines.brace::<2>(p, place.sink);
+                    brace::<2>(p, scans, place, lines);
                 } else {
-                    lines.brace::<1>(p, place.sink);
+                    brace::<1>(p, scans, place, lines);
                 }
             });
+        }
+        if scans.log && (m.end | m.colon) & before(m.digit, prev.digit, 1) != 0 {
+            each(ten_digits(prev, m), at, |p| lines.stamped(p, place.sink));
         }
         if m.colon | m.dot | m.at == 0 {
             continue;
@@ -396,6 +400,7 @@ fn candidates(
             each(clock::<1>(prev, m, next), at, |p| {
                 lines.time_of_day::<1>(p, place.sink)
             });
+            each(audit(prev, m, next), at, |p| lines.audit(p, place.sink));
         }
         if features {
             shapes::<1>(prev, m, next, at, scans, place);
@@ -411,6 +416,45 @@ fn candidates(
             }
         }
     }
+}
+
+/// The `{` or `[` at byte `p`: an object, or a dot or `@` by its name in brackets.
+#[inline(always)]
+fn brace<const STEP: usize>(p: usize, scans: Scans, place: &mut Place<'_>, lines: &mut Lines<'_>) {
+    let next = place.data.get(p + STEP).map_or(0, |b| b | 0x20);
+    if next == b'd' && (scans.domain || scans.ip) {
+        let chars = place.chars::<STEP>();
+        if idn::bracketed(chars, p, b"dot").is_some() {
+            domain::visit::<STEP>(place, p, scans.domain, scans.ip);
+        }
+    } else if next == b'a' && scans.email {
+        if idn::bracketed(place.chars::<STEP>(), p, b"at").is_some() {
+            email::visit::<STEP>(place, p);
+        }
+    } else if scans.log && place.data.get(p) == Some(&b'{') {
+        lines.brace::<STEP>(p, place.sink);
+    }
+}
+
+/// Line ends and colons after ten digits.
+#[inline(always)]
+fn ten_digits(prev: &Masks, m: &Masks) -> u64 {
+    let mut bits = m.end | m.colon;
+    for n in 1..=10 {
+        bits &= before(m.digit, prev.digit, n);
+        if bits == 0 {
+            break;
+        }
+    }
+    bits
+}
+
+/// The colons of `.ddd:d`.
+#[inline(always)]
+fn audit(prev: &Masks, m: &Masks, next: &Masks) -> u64 {
+    let (d, dp) = (m.digit, prev.digit);
+    let bits = m.colon & before(d, dp, 1) & before(d, dp, 2) & before(d, dp, 3);
+    bits & before(m.dot, prev.dot, 4) & after(d, next.digit, 1)
 }
 
 /// First colons of `dd:dd:dd`.
@@ -429,6 +473,24 @@ fn clock<const STEP: u32>(prev: &Masks, m: &Masks, next: &Masks) -> u64 {
     } else {
         bits
     }
+}
+
+/// Where a name may go on around the dot or `@` at byte `p`, which is not between plain characters
+/// of names: at itself beside letters beyond ASCII, at the bracket before it where it is in a pair.
+#[inline(always)]
+fn odd<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> Option<usize> {
+    let (a, b) = (chars.before(p), chars.at(p + STEP));
+    if matches!((a, b), (b'[', b']') | (b'(', b')') | (b'{', b'}')) {
+        return Some(p - STEP);
+    }
+    let (left, right) = (chars.beyond_before(p), chars.beyond(p + STEP));
+    if !(left || right) || !(left || is(a, LOCAL)) || !(right || is(b, ALNUM)) {
+        return None;
+    }
+    // Most of these bytes are no text at all.
+    let name = |c: Option<(char, usize)>| c.is_some_and(|c| idn::is_name_char(c.0));
+    let fits = (!left || name(chars.char_before(p))) && (!right || name(chars.char_at(p + STEP)));
+    fits.then_some(p)
 }
 
 /// The shapes of indicators.
@@ -452,12 +514,22 @@ fn shapes<const STEP: usize>(
     let letter_after = after(m.alnum, next.alnum, n);
     let inside = name_before & letter_after & wide;
     if scans.domain || scans.ip {
-        each(m.dot & inside, at, |p| {
-            domain::visit::<STEP>(place, p, scans.domain, scans.ip)
+        each(m.dot & wide, at, |p| {
+            if inside >> (p - at) & 1 == 1 {
+                domain::visit::<STEP>(place, p, scans.domain, scans.ip);
+            } else if let Some(p) = odd(place.chars::<STEP>(), p) {
+                domain::visit::<STEP>(place, p, scans.domain, scans.ip);
+            }
         });
     }
     if scans.email {
-        each(m.at & inside, at, |p| email::visit::<STEP>(place, p));
+        each(m.at & wide, at, |p| {
+            if inside >> (p - at) & 1 == 1 {
+                email::visit::<STEP>(place, p);
+            } else if let Some(p) = odd(place.chars::<STEP>(), p) {
+                email::visit::<STEP>(place, p);
+            }
+        });
     }
     let colon = m.colon & wide;
     if colon == 0 {
@@ -465,7 +537,17 @@ fn shapes<const STEP: usize>(
     }
     if scans.url {
         let slashes = after(m.slash, next.slash, n) & after(m.slash, next.slash, 2 * n);
-        each(colon & slashes, at, |p| url::visit::<STEP>(place, p));
+        each(colon, at, |p| {
+            let quoted = || {
+                matches!(
+                    place.data.get(p + STEP),
+                    Some(b'\\' | b'&' | b']' | b')' | b'}')
+                )
+            };
+            if slashes >> (p - at) & 1 == 1 || quoted() {
+                url::visit::<STEP>(place, p);
+            }
+        });
     }
     if scans.ip {
         let c = |k: u32| after(m.colon, next.colon, k * n);

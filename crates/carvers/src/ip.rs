@@ -16,10 +16,11 @@
 //! digits.
 
 use crate::chars::{ALNUM, Chars, is};
-use crate::feature::Place;
+use crate::feature::{Place, Said, fields};
+use crate::reserved;
 use std::net::Ipv6Addr;
 
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// Addresses of public resolvers that look like versions.
 const RESOLVERS: [[u8; 4]; 5] = [
@@ -58,16 +59,38 @@ fn octets<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, to: usize) -> 
 }
 
 /// Looks at a run of host-name characters that ends with a digit.
-pub(crate) fn quad<const STEP: usize>(place: &mut Place<'_>, from: usize, to: usize) {
+pub(crate) fn quad<const STEP: usize>(
+    place: &mut Place<'_>,
+    from: usize,
+    to: usize,
+    defanged: bool,
+) {
     let chars = place.chars::<STEP>();
-    let Some(o) = octets(chars, from, to) else {
-        return;
+    let refanged = defanged.then(|| crate::idn::refang(&chars.string(from, to)));
+    let octets = match &refanged {
+        Some(r) => octets(Chars::<1>(r.as_bytes()), 0, r.len()),
+        None => octets(chars, from, to),
     };
+    let Some(o) = octets else { return };
     let useless = o[0] == 0 || o[0] == 127 || o[0] >= 240;
     let version = o.iter().all(|&x| x < 10) && !RESOLVERS.contains(&o);
-    if !useless && !version && !named_version(chars, from) {
-        place.report::<STEP>("ip", "ipv4", from, to);
+    if useless || version || named_version(chars, from) {
+        return;
     }
+    let r = reserved::v4(o.into());
+    let written = refanged.as_ref().map(|_| chars.string(from, to));
+    let fields = fields(&[
+        ("refanged", refanged.as_deref()),
+        ("reserved", r.reserved),
+        ("range", r.range),
+    ]);
+    let said = Said {
+        carver: "ip",
+        kind: "ipv4",
+        value: written.as_deref(),
+        fields: &fields,
+    };
+    place.report::<STEP>(&said, from, to);
 }
 
 /// True after `name/` and after the word version.
@@ -123,26 +146,32 @@ pub(crate) fn colons<const STEP: usize>(place: &mut Place<'_>, at: usize) {
     {
         return;
     }
-    let text = place.text::<STEP>(from, to);
-    if is_ipv6(text) {
-        place.report::<STEP>("ip", "ipv6", from, to);
-    }
+    let Some(address) = ipv6(place.text::<STEP>(from, to)) else {
+        return;
+    };
+    let r = reserved::v6(address);
+    let fields = fields(&[("reserved", r.reserved), ("range", r.range)]);
+    let said = Said {
+        carver: "ip",
+        kind: "ipv6",
+        value: None,
+        fields: &fields,
+    };
+    place.report::<STEP>(&said, from, to);
 }
 
-fn is_ipv6(text: &str) -> bool {
+fn ipv6(text: &str) -> Option<Ipv6Addr> {
     if text.matches(':').count() < 2 || !text.bytes().any(|b| b.is_ascii_digit()) {
-        return false;
+        return None;
     }
-    let Ok(address) = text.parse::<Ipv6Addr>() else {
-        return false;
-    };
+    let address = text.parse::<Ipv6Addr>().ok()?;
     if address.is_unspecified() || address.is_loopback() {
-        return false;
+        return None;
     }
     let groups = text.split(':').filter(|g| !g.is_empty());
     let groups = groups.count();
     let first = text.find(':').is_some_and(|n| n >= 3);
-    !text.contains("::") || groups >= 3 || (groups == 2 && first)
+    (!text.contains("::") || groups >= 3 || (groups == 2 && first)).then_some(address)
 }
 
 #[cfg(test)]
@@ -175,7 +204,7 @@ mod tests {
             "::ffff:192.0.2.1",
             "1:2:3:4:5:6:7:8",
         ] {
-            assert!(is_ipv6(good) || good == "::ffff:192.0.2.1", "{good}");
+            assert!(ipv6(good).is_some() || good == "::ffff:192.0.2.1", "{good}");
         }
         for bad in [
             "::",
@@ -186,7 +215,7 @@ mod tests {
             "00:11:22:33:44:55",
             "1::2",
         ] {
-            assert!(!is_ipv6(bad), "{bad}");
+            assert!(ipv6(bad).is_none(), "{bad}");
         }
     }
 }

@@ -17,6 +17,7 @@
 pub mod api;
 
 mod anchors;
+mod authority;
 mod carver;
 mod chars;
 mod crc;
@@ -24,8 +25,10 @@ mod domain;
 mod driver;
 mod elf;
 mod email;
+mod escape;
 mod evtx;
 mod feature;
+mod idn;
 mod ip;
 mod jpeg;
 mod lines;
@@ -35,6 +38,7 @@ mod page;
 mod pdf;
 mod pe;
 mod png;
+mod reserved;
 mod source;
 mod sqlite;
 mod text;
@@ -42,6 +46,7 @@ mod tld;
 mod url;
 mod zip;
 mod zone;
+mod zones;
 
 pub use options::{CarverError, CarverOptions};
 pub use page::constant_page;

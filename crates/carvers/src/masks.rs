@@ -18,6 +18,7 @@ pub(crate) struct Masks {
     pub(crate) at: u64,
     pub(crate) colon: u64,
     pub(crate) slash: u64,
+    /// `{` and `[`.
     pub(crate) brace: u64,
     pub(crate) zero: u64,
     /// Printable ASCII, tab, line ends, and whatever has the high bit.
@@ -50,7 +51,7 @@ fn portable(bytes: &[u8; BLOCKS * BLOCK], out: &mut [Masks; BLOCKS]) {
             at: mask(b, |x| x == b'@'),
             colon: mask(b, |x| x == b':'),
             slash: mask(b, |x| x == b'/'),
-            brace: mask(b, |x| x == b'{'),
+            brace: mask(b, |x| x | 0x20 == b'{'),
             zero: mask(b, |x| x == 0),
             text: mask(b, |x| {
                 (x >= 0x20 && x != 0x7f) || x == b'\t' || x == b'\n' || x == b'\r'
@@ -95,7 +96,7 @@ mod avx2 {
                 at: both!(equal, b'@'),
                 colon: both!(equal, b':'),
                 slash: both!(equal, b'/'),
-                brace: both!(equal, b'{'),
+                brace: both!(brace),
                 zero: both!(equal, 0),
                 text: both!(text),
                 end: both!(either, b'\n', b'\r'),
@@ -143,6 +144,12 @@ mod avx2 {
     fn alnum(v: __m256i) -> __m256i {
         let lower = _mm256_or_si256(v, _mm256_set1_epi8(0x20));
         _mm256_or_si256(within(lower, b'a', 25), within(v, b'0', 9))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn brace(v: __m256i) -> __m256i {
+        equal(_mm256_or_si256(v, _mm256_set1_epi8(0x20)), b'{')
     }
 
     #[inline]
