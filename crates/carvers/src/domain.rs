@@ -13,8 +13,9 @@
 //! * `com.`, `org.`, `net.`, `io.`, `java.`, ... first means a package, `www.` a host in any case;
 //! * lower case throughout, or upper case throughout;
 //! * a top-level domain that is also a file suffix (`.py`, `.so`, `.zip`) needs `www.`;
-//! * one that is also a word in code (`.name`, `.id`, `.info`) needs three labels or a digit or
-//!   `-` in the label before it;
+//! * one that is also a word in code (`.info`, `.live`) needs three labels or a digit or `-` in the
+//!   label before it, no dot in front and no `=` behind; of units, sections and properties (`.data`,
+//!   `.name`, `.target`) it needs three labels and that;
 //! * with two labels only, the first needs three characters.
 
 use crate::api::Field;
@@ -88,6 +89,9 @@ const PACKAGES: &[&str] = &[
     "tk",
 ];
 
+/// Files of every system whose names are those of hosts.
+const FILES: &[&str] = &["issue.net"];
+
 /// Looks at the dot at byte `at`, or at the bracket before a dot; the whole run of host-name
 /// characters is dealt with at once.
 pub(crate) fn visit<const STEP: usize>(
@@ -128,6 +132,7 @@ pub(crate) fn visit<const STEP: usize>(
     let around = Around {
         before: chars.before(from),
         after: chars.at(run.to),
+        dotted: from > run.from && chars.before(from) == b'.',
     };
     if !domains || around.elsewhere() {
         return;
@@ -144,6 +149,7 @@ pub(crate) fn visit<const STEP: usize>(
         let unicode = idn::unicode(name);
         let fields = fields(&[
             ("unicode", unicode.as_deref()),
+            ("doubt", doubtful(name)),
             ("reserved", reserved::name(name)),
         ]);
         place.report::<STEP>(&said(None, &fields), from, to);
@@ -167,6 +173,9 @@ fn foreign<const STEP: usize>(
     mut to: usize,
 ) {
     let mut value = chars.string(from, to);
+    if !value.is_ascii() && !worded(&value) {
+        return;
+    }
     let mut name = idn::refang(&value);
     if !tld::known(&idn::ascii(&name).unwrap_or_default()) {
         let Some(n) = idn::cut(&value) else { return };
@@ -181,10 +190,7 @@ fn foreign<const STEP: usize>(
     let last = name.rsplit('.').next().unwrap_or_default();
     let shouted = !name.chars().any(char::is_lowercase);
     let mixed = last.chars().any(char::is_uppercase) && !shouted;
-    let around = Around {
-        before: 0,
-        after: 0,
-    };
+    let around = Around::default();
     if mixed || !is_name(&ascii) || !stands_alone(&ascii, around) {
         return;
     }
@@ -197,11 +203,21 @@ fn foreign<const STEP: usize>(
     place.report::<STEP>(&said(Some(&value), &fields), from, to);
 }
 
+/// True when a label with letters beyond ASCII is a word: two letters of random bytes make none.
+fn worded(name: &str) -> bool {
+    let labels = name.split('.').filter(|l| !l.is_ascii());
+    labels
+        .map(|l| (l.chars().count(), l))
+        .any(|(n, l)| n >= 3 || (n == 2 && l.chars().all(idn::is_spaceless)))
+}
+
 /// The characters beside a name.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Around {
     before: u8,
     after: u8,
+    /// A dot is before it: a section's or a hidden file's name, or a host's with all below it.
+    dotted: bool,
 }
 
 impl Around {
@@ -239,7 +255,6 @@ pub(crate) fn is_name(name: &str) -> bool {
 
 /// The policy for names that no URL and no address vouch for.
 fn stands_alone(name: &str, around: Around) -> bool {
-    let _ = around;
     let lower = name.bytes().any(|b| b.is_ascii_lowercase());
     let upper = name.bytes().any(|b| b.is_ascii_uppercase());
     let Some(trust) = tld::trust(name) else {
@@ -259,13 +274,28 @@ fn stands_alone(name: &str, around: Around) -> bool {
     }
     // Hashes, versions and numbers with a suffix are no names.
     let numbers = rest.bytes().all(|b| b.is_ascii_digit());
+    let digits = rest.bytes().any(|b| b.is_ascii_digit());
+    let coined = rest.contains('-') || (digits && !numbers);
     match trust {
         Trust::File => false,
+        // A property, a section, a unit.
+        Trust::Word | Trust::Code if around.dotted || around.after == b'=' => false,
+        Trust::Code => coined && dots >= 2,
+        _ if FILES.contains(&name) => false,
         _ if dots == 1 && rest.len() < 3 => false,
         _ if numbers && rest.len() < 4 && dots == 1 => false,
         Trust::Word => dots >= 2 || rest.bytes().any(|b| b.is_ascii_digit() || b == b'-'),
         Trust::Plain => true,
     }
+}
+
+/// Why a name that was taken may be none.
+fn doubtful(name: &str) -> Option<&'static str> {
+    let (rest, last) = name.rsplit_once('.')?;
+    let plain = rest.bytes().all(|b| b.is_ascii_alphabetic());
+    let word = !matches!(tld::trust(name), Some(Trust::Plain)) && !rest.starts_with("www.");
+    let short = plain && last.len() == 2 && !last.eq_ignore_ascii_case("de");
+    (word || short).then_some("may be words of a program or a text")
 }
 
 #[cfg(test)]
@@ -275,6 +305,7 @@ mod tests {
     const ALONE: Around = Around {
         before: 0,
         after: 0,
+        dotted: false,
     };
 
     #[test]
@@ -289,10 +320,11 @@ mod tests {
             "update.cdn77.info",
             "mail.google.com",
             "bad.ru",
-            "x1.name",
+            "files.my-site.name",
+            "XN--BCHER-KVA.EXAMPLE.COM",
+            "xn--e1afmkfd.xn--p1ai",
         ] {
-            let named = is_name(good) && stands_alone(good, ALONE);
-            assert!(named || good == "x1.name", "{good}");
+            assert!(is_name(good) && stands_alone(good, ALONE), "{good}");
         }
         for bad in [
             "foo.py",
@@ -315,6 +347,15 @@ mod tests {
             "config.json",
             "data.info",
             "foo_bar.com",
+            "rela.init.data",
+            "glibc.cpu.name",
+            "privdrop.user.id",
+            "nginx.pid",
+            "crc32.author",
+            "multi-user.target",
+            "memory.oom.group",
+            "zone1970.tab",
+            "issue.net",
         ] {
             assert!(!(is_name(bad) && stands_alone(bad, ALONE)), "{bad}");
         }

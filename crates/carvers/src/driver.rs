@@ -382,16 +382,18 @@ fn candidates(
             }
         }
         if m.brace != 0 {
-            each(m.brace, at, |p| {
-                if place.data.get(p + 1) == Some(&0) {
-                    brace::<2>(p, scans, place, lines);
-                } else {
-                    brace::<1>(p, scans, place, lines);
+            each(m.brace, at, |p| match place.data.get(p + 1) {
+                Some(0) => brace::<2>(p, scans, place, lines),
+                // A member or space, or the first letter of `dot` and `at`.
+                Some(b'"' | b' ' | b'\t' | b'd' | b'D' | b'a' | b'A') => {
+                    brace::<1>(p, scans, place, lines)
                 }
+                _ => {}
             });
         }
         if scans.log && (m.end | m.colon) & before(m.digit, prev.digit, 1) != 0 {
             each(ten_digits(prev, m), at, |p| lines.stamped(p, place.sink));
+            each(audit(prev, m, next), at, |p| lines.audit(p, place.sink));
         }
         if m.colon | m.dot | m.at == 0 {
             continue;
@@ -400,7 +402,6 @@ fn candidates(
             each(clock::<1>(prev, m, next), at, |p| {
                 lines.time_of_day::<1>(p, place.sink)
             });
-            each(audit(prev, m, next), at, |p| lines.audit(p, place.sink));
         }
         if features {
             shapes::<1>(prev, m, next, at, scans, place);
@@ -419,7 +420,6 @@ fn candidates(
 }
 
 /// The `{` or `[` at byte `p`: an object, or a dot or `@` by its name in brackets.
-#[inline(always)]
 fn brace<const STEP: usize>(p: usize, scans: Scans, place: &mut Place<'_>, lines: &mut Lines<'_>) {
     let next = place.data.get(p + STEP).map_or(0, |b| b | 0x20);
     if next == b'd' && (scans.domain || scans.ip) {
@@ -487,10 +487,38 @@ fn odd<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> Option<usize> {
     if !(left || right) || !(left || is(a, LOCAL)) || !(right || is(b, ALNUM)) {
         return None;
     }
-    // Most of these bytes are no text at all.
+    // Most of these bytes are no text at all: what can be told from two of them is told first.
+    let fits = if STEP == 1 {
+        let lead = |p: usize| chars.0.get(p).is_some_and(|b| (0xc2..0xf5).contains(b));
+        let trail = |p: usize| chars.0.get(p).is_some_and(|b| b & 0xc0 == 0x80);
+        (!right || (lead(p + 1) && trail(p + 2))) && (!left || trail(p - 1))
+    } else {
+        let high = |p: Option<usize>| p.and_then(|p| chars.0.get(p)).copied().unwrap_or(0);
+        let near = |a: u8, b: u8| {
+            a < 7
+                || a == b
+                || ((0x30..0xa0).contains(&a) && (0x30..0xa0).contains(&b))
+                || ((0xac..0xd8).contains(&a) && (0xac..0xd8).contains(&b))
+        };
+        (!right || near(high(Some(p + 3)), high(Some(p + 5))))
+            && (!left || near(high(Some(p - 1)), high(p.checked_sub(3))))
+    };
     let name = |c: Option<(char, usize)>| c.is_some_and(|c| idn::is_name_char(c.0));
-    let fits = (!left || name(chars.char_before(p))) && (!right || name(chars.char_at(p + STEP)));
+    let fits =
+        fits && (!right || name(chars.char_at(p + STEP))) && (!left || name(chars.char_before(p)));
     fits.then_some(p)
+}
+
+/// What lies between text and text, of any script.
+#[inline(always)]
+fn between<const STEP: usize>(prev: &Masks, m: &Masks, next: &Masks) -> u64 {
+    if STEP == 2 {
+        let z = m.zero;
+        let none_before = before(z, prev.zero, 1) & before(z, prev.zero, 2);
+        let none_after = after(z, next.zero, 2) & after(z, next.zero, 3);
+        return !(none_before | none_after);
+    }
+    before(m.text, prev.text, 1) & after(m.text, next.text, 1)
 }
 
 /// The shapes of indicators.
@@ -513,8 +541,13 @@ fn shapes<const STEP: usize>(
     let name_before = before(m.alnum | m.join, prev.alnum | prev.join, n);
     let letter_after = after(m.alnum, next.alnum, n);
     let inside = name_before & letter_after & wide;
+    let mut text = (m.dot | m.at) & wide;
+    if text & !inside != 0 {
+        // Between what is text at all: letters beyond ASCII are looked at one by one.
+        text &= inside | between::<STEP>(prev, m, next);
+    }
     if scans.domain || scans.ip {
-        each(m.dot & wide, at, |p| {
+        each(m.dot & text, at, |p| {
             if inside >> (p - at) & 1 == 1 {
                 domain::visit::<STEP>(place, p, scans.domain, scans.ip);
             } else if let Some(p) = odd(place.chars::<STEP>(), p) {
@@ -523,7 +556,7 @@ fn shapes<const STEP: usize>(
         });
     }
     if scans.email {
-        each(m.at & wide, at, |p| {
+        each(m.at & text, at, |p| {
             if inside >> (p - at) & 1 == 1 {
                 email::visit::<STEP>(place, p);
             } else if let Some(p) = odd(place.chars::<STEP>(), p) {

@@ -86,6 +86,9 @@ fn domain_part<const STEP: usize>(
     }
     let ascii = if beyond || defanged {
         let mut name = chars.string(host, to);
+        if !name.contains('.') && !defanged {
+            return None;
+        }
         let read = |n: &str| {
             let meant = idn::refang(n);
             if meant.is_ascii() {
@@ -94,6 +97,10 @@ fn domain_part<const STEP: usize>(
                 idn::ascii(&meant)
             }
         };
+        let last = name.rsplit('.').next().unwrap_or_default();
+        if last.is_ascii() && !last.contains([']', ')', '}']) && !tld::known(last) {
+            return None;
+        }
         let whole = read(&name).filter(|a| tld::known(a));
         if let Some(a) = whole {
             a

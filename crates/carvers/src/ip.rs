@@ -15,7 +15,7 @@
 //! which the first has three digits or more; there must be a digit; the neighbours must be no letters or
 //! digits.
 
-use crate::chars::{ALNUM, Chars, is};
+use crate::chars::{ALNUM, Chars, DIGIT, HOST, is};
 use crate::feature::{Place, Said, fields};
 use crate::reserved;
 use std::net::Ipv6Addr;
@@ -78,19 +78,59 @@ pub(crate) fn quad<const STEP: usize>(
         return;
     }
     let r = reserved::v4(o.into());
+    let (prefix, end) = prefix(chars, to, 32);
+    let network = prefix.is_some_and(|n| n < 32 && u32::from_be_bytes(o) << n == 0);
+    let to = if network { end } else { to };
     let written = refanged.as_ref().map(|_| chars.string(from, to));
+    let digits = prefix.map(|n| n.to_string());
     let fields = fields(&[
         ("refanged", refanged.as_deref()),
+        ("prefix", digits.as_deref()),
         ("reserved", r.reserved),
         ("range", r.range),
+        ("doubt", doubt(o).filter(|_| prefix.is_none())),
     ]);
     let said = Said {
         carver: "ip",
-        kind: "ipv4",
+        kind: if network { "ipv4_net" } else { "ipv4" },
         value: written.as_deref(),
         fields: &fields,
     };
     place.report::<STEP>(&said, from, to);
+}
+
+/// The length of a prefix behind an address, and where it ends.
+fn prefix<const STEP: usize>(chars: Chars<'_, STEP>, at: usize, most: u32) -> (Option<u32>, usize) {
+    let from = at + STEP;
+    let end = chars.forward(from, DIGIT, 4);
+    let alone = !is(chars.at(end), ALNUM) && !matches!(chars.at(end), b'/' | b'_');
+    if chars.at(at) != b'/' || end == from || !alone {
+        return (None, at);
+    }
+    let dotted = chars.at(end) == b'.' && is(chars.at(end + STEP), ALNUM);
+    let n = chars.string(from, end).parse::<u32>().ok();
+    let n = n.filter(|n| *n <= most && !dotted);
+    (n, if n.is_some() { end } else { at })
+}
+
+/// Arcs of object identifiers that have four numbers and are often written: attributes and
+/// extensions of X.509, curves.
+const ARCS: &[[u8; 3]] = &[
+    [1, 3, 101],
+    [2, 5, 4],
+    [2, 5, 29],
+    [2, 5, 8],
+    [1, 3, 6],
+    [1, 3, 132],
+    [2, 23, 140],
+];
+
+/// What else four octets may be.
+fn doubt(o: [u8; 4]) -> Option<&'static str> {
+    if ARCS.iter().any(|a| o.starts_with(a)) {
+        return Some("may be an object identifier");
+    }
+    (o[3] == 0).then_some("may be a network or a version")
 }
 
 /// True after `name/` and after the word version.
@@ -150,10 +190,26 @@ pub(crate) fn colons<const STEP: usize>(place: &mut Place<'_>, at: usize) {
         return;
     };
     let r = reserved::v6(address);
-    let fields = fields(&[("reserved", r.reserved), ("range", r.range)]);
+    let (prefix, end) = prefix(chars, to, 128);
+    let bits = u128::from(address);
+    let network = prefix.is_some_and(|n| n < 128 && bits << n == 0);
+    let to = if network { end } else { to };
+    let digits = prefix.map(|n| n.to_string());
+    let zone = (chars.at(to) == b'%').then(|| {
+        let end = chars.forward(to + STEP, HOST, 32);
+        chars.string(to + STEP, end)
+    });
+    let rest_zero = bits << 64 == 0 && prefix.is_none();
+    let fields = fields(&[
+        ("prefix", digits.as_deref()),
+        ("zone", zone.as_deref().filter(|z| !z.is_empty())),
+        ("reserved", r.reserved),
+        ("range", r.range),
+        ("doubt", rest_zero.then_some("may be a network")),
+    ]);
     let said = Said {
         carver: "ip",
-        kind: "ipv6",
+        kind: if network { "ipv6_net" } else { "ipv6" },
         value: None,
         fields: &fields,
     };
@@ -165,7 +221,12 @@ fn ipv6(text: &str) -> Option<Ipv6Addr> {
         return None;
     }
     let address = text.parse::<Ipv6Addr>().ok()?;
-    if address.is_unspecified() || address.is_loopback() {
+    // Netmasks are no addresses.
+    let mask = u128::from(address).leading_ones() + u128::from(address).trailing_zeros() >= 128;
+    if address.is_unspecified()
+        || address.is_loopback()
+        || (mask && address.segments()[1] == 0xffff)
+    {
         return None;
     }
     let groups = text.split(':').filter(|g| !g.is_empty());

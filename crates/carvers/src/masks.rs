@@ -83,25 +83,112 @@ mod avx2 {
         for (m, b) in out.iter_mut().zip(blocks) {
             let (halves, _) = b.as_chunks::<32>();
             let (lo, hi) = (load(&halves[0]), load(&halves[1]));
+            let (low, high) = (classes(lo), classes(hi));
             macro_rules! both {
                 ($is:ident $(, $arg:expr)*) => {
                     bits($is(lo $(, $arg)*), $is(hi $(, $arg)*))
                 };
             }
             *m = Masks {
-                alnum: both!(alnum),
-                digit: both!(within, b'0', 9),
-                join: both!(either, b'-', b'_'),
+                alnum: !bits(none(low, ALNUM), none(high, ALNUM)),
+                digit: !bits(none(low, DIGIT), none(high, DIGIT)),
+                join: !bits(none(low, JOIN), none(high, JOIN)),
                 dot: both!(equal, b'.'),
                 at: both!(equal, b'@'),
                 colon: both!(equal, b':'),
                 slash: both!(equal, b'/'),
                 brace: both!(brace),
                 zero: both!(equal, 0),
-                text: both!(text),
+                // What has the high bit is text, and of no class.
+                text: !bits(none(low, TEXT), none(high, TEXT)) | bits(lo, hi),
                 end: both!(either, b'\n', b'\r'),
             };
         }
+    }
+
+    /// Classes of bytes below 0x80, each a set of high halves and one of low halves:
+    ///
+    /// ```text
+    ///  1 3x 0..9      2 4x 6x 1..f    4 5x 7x 0..a    8 5x f  16 2x d
+    /// 32 2x..6x 0..f  64 7x 0..e     128 0x 9 a d
+    /// ```
+    const DIGIT: u8 = 1;
+    const ALNUM: u8 = 1 | 2 | 4;
+    const JOIN: u8 = 8 | 16;
+    const TEXT: u8 = 32 | 64 | 128;
+    const HIGH: [u8; 16] = [
+        128,
+        0,
+        16 | 32,
+        1 | 32,
+        2 | 32,
+        4 | 8 | 32,
+        2 | 32,
+        4 | 64,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ];
+    const LOW: [u8; 16] = {
+        let mut t = [0u8; 16];
+        let mut i = 0;
+        while i < 16 {
+            let mut c = 32;
+            if i < 10 {
+                c |= 1;
+            }
+            if i > 0 {
+                c |= 2;
+            }
+            if i < 11 {
+                c |= 4;
+            }
+            if i == 15 {
+                c |= 8;
+            } else {
+                c |= 64;
+            }
+            if i == 13 {
+                c |= 16;
+            }
+            if i == 9 || i == 10 || i == 13 {
+                c |= 128;
+            }
+            t[i] = c;
+            i += 1;
+        }
+        t
+    };
+
+    /// The classes of each byte: nothing for those with the high bit.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn classes(v: __m256i) -> __m256i {
+        let table = |t: &[u8; 16]| {
+            let half = _mm_set_epi64x(
+                i64::from_le_bytes([t[8], t[9], t[10], t[11], t[12], t[13], t[14], t[15]]),
+                i64::from_le_bytes([t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7]]),
+            );
+            _mm256_broadcastsi128_si256(half)
+        };
+        let top = _mm256_and_si256(_mm256_srli_epi16::<4>(v), _mm256_set1_epi8(15));
+        _mm256_and_si256(
+            _mm256_shuffle_epi8(table(&LOW), v),
+            _mm256_shuffle_epi8(table(&HIGH), top),
+        )
+    }
+
+    /// Bytes that are of none of these classes.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn none(classes: __m256i, of: u8) -> __m256i {
+        let some = _mm256_and_si256(classes, _mm256_set1_epi8(of as i8));
+        _mm256_cmpeq_epi8(some, _mm256_setzero_si256())
     }
 
     #[inline]
@@ -131,35 +218,10 @@ mod avx2 {
         _mm256_or_si256(equal(v, a), equal(v, b))
     }
 
-    /// Bytes from `first` to `first + span`.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn within(v: __m256i, first: u8, span: u8) -> __m256i {
-        let d = _mm256_sub_epi8(v, _mm256_set1_epi8(first as i8));
-        _mm256_cmpeq_epi8(_mm256_min_epu8(d, _mm256_set1_epi8(span as i8)), d)
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn alnum(v: __m256i) -> __m256i {
-        let lower = _mm256_or_si256(v, _mm256_set1_epi8(0x20));
-        _mm256_or_si256(within(lower, b'a', 25), within(v, b'0', 9))
-    }
-
     #[inline]
     #[target_feature(enable = "avx2")]
     fn brace(v: __m256i) -> __m256i {
         equal(_mm256_or_si256(v, _mm256_set1_epi8(0x20)), b'{')
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn text(v: __m256i) -> __m256i {
-        let most = _mm256_andnot_si256(equal(v, 0x7f), within(v, 0x20, 0xdf));
-        _mm256_or_si256(
-            most,
-            _mm256_or_si256(equal(v, b'\t'), either(v, b'\n', b'\r')),
-        )
     }
 }
 
@@ -179,6 +241,8 @@ mod tests {
             let (m, bit) = (&a[i / BLOCK], 1 << (i % BLOCK));
             assert_eq!(m.alnum & bit != 0, x.is_ascii_alphanumeric(), "{x}");
             assert_eq!(m.join & bit != 0, x == b'-' || x == b'_', "{x}");
+            assert_eq!(m.digit & bit != 0, x.is_ascii_digit(), "{x}");
+            assert_eq!(m.brace & bit != 0, x == b'{' || x == b'[', "{x}");
             let text = matches!(x, b'\t' | b'\n' | b'\r' | 0x20..=0x7e | 0x80..);
             assert_eq!(m.text & bit != 0, text, "{x}");
         }

@@ -18,6 +18,9 @@ pub(crate) fn name(host: &str) -> Option<&'static str> {
     if ["test", "example", "invalid"].iter().any(|t| is(last, t)) {
         return Some("documentation and tests (RFC 2606)");
     }
+    if is(last, "arpa") {
+        return Some("infrastructure (RFC 3172)");
+    }
     is(last, "localhost").then_some("loopback (RFC 6761)")
 }
 

@@ -98,7 +98,9 @@ fn fish(
         return false;
     };
     let low = break_at.saturating_sub(LONGEST / 4);
-    let start = memchr::memrchr(b'\n', &data[low..break_at]).map_or(low, |n| low + n + 1);
+    let control = |b: &u8| *b < b' ' && *b != b'\t';
+    let before = data[low..break_at].iter().rposition(control);
+    let start = before.map_or(low, |n| low + n + 1);
     let line = text(&data[start..break_at]);
     let Some(cmd) = line
         .strip_prefix("- cmd: ")

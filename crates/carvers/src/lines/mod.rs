@@ -412,6 +412,10 @@ pub(crate) fn utf8(bytes: &[u8]) -> usize {
         Some(0xf0..=0xf4) => 4,
         _ => return 0,
     };
+    // Most bytes with the high bit are no text.
+    if bytes.get(1).is_none_or(|b| b & 0xc0 != 0x80) {
+        return 0;
+    }
     bytes
         .get(..n)
         .map_or(0, |s| if std::str::from_utf8(s).is_ok() { n } else { 0 })
