@@ -410,7 +410,7 @@ fn lines() -> Vec<(&'static str, Value)> {
             json!({"kind": "shell_history", "message": "ls -l", "fields": {"shell": "zsh", "elapsed": 3}}),
         ),
         (
-            "- cmd: git push\n  when: 1707232591",
+            "- cmd: git push\n  when: 1707232591\n",
             json!({"kind": "shell_history", "message": "git push"}),
         ),
         (

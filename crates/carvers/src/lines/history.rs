@@ -175,11 +175,12 @@ const OTHERS: &[(&str, &str)] = &[
 fn journal(data: &[u8], digits: usize, emit: &mut dyn FnMut(usize, usize, &Record<'_>)) -> bool {
     let mut start = digits - b"__REALTIME_TIMESTAMP=".len();
     let low = start.saturating_sub(LONGEST / 4);
-    // Fields may come in any order: back to the first line that is one.
-    while start > low && data[start - 1] == b'\n' {
+    // Fields may come in any order: back to the first line that is one. Where that is too far off
+    // it is not known where the record begins.
+    while start > 0 && data[start - 1] == b'\n' {
         let before = memchr::memrchr(b'\n', &data[low..start - 1]);
         let Some(from) = before.map(|n| low + n + 1).or((low == 0).then_some(0)) else {
-            break;
+            return false;
         };
         if key(&data[from..start - 1]).is_none() {
             break;

@@ -255,6 +255,9 @@ impl<'a> Lines<'a> {
 
     /// Looks at the line end or colon at byte `at`, which ten digits are before.
     pub(crate) fn stamped(&mut self, at: usize, sink: &mut dyn Sink) {
+        if self.claimed(at) {
+            return;
+        }
         let (core, clock, base) = (self.core.clone(), self.clock, self.base);
         let mut claim = None;
         let last = self.claims.last().cloned().unwrap_or_default();
