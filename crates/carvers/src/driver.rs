@@ -372,13 +372,13 @@ fn candidates(
         if scans.text {
             if m.text == !0 {
                 runs[0].push(at);
-            } else if m.zero.count_ones() == 32 {
+            } else if m.zero == !EVEN {
                 // Every other byte is zero, and the others are text.
-                if m.zero == !EVEN && m.text == EVEN {
+                if m.text == EVEN {
                     runs[1].push(at);
-                } else if m.zero == EVEN && m.text == !EVEN {
-                    runs[2].push(at);
                 }
+            } else if m.zero == EVEN && m.text == !EVEN {
+                runs[2].push(at);
             }
         }
         if m.brace != 0 {
@@ -479,34 +479,52 @@ fn clock<const STEP: u32>(prev: &Masks, m: &Masks, next: &Masks) -> u64 {
 /// of names: at itself beside letters beyond ASCII, at the bracket before it where it is in a pair.
 #[inline(always)]
 fn odd<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> Option<usize> {
-    let (a, b) = (chars.before(p), chars.at(p + STEP));
-    if matches!((a, b), (b'[', b']') | (b'(', b')') | (b'{', b'}')) {
-        return Some(p - STEP);
-    }
-    let (left, right) = (chars.beyond_before(p), chars.beyond(p + STEP));
-    if !(left || right) || !(left || is(a, LOCAL)) || !(right || is(b, ALNUM)) {
-        return None;
-    }
+    let before = p.checked_sub(STEP)?;
+    let b = chars.0;
+    let bracket = |x: u8, y: u8| matches!((x, y), (b'[', b']') | (b'(', b')') | (b'{', b'}'));
     // Most of these bytes are no text at all: what can be told from two of them is told first.
-    let fits = if STEP == 1 {
-        let lead = |p: usize| chars.0.get(p).is_some_and(|b| (0xc2..0xf5).contains(b));
-        let trail = |p: usize| chars.0.get(p).is_some_and(|b| b & 0xc0 == 0x80);
-        (!right || (lead(p + 1) && trail(p + 2))) && (!left || trail(p - 1))
-    } else {
-        let high = |p: Option<usize>| p.and_then(|p| chars.0.get(p)).copied().unwrap_or(0);
-        let near = |a: u8, b: u8| {
-            a < 7
-                || a == b
-                || ((0x30..0xa0).contains(&a) && (0x30..0xa0).contains(&b))
-                || ((0xac..0xd8).contains(&a) && (0xac..0xd8).contains(&b))
+    if STEP == 1 {
+        let (x, y, z) = (*b.get(before)?, *b.get(p + 1)?, *b.get(p + 2)?);
+        if (x | y) < 0x80 {
+            return bracket(x, y).then_some(before);
+        }
+        let right = if y < 0x80 {
+            is(y, ALNUM)
+        } else {
+            (0xc2..0xf5).contains(&y) && z & 0xc0 == 0x80
         };
-        (!right || near(high(Some(p + 3)), high(Some(p + 5))))
-            && (!left || near(high(Some(p - 1)), high(p.checked_sub(3))))
+        let left = is(x, LOCAL) || (0x80..0xc0).contains(&x);
+        return (right && left && lettered(chars, p)).then_some(p);
+    }
+    let unit = |p: usize| Some((*b.get(p)?, *b.get(p + 1)?));
+    let (x, y) = (unit(before)?, unit(p + 2)?);
+    if x.1 | y.1 == 0 && (x.0 | y.0) < 0x80 {
+        return bracket(x.0, y.0).then_some(before);
+    }
+    // Far letters have a neighbour of their script.
+    let near = |a: u8, b: u8| {
+        a < 7
+            || a == b
+            || ((0x30..0xa0).contains(&a) && (0x30..0xa0).contains(&b))
+            || ((0xac..0xd8).contains(&a) && (0xac..0xd8).contains(&b))
     };
-    let name = |c: Option<(char, usize)>| c.is_some_and(|c| idn::is_name_char(c.0));
-    let fits =
-        fits && (!right || name(chars.char_at(p + STEP))) && (!left || name(chars.char_before(p)));
-    fits.then_some(p)
+    let right = near(y.1, unit(p + 4)?.1);
+    let left = near(
+        x.1,
+        before.checked_sub(2).and_then(unit).unwrap_or_default().1,
+    );
+    (right && left && lettered(chars, p)).then_some(p)
+}
+
+/// True when letters or what names are made of stand on both sides of byte `p`.
+fn lettered<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> bool {
+    let fits = |c: Option<(char, usize)>, class: u8| {
+        c.is_some_and(|(c, _)| match u8::try_from(c) {
+            Ok(b) if b < 0x80 => is(b, class),
+            _ => idn::is_name_char(c),
+        })
+    };
+    fits(chars.char_at(p + STEP), ALNUM) && fits(chars.char_before(p), LOCAL)
 }
 
 /// What lies between text and text, of any script.

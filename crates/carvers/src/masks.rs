@@ -90,9 +90,9 @@ mod avx2 {
                 };
             }
             *m = Masks {
-                alnum: !bits(none(low, ALNUM), none(high, ALNUM)),
-                digit: !bits(none(low, DIGIT), none(high, DIGIT)),
-                join: !bits(none(low, JOIN), none(high, JOIN)),
+                alnum: bits(from(low, 0x20), from(high, 0x20)),
+                digit: bits(low, high),
+                join: bits(from(up::<3>(low), 0x40), from(up::<3>(high), 0x40)),
                 dot: both!(equal, b'.'),
                 at: both!(equal, b'@'),
                 colon: both!(equal, b':'),
@@ -100,31 +100,29 @@ mod avx2 {
                 brace: both!(brace),
                 zero: both!(equal, 0),
                 // What has the high bit is text, and of no class.
-                text: !bits(none(low, TEXT), none(high, TEXT)) | bits(lo, hi),
+                text: bits(from(up::<5>(low), 0x20), from(up::<5>(high), 0x20)) | bits(lo, hi),
                 end: both!(either, b'\n', b'\r'),
             };
         }
     }
 
-    /// Classes of bytes below 0x80, each a set of high halves and one of low halves:
+    /// Classes of bytes below 0x80, each a set of high halves and one of low halves, so that a bit
+    /// of a group of neighbours tells of a class:
     ///
     /// ```text
-    ///  1 3x 0..9      2 4x 6x 1..f    4 5x 7x 0..a    8 5x f  16 2x d
-    /// 32 2x..6x 0..f  64 7x 0..e     128 0x 9 a d
+    /// 128 3x 0..9   64 4x 6x 1..f   32 5x 7x 0..a     digits; with them letters
+    ///  16 5x f       8 2x d                           `_` and `-`
+    ///   4 2x..6x     2 7x 0..e       1 0x 9 a d       text
     /// ```
-    const DIGIT: u8 = 1;
-    const ALNUM: u8 = 1 | 2 | 4;
-    const JOIN: u8 = 8 | 16;
-    const TEXT: u8 = 32 | 64 | 128;
     const HIGH: [u8; 16] = [
-        128,
+        1,
         0,
-        16 | 32,
-        1 | 32,
-        2 | 32,
-        4 | 8 | 32,
-        2 | 32,
-        4 | 64,
+        8 | 4,
+        128 | 4,
+        64 | 4,
+        32 | 16 | 4,
+        64 | 4,
+        32 | 2,
         0,
         0,
         0,
@@ -135,31 +133,25 @@ mod avx2 {
         0,
     ];
     const LOW: [u8; 16] = {
-        let mut t = [0u8; 16];
+        let mut t = [4u8; 16];
         let mut i = 0;
         while i < 16 {
-            let mut c = 32;
             if i < 10 {
-                c |= 1;
+                t[i] |= 128;
             }
             if i > 0 {
-                c |= 2;
+                t[i] |= 64;
             }
             if i < 11 {
-                c |= 4;
+                t[i] |= 32;
             }
-            if i == 15 {
-                c |= 8;
-            } else {
-                c |= 64;
-            }
+            t[i] |= if i == 15 { 16 } else { 2 };
             if i == 13 {
-                c |= 16;
+                t[i] |= 8;
             }
             if i == 9 || i == 10 || i == 13 {
-                c |= 128;
+                t[i] |= 1;
             }
-            t[i] = c;
             i += 1;
         }
         t
@@ -183,12 +175,18 @@ mod avx2 {
         )
     }
 
-    /// Bytes that are of none of these classes.
+    /// Moves bits up; what comes from the neighbour lies below bit `N`.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn none(classes: __m256i, of: u8) -> __m256i {
-        let some = _mm256_and_si256(classes, _mm256_set1_epi8(of as i8));
-        _mm256_cmpeq_epi8(some, _mm256_setzero_si256())
+    fn up<const N: i32>(v: __m256i) -> __m256i {
+        _mm256_slli_epi16::<N>(v)
+    }
+
+    /// Sets the high bit of bytes from `least` on.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn from(v: __m256i, least: u8) -> __m256i {
+        _mm256_adds_epu8(v, _mm256_set1_epi8((128 - least) as i8))
     }
 
     #[inline]

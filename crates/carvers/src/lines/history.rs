@@ -178,7 +178,8 @@ fn journal(data: &[u8], digits: usize, emit: &mut dyn FnMut(usize, usize, &Recor
     // Fields may come in any order: back to the first line that is one. Where that is too far off
     // it is not known where the record begins.
     while start > 0 && data[start - 1] == b'\n' {
-        let before = memchr::memrchr(b'\n', &data[low..start - 1]);
+        let control = |b: &u8| *b < b' ' && *b != b'\t';
+        let before = data[low..start - 1].iter().rposition(control);
         let Some(from) = before.map(|n| low + n + 1).or((low == 0).then_some(0)) else {
             return false;
         };
