@@ -184,6 +184,7 @@ impl Part<'_, '_> {
         let mut padded = [0u8; BLOCKS * BLOCK];
         let core = self.core.clone();
         let mut place = Place::new(data, base.0, core.clone(), sink);
+        place.emails = self.set.scans.email;
         let mut lines = Lines::new(data, base.0, core, &self.set.clock, claims);
         let mut p = reach.start;
         while p < reach.end {
@@ -381,13 +382,10 @@ fn candidates(
                 runs[2].push(at);
             }
         }
-        if m.brace != 0 {
+        if scans.log && m.brace != 0 {
             each(m.brace, at, |p| match place.data.get(p + 1) {
-                Some(0) => brace::<2>(p, scans, place, lines),
-                // A member or space, or the first letter of `dot` and `at`.
-                Some(b'"' | b' ' | b'\t' | b'd' | b'D' | b'a' | b'A') => {
-                    brace::<1>(p, scans, place, lines)
-                }
+                Some(0) => lines.brace::<2>(p, place.sink),
+                Some(b'"' | b' ' | b'\t') => lines.brace::<1>(p, place.sink),
                 _ => {}
             });
         }
@@ -416,23 +414,6 @@ fn candidates(
                 shapes::<2>(prev, m, next, at, scans, place);
             }
         }
-    }
-}
-
-/// The `{` or `[` at byte `p`: an object, or a dot or `@` by its name in brackets.
-fn brace<const STEP: usize>(p: usize, scans: Scans, place: &mut Place<'_>, lines: &mut Lines<'_>) {
-    let next = place.data.get(p + STEP).map_or(0, |b| b | 0x20);
-    if next == b'd' && (scans.domain || scans.ip) {
-        let chars = place.chars::<STEP>();
-        if idn::bracketed(chars, p, b"dot").is_some() {
-            domain::visit::<STEP>(place, p, scans.domain, scans.ip);
-        }
-    } else if next == b'a' && scans.email {
-        if idn::bracketed(place.chars::<STEP>(), p, b"at").is_some() {
-            email::visit::<STEP>(place, p);
-        }
-    } else if scans.log && place.data.get(p) == Some(&b'{') {
-        lines.brace::<STEP>(p, place.sink);
     }
 }
 
@@ -556,7 +537,7 @@ fn shapes<const STEP: usize>(
     } else {
         !0
     };
-    let name_before = before(m.alnum | m.join, prev.alnum | prev.join, n);
+    let name_before = before(m.named, prev.named, n);
     let letter_after = after(m.alnum, next.alnum, n);
     let inside = name_before & letter_after & wide;
     let mut text = (m.dot | m.at) & wide;

@@ -14,6 +14,8 @@ pub(crate) struct Place<'a> {
     pub(crate) base: u64,
     pub(crate) core: Range<usize>,
     pub(crate) sink: &'a mut dyn Sink,
+    /// Addresses of people are wanted.
+    pub(crate) emails: bool,
     /// Values are put together here.
     buf: Vec<u8>,
     /// Ends of the last host-name run looked at, in both encodings: the dots in it are done with.
@@ -52,6 +54,7 @@ impl<'a> Place<'a> {
             base,
             core,
             sink,
+            emails: false,
             buf: Vec::new(),
             run_end: [0; 2],
             colons_end: [0; 2],

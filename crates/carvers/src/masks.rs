@@ -12,13 +12,12 @@ pub(crate) struct Masks {
     pub(crate) alnum: u64,
     /// Digits.
     pub(crate) digit: u64,
-    /// `-` and `_`.
-    pub(crate) join: u64,
+    /// Letters, digits, `-` and `_`.
+    pub(crate) named: u64,
     pub(crate) dot: u64,
     pub(crate) at: u64,
     pub(crate) colon: u64,
     pub(crate) slash: u64,
-    /// `{` and `[`.
     pub(crate) brace: u64,
     pub(crate) zero: u64,
     /// Printable ASCII, tab, line ends, and whatever has the high bit.
@@ -46,12 +45,12 @@ fn portable(bytes: &[u8; BLOCKS * BLOCK], out: &mut [Masks; BLOCKS]) {
                 (x | 0x20).wrapping_sub(b'a') < 26 || x.wrapping_sub(b'0') < 10
             }),
             digit: mask(b, |x| x.wrapping_sub(b'0') < 10),
-            join: mask(b, |x| x == b'-' || x == b'_'),
+            named: mask(b, |x| x.is_ascii_alphanumeric() || x == b'-' || x == b'_'),
             dot: mask(b, |x| x == b'.'),
             at: mask(b, |x| x == b'@'),
             colon: mask(b, |x| x == b':'),
             slash: mask(b, |x| x == b'/'),
-            brace: mask(b, |x| x | 0x20 == b'{'),
+            brace: mask(b, |x| x == b'{'),
             zero: mask(b, |x| x == 0),
             text: mask(b, |x| {
                 (x >= 0x20 && x != 0x7f) || x == b'\t' || x == b'\n' || x == b'\r'
@@ -92,12 +91,12 @@ mod avx2 {
             *m = Masks {
                 alnum: bits(from(low, 0x20), from(high, 0x20)),
                 digit: bits(low, high),
-                join: bits(from(up::<3>(low), 0x40), from(up::<3>(high), 0x40)),
+                named: bits(from(low, 8), from(high, 8)),
                 dot: both!(equal, b'.'),
                 at: both!(equal, b'@'),
                 colon: both!(equal, b':'),
                 slash: both!(equal, b'/'),
-                brace: both!(brace),
+                brace: both!(equal, b'{'),
                 zero: both!(equal, 0),
                 // What has the high bit is text, and of no class.
                 text: bits(from(up::<5>(low), 0x20), from(up::<5>(high), 0x20)) | bits(lo, hi),
@@ -215,12 +214,6 @@ mod avx2 {
     fn either(v: __m256i, a: u8, b: u8) -> __m256i {
         _mm256_or_si256(equal(v, a), equal(v, b))
     }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn brace(v: __m256i) -> __m256i {
-        equal(_mm256_or_si256(v, _mm256_set1_epi8(0x20)), b'{')
-    }
 }
 
 #[cfg(test)]
@@ -238,9 +231,9 @@ mod tests {
         for (i, &x) in bytes.iter().enumerate() {
             let (m, bit) = (&a[i / BLOCK], 1 << (i % BLOCK));
             assert_eq!(m.alnum & bit != 0, x.is_ascii_alphanumeric(), "{x}");
-            assert_eq!(m.join & bit != 0, x == b'-' || x == b'_', "{x}");
+            let named = x.is_ascii_alphanumeric() || x == b'-' || x == b'_';
+            assert_eq!(m.named & bit != 0, named, "{x}");
             assert_eq!(m.digit & bit != 0, x.is_ascii_digit(), "{x}");
-            assert_eq!(m.brace & bit != 0, x == b'{' || x == b'[', "{x}");
             let text = matches!(x, b'\t' | b'\n' | b'\r' | 0x20..=0x7e | 0x80..);
             assert_eq!(m.text & bit != 0, text, "{x}");
         }

@@ -199,7 +199,7 @@ impl<'a> Lines<'a> {
     pub(crate) fn brace<const STEP: usize>(&mut self, at: usize, sink: &mut dyn Sink) {
         let chars = Chars::<STEP>(self.data);
         let mut next = at + STEP;
-        while matches!(chars.at(next), b' ' | b'\t') && next < at + 8 * STEP {
+        while matches!(chars.at(next), b' ' | b'\t') && next < at + 4 * STEP {
             next += STEP;
         }
         if chars.at(next) != b'"' || self.claimed(at) {
