@@ -94,6 +94,7 @@ const FILES: &[&str] = &["issue.net"];
 
 /// Looks at the dot at byte `at`, or at the bracket before a dot; the whole run of host-name
 /// characters is dealt with at once.
+#[inline(never)]
 pub(crate) fn visit<const STEP: usize>(
     place: &mut Place<'_>,
     at: usize,

@@ -458,7 +458,7 @@ fn clock<const STEP: u32>(prev: &Masks, m: &Masks, next: &Masks) -> u64 {
 
 /// Where a name may go on around the dot or `@` at byte `p`, which is not between plain characters
 /// of names: at itself beside letters beyond ASCII, at the bracket before it where it is in a pair.
-#[inline(always)]
+#[inline(never)]
 fn odd<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> Option<usize> {
     let before = p.checked_sub(STEP)?;
     let b = chars.0;
@@ -481,6 +481,10 @@ fn odd<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> Option<usize> {
     let (x, y) = (unit(before)?, unit(p + 2)?);
     if x.1 | y.1 == 0 && (x.0 | y.0) < 0x80 {
         return bracket(x.0, y.0).then_some(before);
+    }
+    let plain = |u: (u8, u8), class: u8| u.1 != 0 || is(u.0, class) || u.0 >= 0xc0;
+    if !plain(x, LOCAL) || !plain(y, ALNUM) {
+        return None;
     }
     // Far letters have a neighbour of their script.
     let near = |a: u8, b: u8| {
@@ -540,6 +544,7 @@ fn shapes<const STEP: usize>(
     let name_before = before(m.named, prev.named, n);
     let letter_after = after(m.alnum, next.alnum, n);
     let inside = name_before & letter_after & wide;
+    let chars = place.chars::<STEP>();
     let mut text = (m.dot | m.at) & wide;
     if text & !inside != 0 {
         // Between what is text at all: letters beyond ASCII are looked at one by one.
@@ -547,18 +552,18 @@ fn shapes<const STEP: usize>(
     }
     if scans.domain || scans.ip {
         each(m.dot & text, at, |p| {
-            if inside >> (p - at) & 1 == 1 {
-                domain::visit::<STEP>(place, p, scans.domain, scans.ip);
-            } else if let Some(p) = odd(place.chars::<STEP>(), p) {
+            let plain = inside >> (p - at) & 1 == 1;
+            let spot = if plain { Some(p) } else { odd(chars, p) };
+            if let Some(p) = spot {
                 domain::visit::<STEP>(place, p, scans.domain, scans.ip);
             }
         });
     }
     if scans.email {
         each(m.at & text, at, |p| {
-            if inside >> (p - at) & 1 == 1 {
-                email::visit::<STEP>(place, p);
-            } else if let Some(p) = odd(place.chars::<STEP>(), p) {
+            let plain = inside >> (p - at) & 1 == 1;
+            let spot = if plain { Some(p) } else { odd(chars, p) };
+            if let Some(p) = spot {
                 email::visit::<STEP>(place, p);
             }
         });

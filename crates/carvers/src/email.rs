@@ -20,6 +20,7 @@ pub(crate) const VERSION: u32 = 2;
 const LOCAL_PART: usize = 64;
 
 /// Looks at the `@` at byte `at`, or at the bracket before one.
+#[inline(never)]
 pub(crate) fn visit<const STEP: usize>(place: &mut Place<'_>, at: usize) {
     let chars = place.chars::<STEP>();
     let marked = chars.at(at) != b'@';

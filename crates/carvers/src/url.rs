@@ -142,6 +142,7 @@ fn start<const STEP: usize>(chars: Chars<'_, STEP>, at: usize) -> Option<Start> 
 }
 
 /// Looks at the colon at byte `at`.
+#[inline(never)]
 pub(crate) fn visit<const STEP: usize>(place: &mut Place<'_>, at: usize) {
     let chars = place.chars::<STEP>();
     let Some(start) = start(chars, at) else {

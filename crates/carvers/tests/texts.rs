@@ -436,7 +436,7 @@ fn lines() -> Vec<(&'static str, Value)> {
         ),
         (
             r#"{"time":"2024-02-06T15:16:31Z","msg":"comma"},"#,
-            json!({"message": "comma", "len": 46}),
+            json!({"message": "comma", "len": 45}),
         ),
         (
             r#"{"a":{"b":[{"time":"2024-02-06T15:16:31Z","msg":"deep"}]}}"#,

@@ -88,6 +88,7 @@ impl<'a> Lines<'a> {
     }
 
     /// Looks at the first colon of a time of day, at byte `at`.
+    #[inline(never)]
     pub(crate) fn time_of_day<const STEP: usize>(&mut self, at: usize, sink: &mut dyn Sink) {
         let chars = Chars::<STEP>(self.data);
         let Some(hour) = at.checked_sub(2 * STEP) else {
@@ -196,6 +197,7 @@ impl<'a> Lines<'a> {
     }
 
     /// Looks at the `{` at byte `at`: an object alone on its line, or one of others.
+    #[inline(never)]
     pub(crate) fn brace<const STEP: usize>(&mut self, at: usize, sink: &mut dyn Sink) {
         let chars = Chars::<STEP>(self.data);
         let mut next = at + STEP;
@@ -240,6 +242,7 @@ impl<'a> Lines<'a> {
     }
 
     /// Looks at the colon of `audit(1700000000.123:456)` at byte `at`.
+    #[inline(never)]
     pub(crate) fn audit(&mut self, at: usize, sink: &mut dyn Sink) {
         let mut p = at.saturating_sub(4);
         while p > 0 && self.data[p - 1].is_ascii_digit() && at - p < 16 {
@@ -254,6 +257,7 @@ impl<'a> Lines<'a> {
     }
 
     /// Looks at the line end or colon at byte `at`, which ten digits are before.
+    #[inline(never)]
     pub(crate) fn stamped(&mut self, at: usize, sink: &mut dyn Sink) {
         if self.claimed(at) {
             return;
