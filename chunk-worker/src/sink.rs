@@ -697,6 +697,8 @@ impl Rows<'_> {
 impl Sink for Rows<'_> {
     fn finding(&mut self, f: &Finding<'_>) {
         let (detector, key) = self.detector(f.carver);
+        let mut json = std::mem::take(&mut self.json);
+        let fields = fields_json(&mut json, f.fields);
         self.findings.push(&FindingRow {
             id: row_id(key, "image", "", f.offset.0, f.len),
             detector: &detector,
@@ -710,11 +712,12 @@ impl Sink for Rows<'_> {
             value: f.value,
             encoding: Some(f.encoding.as_str()),
             context: Some(f.context),
-            fields: None,
+            fields,
             path: None,
             artifact: None,
             rule: None,
         });
+        self.json = json;
         self.relieve(BURST);
     }
 

@@ -32,7 +32,10 @@ impl Sink for Count {
     fn finding(&mut self, f: &Finding<'_>) {
         self.add("finding", f.kind, f.len);
         if self.dump {
-            println!("F\t{}\t{}\t{}\t{}", f.kind, f.offset.0, f.len, f.value);
+            println!(
+                "F\t{}\t{}\t{}\t{}\t{:?}",
+                f.kind, f.offset.0, f.len, f.value, f.fields
+            );
         }
     }
 

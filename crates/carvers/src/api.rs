@@ -110,6 +110,8 @@ pub struct Finding<'a> {
     pub encoding: Encoding,
     /// Bytes just before, the value's own and some after, as they lie in the image.
     pub context: &'a [u8],
+    /// Extra fields.
+    pub fields: &'a [(&'static str, Field<'a>)],
 }
 
 /// A record with a time: a log line, an event record.

@@ -148,6 +148,60 @@ impl<const STEP: usize> Chars<'_, STEP> {
         p
     }
 
+    /// The character at byte `i` and the bytes that it takes, whatever its script.
+    pub(crate) fn char_at(&self, i: usize) -> Option<(char, usize)> {
+        if STEP == 1 {
+            let bytes = self.0.get(i..)?;
+            let n = match bytes.first()? {
+                0..0x80 => 1,
+                _ => crate::lines::utf8(bytes),
+            };
+            let c = std::str::from_utf8(bytes.get(..n)?).ok()?.chars().next()?;
+            return Some((c, n));
+        }
+        let unit = |p: usize| Some(u16::from_le_bytes([*self.0.get(p)?, *self.0.get(p + 1)?]));
+        let first = unit(i)?;
+        if !(0xd800..0xe000).contains(&first) {
+            return char::from_u32(first.into()).map(|c| (c, 2));
+        }
+        let c = char::decode_utf16([first, unit(i + 2)?]).next()?.ok()?;
+        Some((c, 4))
+    }
+
+    /// The character that ends at byte `i`, and the bytes that it takes.
+    pub(crate) fn char_before(&self, i: usize) -> Option<(char, usize)> {
+        let lengths: &[usize] = if STEP == 1 { &[1, 2, 3, 4] } else { &[2, 4] };
+        lengths
+            .iter()
+            .find_map(|n| self.char_at(i.checked_sub(*n)?).filter(|c| c.1 == *n))
+    }
+
+    /// True when what is before byte `i` is beyond ASCII.
+    #[inline(always)]
+    pub(crate) fn beyond_before(&self, i: usize) -> bool {
+        i.checked_sub(STEP).is_some_and(|p| self.beyond(p))
+    }
+
+    /// True when what is at byte `i` is beyond ASCII.
+    #[inline(always)]
+    pub(crate) fn beyond(&self, i: usize) -> bool {
+        let high = |b: Option<&u8>| b.is_some_and(|b| *b >= 0x80);
+        let second = STEP == 2 && self.0.get(i + 1).is_some_and(|b| *b != 0);
+        high(self.0.get(i)) || second
+    }
+
+    /// The characters from byte `from` to byte `to`, whatever their script.
+    pub(crate) fn string(&self, from: usize, to: usize) -> String {
+        let mut out = String::new();
+        let mut p = from;
+        while p < to {
+            let Some((c, n)) = self.char_at(p) else { break };
+            out.push(c);
+            p += n;
+        }
+        out
+    }
+
     /// The characters from byte `from` to byte `to`, all of them ASCII.
     pub(crate) fn text<'b>(&self, from: usize, to: usize, buf: &'b mut Vec<u8>) -> &'b str {
         buf.clear();

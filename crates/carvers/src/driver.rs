@@ -2,13 +2,14 @@
 
 use crate::api::{LOOK_BEHIND, ReadMore, ScanStats, Sink, Window};
 use crate::carver::Hit;
+use crate::chars::{ALNUM, Chars, LOCAL, is};
 use crate::feature::Place;
 use crate::lines::Lines;
 use crate::masks::{BLOCK, BLOCKS, Masks, classify};
 use crate::page::{PAGE, constant_page};
 use crate::source::{AHEAD, Scratch, Source};
 use crate::text::{Runs, Text};
-use crate::{CarverSet, Scans, domain, email, ip, url};
+use crate::{CarverSet, Scans, domain, email, idn, ip, url};
 use ramsift_layers::ImageOffset;
 use std::ops::Range;
 
@@ -183,6 +184,7 @@ impl Part<'_, '_> {
         let mut padded = [0u8; BLOCKS * BLOCK];
         let core = self.core.clone();
         let mut place = Place::new(data, base.0, core.clone(), sink);
+        place.emails = self.set.scans.email;
         let mut lines = Lines::new(data, base.0, core, &self.set.clock, claims);
         let mut p = reach.start;
         while p < reach.end {
@@ -375,23 +377,25 @@ fn candidates(
         if scans.text {
             if m.text == !0 {
                 runs[0].push(at);
-            } else if m.zero.count_ones() == 32 {
+            } else if m.zero == !EVEN {
                 // Every other byte is zero, and the others are text.
-                if m.zero == !EVEN && m.text == EVEN {
+                if m.text == EVEN {
                     runs[1].push(at);
-                } else if m.zero == EVEN && m.text == !EVEN {
-                    runs[2].push(at);
                 }
+            } else if m.zero == EVEN && m.text == !EVEN {
+                runs[2].push(at);
             }
         }
         if scans.log && m.brace != 0 {
-            each(m.brace, at, |p| {
-                if place.data.get(p + 1) == Some(&0) {
-                    lines.brace::<2>(p, place.sink);
-                } else {
-                    lines.brace::<1>(p, place.sink);
-                }
+            each(m.brace, at, |p| match place.data.get(p + 1) {
+                Some(0) => lines.brace::<2>(p, place.sink),
+                Some(b'"' | b' ' | b'\t') => lines.brace::<1>(p, place.sink),
+                _ => {}
             });
+        }
+        if scans.log && (m.end | m.colon) & before(m.digit, prev.digit, 1) != 0 {
+            each(ten_digits(prev, m), at, |p| lines.stamped(p, place.sink));
+            each(audit(prev, m, next), at, |p| lines.audit(p, place.sink));
         }
         if m.colon | m.dot | m.at == 0 {
             continue;
@@ -417,6 +421,27 @@ fn candidates(
     }
 }
 
+/// Line ends and colons after ten digits.
+#[inline(always)]
+fn ten_digits(prev: &Masks, m: &Masks) -> u64 {
+    let mut bits = m.end | m.colon;
+    for n in 1..=10 {
+        bits &= before(m.digit, prev.digit, n);
+        if bits == 0 {
+            break;
+        }
+    }
+    bits
+}
+
+/// The colons of `.ddd:d`.
+#[inline(always)]
+fn audit(prev: &Masks, m: &Masks, next: &Masks) -> u64 {
+    let (d, dp) = (m.digit, prev.digit);
+    let bits = m.colon & before(d, dp, 1) & before(d, dp, 2) & before(d, dp, 3);
+    bits & before(m.dot, prev.dot, 4) & after(d, next.digit, 1)
+}
+
 /// First colons of `dd:dd:dd`.
 #[inline(always)]
 fn clock<const STEP: u32>(prev: &Masks, m: &Masks, next: &Masks) -> u64 {
@@ -433,6 +458,74 @@ fn clock<const STEP: u32>(prev: &Masks, m: &Masks, next: &Masks) -> u64 {
     } else {
         bits
     }
+}
+
+/// Where a name may go on around the dot or `@` at byte `p`, which is not between plain characters
+/// of names: at itself beside letters beyond ASCII, at the bracket before it where it is in a pair.
+#[inline(never)]
+fn odd<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> Option<usize> {
+    let before = p.checked_sub(STEP)?;
+    let b = chars.0;
+    let bracket = |x: u8, y: u8| matches!((x, y), (b'[', b']') | (b'(', b')') | (b'{', b'}'));
+    // Most of these bytes are no text at all: what can be told from two of them is told first.
+    if STEP == 1 {
+        let (x, y, z) = (*b.get(before)?, *b.get(p + 1)?, *b.get(p + 2)?);
+        if (x | y) < 0x80 {
+            return bracket(x, y).then_some(before);
+        }
+        let right = if y < 0x80 {
+            is(y, ALNUM)
+        } else {
+            (0xc2..0xf5).contains(&y) && z & 0xc0 == 0x80
+        };
+        let left = is(x, LOCAL) || (0x80..0xc0).contains(&x);
+        return (right && left && lettered(chars, p)).then_some(p);
+    }
+    let unit = |p: usize| Some((*b.get(p)?, *b.get(p + 1)?));
+    let (x, y) = (unit(before)?, unit(p + 2)?);
+    if x.1 | y.1 == 0 && (x.0 | y.0) < 0x80 {
+        return bracket(x.0, y.0).then_some(before);
+    }
+    let plain = |u: (u8, u8), class: u8| u.1 != 0 || is(u.0, class) || u.0 >= 0xc0;
+    if !plain(x, LOCAL) || !plain(y, ALNUM) {
+        return None;
+    }
+    // Far letters have a neighbour of their script.
+    let near = |a: u8, b: u8| {
+        a < 7
+            || a == b
+            || ((0x30..0xa0).contains(&a) && (0x30..0xa0).contains(&b))
+            || ((0xac..0xd8).contains(&a) && (0xac..0xd8).contains(&b))
+    };
+    let right = near(y.1, unit(p + 4)?.1);
+    let left = near(
+        x.1,
+        before.checked_sub(2).and_then(unit).unwrap_or_default().1,
+    );
+    (right && left && lettered(chars, p)).then_some(p)
+}
+
+/// True when letters or what names are made of stand on both sides of byte `p`.
+fn lettered<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> bool {
+    let fits = |c: Option<(char, usize)>, class: u8| {
+        c.is_some_and(|(c, _)| match u8::try_from(c) {
+            Ok(b) if b < 0x80 => is(b, class),
+            _ => idn::is_name_char(c),
+        })
+    };
+    fits(chars.char_at(p + STEP), ALNUM) && fits(chars.char_before(p), LOCAL)
+}
+
+/// What lies between text and text, of any script.
+#[inline(always)]
+fn between<const STEP: usize>(prev: &Masks, m: &Masks, next: &Masks) -> u64 {
+    if STEP == 2 {
+        let z = m.zero;
+        let none_before = before(z, prev.zero, 1) & before(z, prev.zero, 2);
+        let none_after = after(z, next.zero, 2) & after(z, next.zero, 3);
+        return !(none_before | none_after);
+    }
+    before(m.text, prev.text, 1) & after(m.text, next.text, 1)
 }
 
 /// The shapes of indicators.
@@ -452,16 +545,32 @@ fn shapes<const STEP: usize>(
     } else {
         !0
     };
-    let name_before = before(m.alnum | m.join, prev.alnum | prev.join, n);
+    let name_before = before(m.named, prev.named, n);
     let letter_after = after(m.alnum, next.alnum, n);
     let inside = name_before & letter_after & wide;
+    let chars = place.chars::<STEP>();
+    let mut text = (m.dot | m.at) & wide;
+    if text & !inside != 0 {
+        // Between what is text at all: letters beyond ASCII are looked at one by one.
+        text &= inside | between::<STEP>(prev, m, next);
+    }
     if scans.domain || scans.ip {
-        each(m.dot & inside, at, |p| {
-            domain::visit::<STEP>(place, p, scans.domain, scans.ip)
+        each(m.dot & text, at, |p| {
+            let plain = inside >> (p - at) & 1 == 1;
+            let spot = if plain { Some(p) } else { odd(chars, p) };
+            if let Some(p) = spot {
+                domain::visit::<STEP>(place, p, scans.domain, scans.ip);
+            }
         });
     }
     if scans.email {
-        each(m.at & inside, at, |p| email::visit::<STEP>(place, p));
+        each(m.at & text, at, |p| {
+            let plain = inside >> (p - at) & 1 == 1;
+            let spot = if plain { Some(p) } else { odd(chars, p) };
+            if let Some(p) = spot {
+                email::visit::<STEP>(place, p);
+            }
+        });
     }
     let colon = m.colon & wide;
     if colon == 0 {
@@ -469,7 +578,17 @@ fn shapes<const STEP: usize>(
     }
     if scans.url {
         let slashes = after(m.slash, next.slash, n) & after(m.slash, next.slash, 2 * n);
-        each(colon & slashes, at, |p| url::visit::<STEP>(place, p));
+        each(colon, at, |p| {
+            let quoted = || {
+                matches!(
+                    place.data.get(p + STEP),
+                    Some(b'\\' | b'&' | b']' | b')' | b'}')
+                )
+            };
+            if slashes >> (p - at) & 1 == 1 || quoted() {
+                url::visit::<STEP>(place, p);
+            }
+        });
     }
     if scans.ip {
         let c = |k: u32| after(m.colon, next.colon, k * n);

@@ -1,6 +1,6 @@
 //! What the scanners for indicators share: where they are, what they have seen, how they report.
 
-use crate::api::{Encoding, Finding, Sink};
+use crate::api::{Encoding, Field, Finding, Sink};
 use crate::chars::Chars;
 use ramsift_layers::ImageOffset;
 use std::ops::Range;
@@ -14,12 +14,32 @@ pub(crate) struct Place<'a> {
     pub(crate) base: u64,
     pub(crate) core: Range<usize>,
     pub(crate) sink: &'a mut dyn Sink,
+    /// Addresses of people are wanted.
+    pub(crate) emails: bool,
     /// Values are put together here.
     buf: Vec<u8>,
     /// Ends of the last host-name run looked at, in both encodings: the dots in it are done with.
     pub(crate) run_end: [usize; 2],
     /// The same for runs of hexadecimal digits and colons.
     pub(crate) colons_end: [usize; 2],
+}
+
+/// What is said of a value: its kind, the text where it is not just what lies there, and fields.
+pub(crate) struct Said<'s> {
+    pub(crate) carver: &'static str,
+    pub(crate) kind: &'static str,
+    /// `None`: the characters as they lie there, all of them ASCII.
+    pub(crate) value: Option<&'s str>,
+    pub(crate) fields: &'s [(&'static str, Field<'s>)],
+}
+
+/// Fields of a finding, the ones that there are.
+pub(crate) fn fields<'s>(
+    all: &[(&'static str, Option<&'s str>)],
+) -> Vec<(&'static str, Field<'s>)> {
+    all.iter()
+        .filter_map(|(k, v)| v.map(|v| (*k, Field::Str(v))))
+        .collect()
 }
 
 impl<'a> Place<'a> {
@@ -34,6 +54,7 @@ impl<'a> Place<'a> {
             base,
             core,
             sink,
+            emails: false,
             buf: Vec::new(),
             run_end: [0; 2],
             colons_end: [0; 2],
@@ -49,25 +70,22 @@ impl<'a> Place<'a> {
         Chars::<STEP>(self.data).text(from, to, &mut self.buf)
     }
 
-    /// Reports the characters from byte `from` to byte `to`, if they begin in the core.
-    pub(crate) fn report<const STEP: usize>(
-        &mut self,
-        carver: &'static str,
-        kind: &'static str,
-        from: usize,
-        to: usize,
-    ) {
+    /// Reports what lies from byte `from` to byte `to`, if it begins in the core.
+    pub(crate) fn report<const STEP: usize>(&mut self, said: &Said<'_>, from: usize, to: usize) {
         if !self.core.contains(&from) {
             return;
         }
-        let value = Chars::<STEP>(self.data).text(from, to, &mut self.buf);
+        let value = match said.value {
+            Some(v) => v,
+            None => Chars::<STEP>(self.data).text(from, to, &mut self.buf),
+        };
         let (a, b) = (
             from.saturating_sub(CONTEXT),
             (to + CONTEXT).min(self.data.len()),
         );
         self.sink.finding(&Finding {
-            carver,
-            kind,
+            carver: said.carver,
+            kind: said.kind,
             offset: ImageOffset(self.base + from as u64),
             len: (to - from) as u64,
             value,
@@ -77,6 +95,7 @@ impl<'a> Place<'a> {
                 Encoding::Utf8
             },
             context: &self.data[a..b],
+            fields: said.fields,
         });
     }
 }

@@ -15,11 +15,12 @@
 //! which the first has three digits or more; there must be a digit; the neighbours must be no letters or
 //! digits.
 
-use crate::chars::{ALNUM, Chars, is};
-use crate::feature::Place;
+use crate::chars::{ALNUM, Chars, DIGIT, HOST, is};
+use crate::feature::{Place, Said, fields};
+use crate::reserved;
 use std::net::Ipv6Addr;
 
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// Addresses of public resolvers that look like versions.
 const RESOLVERS: [[u8; 4]; 5] = [
@@ -58,16 +59,78 @@ fn octets<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, to: usize) -> 
 }
 
 /// Looks at a run of host-name characters that ends with a digit.
-pub(crate) fn quad<const STEP: usize>(place: &mut Place<'_>, from: usize, to: usize) {
+pub(crate) fn quad<const STEP: usize>(
+    place: &mut Place<'_>,
+    from: usize,
+    to: usize,
+    defanged: bool,
+) {
     let chars = place.chars::<STEP>();
-    let Some(o) = octets(chars, from, to) else {
-        return;
+    let refanged = defanged.then(|| crate::idn::refang(&chars.string(from, to)));
+    let octets = match &refanged {
+        Some(r) => octets(Chars::<1>(r.as_bytes()), 0, r.len()),
+        None => octets(chars, from, to),
     };
+    let Some(o) = octets else { return };
     let useless = o[0] == 0 || o[0] == 127 || o[0] >= 240;
     let version = o.iter().all(|&x| x < 10) && !RESOLVERS.contains(&o);
-    if !useless && !version && !named_version(chars, from) {
-        place.report::<STEP>("ip", "ipv4", from, to);
+    if useless || version || named_version(chars, from) {
+        return;
     }
+    let r = reserved::v4(o.into());
+    let (prefix, end) = prefix(chars, to, 32);
+    let network = prefix.is_some_and(|n| n < 32 && u32::from_be_bytes(o) << n == 0);
+    let to = if network { end } else { to };
+    let written = refanged.as_ref().map(|_| chars.string(from, to));
+    let digits = prefix.map(|n| n.to_string());
+    let fields = fields(&[
+        ("refanged", refanged.as_deref()),
+        ("prefix", digits.as_deref()),
+        ("reserved", r.reserved),
+        ("range", r.range),
+        ("doubt", doubt(o).filter(|_| prefix.is_none())),
+    ]);
+    let said = Said {
+        carver: "ip",
+        kind: if network { "ipv4_net" } else { "ipv4" },
+        value: written.as_deref(),
+        fields: &fields,
+    };
+    place.report::<STEP>(&said, from, to);
+}
+
+/// The length of a prefix behind an address, and where it ends.
+fn prefix<const STEP: usize>(chars: Chars<'_, STEP>, at: usize, most: u32) -> (Option<u32>, usize) {
+    let from = at + STEP;
+    let end = chars.forward(from, DIGIT, 4);
+    let alone = !is(chars.at(end), ALNUM) && !matches!(chars.at(end), b'/' | b'_');
+    if chars.at(at) != b'/' || end == from || !alone {
+        return (None, at);
+    }
+    let dotted = chars.at(end) == b'.' && is(chars.at(end + STEP), ALNUM);
+    let n = chars.string(from, end).parse::<u32>().ok();
+    let n = n.filter(|n| *n <= most && !dotted);
+    (n, if n.is_some() { end } else { at })
+}
+
+/// Arcs of object identifiers that have four numbers and are often written: attributes and
+/// extensions of X.509, curves.
+const ARCS: &[[u8; 3]] = &[
+    [1, 3, 101],
+    [2, 5, 4],
+    [2, 5, 29],
+    [2, 5, 8],
+    [1, 3, 6],
+    [1, 3, 132],
+    [2, 23, 140],
+];
+
+/// What else four octets may be.
+fn doubt(o: [u8; 4]) -> Option<&'static str> {
+    if ARCS.iter().any(|a| o.starts_with(a)) {
+        return Some("may be an object identifier");
+    }
+    (o[3] == 0).then_some("may be a network or a version")
 }
 
 /// True after `name/` and after the word version.
@@ -123,26 +186,53 @@ pub(crate) fn colons<const STEP: usize>(place: &mut Place<'_>, at: usize) {
     {
         return;
     }
-    let text = place.text::<STEP>(from, to);
-    if is_ipv6(text) {
-        place.report::<STEP>("ip", "ipv6", from, to);
-    }
+    let Some(address) = ipv6(place.text::<STEP>(from, to)) else {
+        return;
+    };
+    let r = reserved::v6(address);
+    let (prefix, end) = prefix(chars, to, 128);
+    let bits = u128::from(address);
+    let network = prefix.is_some_and(|n| n < 128 && bits << n == 0);
+    let to = if network { end } else { to };
+    let digits = prefix.map(|n| n.to_string());
+    let zone = (chars.at(to) == b'%').then(|| {
+        let end = chars.forward(to + STEP, HOST, 32);
+        chars.string(to + STEP, end)
+    });
+    let rest_zero = bits << 64 == 0 && prefix.is_none();
+    let fields = fields(&[
+        ("prefix", digits.as_deref()),
+        ("zone", zone.as_deref().filter(|z| !z.is_empty())),
+        ("reserved", r.reserved),
+        ("range", r.range),
+        ("doubt", rest_zero.then_some("may be a network")),
+    ]);
+    let said = Said {
+        carver: "ip",
+        kind: if network { "ipv6_net" } else { "ipv6" },
+        value: None,
+        fields: &fields,
+    };
+    place.report::<STEP>(&said, from, to);
 }
 
-fn is_ipv6(text: &str) -> bool {
+fn ipv6(text: &str) -> Option<Ipv6Addr> {
     if text.matches(':').count() < 2 || !text.bytes().any(|b| b.is_ascii_digit()) {
-        return false;
+        return None;
     }
-    let Ok(address) = text.parse::<Ipv6Addr>() else {
-        return false;
-    };
-    if address.is_unspecified() || address.is_loopback() {
-        return false;
+    let address = text.parse::<Ipv6Addr>().ok()?;
+    // Netmasks are no addresses.
+    let mask = u128::from(address).leading_ones() + u128::from(address).trailing_zeros() >= 128;
+    if address.is_unspecified()
+        || address.is_loopback()
+        || (mask && address.segments()[1] == 0xffff)
+    {
+        return None;
     }
     let groups = text.split(':').filter(|g| !g.is_empty());
     let groups = groups.count();
     let first = text.find(':').is_some_and(|n| n >= 3);
-    !text.contains("::") || groups >= 3 || (groups == 2 && first)
+    (!text.contains("::") || groups >= 3 || (groups == 2 && first)).then_some(address)
 }
 
 #[cfg(test)]
@@ -175,7 +265,7 @@ mod tests {
             "::ffff:192.0.2.1",
             "1:2:3:4:5:6:7:8",
         ] {
-            assert!(is_ipv6(good) || good == "::ffff:192.0.2.1", "{good}");
+            assert!(ipv6(good).is_some() || good == "::ffff:192.0.2.1", "{good}");
         }
         for bad in [
             "::",
@@ -186,7 +276,7 @@ mod tests {
             "00:11:22:33:44:55",
             "1::2",
         ] {
-            assert!(!is_ipv6(bad), "{bad}");
+            assert!(ipv6(bad).is_none(), "{bad}");
         }
     }
 }

@@ -17,6 +17,7 @@
 pub mod api;
 
 mod anchors;
+mod authority;
 mod carver;
 mod chars;
 mod crc;
@@ -25,8 +26,10 @@ mod driver;
 mod elf;
 mod email;
 mod ends;
+mod escape;
 mod evtx;
 mod feature;
+mod idn;
 mod ip;
 mod jpeg;
 mod lines;
@@ -36,6 +39,7 @@ mod page;
 mod pdf;
 mod pe;
 mod png;
+mod reserved;
 mod source;
 mod sqlite;
 mod text;
@@ -43,6 +47,7 @@ mod tld;
 mod url;
 mod zip;
 mod zone;
+mod zones;
 
 pub use options::{CarverError, CarverOptions};
 pub use page::constant_page;

@@ -12,8 +12,8 @@ pub(crate) struct Masks {
     pub(crate) alnum: u64,
     /// Digits.
     pub(crate) digit: u64,
-    /// `-` and `_`.
-    pub(crate) join: u64,
+    /// Letters, digits, `-` and `_`.
+    pub(crate) named: u64,
     pub(crate) dot: u64,
     pub(crate) at: u64,
     pub(crate) colon: u64,
@@ -45,7 +45,7 @@ fn portable(bytes: &[u8; BLOCKS * BLOCK], out: &mut [Masks; BLOCKS]) {
                 (x | 0x20).wrapping_sub(b'a') < 26 || x.wrapping_sub(b'0') < 10
             }),
             digit: mask(b, |x| x.wrapping_sub(b'0') < 10),
-            join: mask(b, |x| x == b'-' || x == b'_'),
+            named: mask(b, |x| x.is_ascii_alphanumeric() || x == b'-' || x == b'_'),
             dot: mask(b, |x| x == b'.'),
             at: mask(b, |x| x == b'@'),
             colon: mask(b, |x| x == b':'),
@@ -82,25 +82,110 @@ mod avx2 {
         for (m, b) in out.iter_mut().zip(blocks) {
             let (halves, _) = b.as_chunks::<32>();
             let (lo, hi) = (load(&halves[0]), load(&halves[1]));
+            let (low, high) = (classes(lo), classes(hi));
             macro_rules! both {
                 ($is:ident $(, $arg:expr)*) => {
                     bits($is(lo $(, $arg)*), $is(hi $(, $arg)*))
                 };
             }
             *m = Masks {
-                alnum: both!(alnum),
-                digit: both!(within, b'0', 9),
-                join: both!(either, b'-', b'_'),
+                alnum: bits(from(low, 0x20), from(high, 0x20)),
+                digit: bits(low, high),
+                named: bits(from(low, 8), from(high, 8)),
                 dot: both!(equal, b'.'),
                 at: both!(equal, b'@'),
                 colon: both!(equal, b':'),
                 slash: both!(equal, b'/'),
                 brace: both!(equal, b'{'),
                 zero: both!(equal, 0),
-                text: both!(text),
+                // What has the high bit is text, and of no class.
+                text: bits(from(up::<5>(low), 0x20), from(up::<5>(high), 0x20)) | bits(lo, hi),
                 end: both!(either, b'\n', b'\r'),
             };
         }
+    }
+
+    /// Classes of bytes below 0x80, each a set of high halves and one of low halves, so that a bit
+    /// of a group of neighbours tells of a class:
+    ///
+    /// ```text
+    /// 128 3x 0..9   64 4x 6x 1..f   32 5x 7x 0..a     digits; with them letters
+    ///  16 5x f       8 2x d                           `_` and `-`
+    ///   4 2x..6x     2 7x 0..e       1 0x 9 a d       text
+    /// ```
+    const HIGH: [u8; 16] = [
+        1,
+        0,
+        8 | 4,
+        128 | 4,
+        64 | 4,
+        32 | 16 | 4,
+        64 | 4,
+        32 | 2,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+    ];
+    const LOW: [u8; 16] = {
+        let mut t = [4u8; 16];
+        let mut i = 0;
+        while i < 16 {
+            if i < 10 {
+                t[i] |= 128;
+            }
+            if i > 0 {
+                t[i] |= 64;
+            }
+            if i < 11 {
+                t[i] |= 32;
+            }
+            t[i] |= if i == 15 { 16 } else { 2 };
+            if i == 13 {
+                t[i] |= 8;
+            }
+            if i == 9 || i == 10 || i == 13 {
+                t[i] |= 1;
+            }
+            i += 1;
+        }
+        t
+    };
+
+    /// The classes of each byte: nothing for those with the high bit.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn classes(v: __m256i) -> __m256i {
+        let table = |t: &[u8; 16]| {
+            let half = _mm_set_epi64x(
+                i64::from_le_bytes([t[8], t[9], t[10], t[11], t[12], t[13], t[14], t[15]]),
+                i64::from_le_bytes([t[0], t[1], t[2], t[3], t[4], t[5], t[6], t[7]]),
+            );
+            _mm256_broadcastsi128_si256(half)
+        };
+        let top = _mm256_and_si256(_mm256_srli_epi16::<4>(v), _mm256_set1_epi8(15));
+        _mm256_and_si256(
+            _mm256_shuffle_epi8(table(&LOW), v),
+            _mm256_shuffle_epi8(table(&HIGH), top),
+        )
+    }
+
+    /// Moves bits up; what comes from the neighbour lies below bit `N`.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn up<const N: i32>(v: __m256i) -> __m256i {
+        _mm256_slli_epi16::<N>(v)
+    }
+
+    /// Sets the high bit of bytes from `least` on.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn from(v: __m256i, least: u8) -> __m256i {
+        _mm256_adds_epu8(v, _mm256_set1_epi8((128 - least) as i8))
     }
 
     #[inline]
@@ -129,31 +214,6 @@ mod avx2 {
     fn either(v: __m256i, a: u8, b: u8) -> __m256i {
         _mm256_or_si256(equal(v, a), equal(v, b))
     }
-
-    /// Bytes from `first` to `first + span`.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn within(v: __m256i, first: u8, span: u8) -> __m256i {
-        let d = _mm256_sub_epi8(v, _mm256_set1_epi8(first as i8));
-        _mm256_cmpeq_epi8(_mm256_min_epu8(d, _mm256_set1_epi8(span as i8)), d)
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn alnum(v: __m256i) -> __m256i {
-        let lower = _mm256_or_si256(v, _mm256_set1_epi8(0x20));
-        _mm256_or_si256(within(lower, b'a', 25), within(v, b'0', 9))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn text(v: __m256i) -> __m256i {
-        let most = _mm256_andnot_si256(equal(v, 0x7f), within(v, 0x20, 0xdf));
-        _mm256_or_si256(
-            most,
-            _mm256_or_si256(equal(v, b'\t'), either(v, b'\n', b'\r')),
-        )
-    }
 }
 
 #[cfg(test)]
@@ -171,7 +231,9 @@ mod tests {
         for (i, &x) in bytes.iter().enumerate() {
             let (m, bit) = (&a[i / BLOCK], 1 << (i % BLOCK));
             assert_eq!(m.alnum & bit != 0, x.is_ascii_alphanumeric(), "{x}");
-            assert_eq!(m.join & bit != 0, x == b'-' || x == b'_', "{x}");
+            let named = x.is_ascii_alphanumeric() || x == b'-' || x == b'_';
+            assert_eq!(m.named & bit != 0, named, "{x}");
+            assert_eq!(m.digit & bit != 0, x.is_ascii_digit(), "{x}");
             let text = matches!(x, b'\t' | b'\n' | b'\r' | 0x20..=0x7e | 0x80..);
             assert_eq!(m.text & bit != 0, text, "{x}");
         }

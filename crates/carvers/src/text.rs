@@ -16,7 +16,7 @@ use crate::masks::BLOCK;
 use ramsift_layers::ImageOffset;
 use std::ops::Range;
 
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// Shortest region, in bytes.
 const SHORTEST: usize = 256;
 /// Regions end at multiples of this.
@@ -88,7 +88,8 @@ impl Text<'_> {
                     continue;
                 }
                 let end = at + text_end::<STEP>(&self.data[at..limit]);
-                if end - at >= SHORTEST && self.core.contains(&at) {
+                let whole = end - at >= SHORTEST && self.core.contains(&at);
+                if whole && (STEP == 1 || !is_table(&self.data[at..end])) {
                     self.emit::<STEP>(at, end, sink);
                 }
                 at = if end == limit {
@@ -174,6 +175,28 @@ fn is_text16(low: u8, high: u8) -> bool {
     is_wide(low, high) || (high == 0 && matches!(low, b'\n' | b'\r'))
 }
 
+/// True for small numbers that lie there like UTF-16: tables of states, of widths, of tones. In
+/// text of any language most letters and digits stand beside another one that is no neighbour in
+/// the alphabet; in tables values repeat or count.
+fn is_table(bytes: &[u8]) -> bool {
+    let (units, _) = bytes.as_chunks::<2>();
+    let (mut turns, mut last) = (0usize, ' ');
+    let mut seen = [0u64; 4];
+    let mut distinct = 0;
+    for u in units {
+        let n = u16::from_le_bytes(*u);
+        let bit = 1 << (n & 63);
+        let slot = &mut seen[usize::from(n >> 6 & 3)];
+        distinct += usize::from(*slot & bit == 0);
+        *slot |= bit;
+        let c = char::from_u32(n.into()).unwrap_or(' ');
+        let far = u32::from(c).abs_diff(u32::from(last)) > 1;
+        turns += usize::from(far && c.is_alphanumeric() && last.is_alphanumeric());
+        last = c;
+    }
+    distinct < 6 || turns * 100 < units.len() * 15
+}
+
 /// Length of the text at the start of `bytes`.
 fn text_end<const STEP: usize>(bytes: &[u8]) -> usize {
     if STEP == 2 {
@@ -217,7 +240,13 @@ mod tests {
         data[span.clone()]
             .iter_mut()
             .enumerate()
-            .for_each(|(i, b)| *b = b"w\0"[i & 1]);
+            .for_each(|(i, b)| {
+                *b = if i & 1 == 1 {
+                    0
+                } else {
+                    b"wide words. "[i / 2 % 12]
+                }
+            });
         let mut runs = Runs::default();
         let first = span.start.next_multiple_of(BLOCK);
         (first..span.end - BLOCK)
@@ -234,5 +263,33 @@ mod tests {
         let mut got = Ranges(Vec::new());
         text.report::<2>(&runs, 1, &mut got);
         assert_eq!(got.0, [CUT - 4001..CUT - 1, CUT + 1..CUT + 3999]);
+    }
+
+    #[test]
+    fn tables_are_no_text() {
+        let wide = |s: &str| {
+            s.encode_utf16()
+                .flat_map(u16::to_le_bytes)
+                .collect::<Vec<u8>>()
+        };
+        let count: String = (0x20u8..0x7f).map(char::from).collect();
+        let drawn = "+--------+\r\n| name   |\r\n+--------+\r\n| Value of a key |\r\n".repeat(4);
+        for text in [
+            "Execute a module's code without importing it",
+            "Das Gerät wird nicht unterstützt",
+            "Устройство не поддерживается",
+            "{4D36E972-E325-11CE-BFC1-08002BE10318}",
+            drawn.as_str(),
+        ] {
+            assert!(!is_table(&wide(text)), "{text}");
+        }
+        for table in [
+            &*"7".repeat(200),
+            &*count,
+            &*"ʚ¬".repeat(90),
+            &*"77Ƅ7777T".repeat(30),
+        ] {
+            assert!(is_table(&wide(table)), "{table}");
+        }
     }
 }

@@ -12,6 +12,8 @@ pub(crate) enum Trust {
     Plain,
     /// A word or an abbreviation that is common after a dot in code and prose.
     Word,
+    /// More often the last word of a unit, a section, a property.
+    Code,
     /// Also the suffix of a kind of file.
     File,
 }
@@ -30,6 +32,7 @@ static TABLE: LazyLock<Table> = LazyLock::new(|| {
     };
     for n in NAMES.split_ascii_whitespace() {
         let trust = match n {
+            n if listed(CODE_NAMES, n) => Trust::Code,
             n if listed(FILE_NAMES, n) => Trust::File,
             n if listed(WORD_NAMES, n) => Trust::Word,
             _ => Trust::Plain,
@@ -73,6 +76,12 @@ pub(crate) fn trust(name: &str) -> Option<Trust> {
 pub(crate) fn known(name: &str) -> bool {
     trust(name).is_some()
 }
+
+/// What units, sections, properties and fields are called, with any number of labels:
+/// `rela.init.data`, `glibc.cpu.name`, `multi-user.target`.
+const CODE_NAMES: &str = "\
+    author call data date direct group id map menu name next open parts pid save select target tab \
+    total ";
 
 /// Also the suffixes of files: source code, libraries, archives, documents.
 const FILE_NAMES: &str = "\
@@ -228,7 +237,8 @@ mod tests {
     #[test]
     fn every_class() {
         assert_eq!(trust("example.COM"), Some(Trust::Plain));
-        assert_eq!(trust("user.name"), Some(Trust::Word));
+        assert_eq!(trust("user.name"), Some(Trust::Code));
+        assert_eq!(trust("user.info"), Some(Trust::Word));
         assert_eq!(trust("foo.py"), Some(Trust::File));
         assert_eq!(trust("foo.txt"), None);
         assert!(known("x.onion") && known("x.xn--p1ai"));
@@ -236,6 +246,7 @@ mod tests {
         for n in WORD_NAMES
             .split_ascii_whitespace()
             .chain(FILE_NAMES.split_ascii_whitespace())
+            .chain(CODE_NAMES.split_ascii_whitespace())
         {
             assert!(known(&format!("x.{n}")), "{n}");
         }

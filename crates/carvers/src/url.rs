@@ -1,21 +1,31 @@
-//! URLs, in ASCII and UTF-16LE.
+//! URLs, in UTF-8 and UTF-16LE.
 //!
 //! ```text
-//! scheme :// [user@] host [:port] [/path?query#fragment]         RFC 3986
+//! scheme :// [user@] host [:port] [/path?query#fragment]         RFC 3986, RFC 3987
+//! http\://  https:\/\/  http:&#x2F;&#x2F;                          as other texts quote them
+//! hxxp://bad[.]example[.]com                                      defanged
 //! ```
 //!
 //! Only known schemes, since `://` alone is everywhere in templates. A scheme need not begin a
-//! word: strings in memory often follow another without a gap. A URL ends at the first character
-//! that no URL has, after 2,048 characters, or before `,`, `;`, `|` or `(` and the next scheme;
-//! full stops and unbalanced brackets at its end are not part of it. A URL inside another, as a
-//! parameter, is part of that one and not reported again.
+//! word: strings in memory often follow another without a gap. A URL ends with its host where no
+//! path, query or fragment follows; else at the first character that no URL has, after 2,048
+//! bytes, or before `,`, `;`, `|` or `(` and the next scheme; full stops and unbalanced brackets
+//! at its end are not part of it. A URL inside another, as a parameter, is part of that one and
+//! not reported again.
+//!
+//! The value is the URL as the text means it, with escapes undone, save `&amp;` and the brackets
+//! of defanged ones: `unescaped` and `refanged` are without these.
 
-use crate::chars::{ALNUM, ALPHA, Chars, DIGIT, HOST, URL, is};
-use crate::feature::Place;
+use crate::authority::{Authority, authority};
+use crate::chars::{ALNUM, Chars, URL, is};
+use crate::escape::{How, token};
+use crate::feature::{Place, Said, fields};
+use crate::{idn, reserved};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
-/// Longest URL, in characters.
+/// Longest URL, in characters of ASCII.
 const LONGEST: usize = 2048;
 
 /// The schemes that are looked for.
@@ -24,6 +34,10 @@ const SCHEMES: &[&str] = &[
     "https",
     "hxxp",
     "hxxps",
+    "hxtp",
+    "htxp",
+    "fxp",
+    "fxps",
     "ftp",
     "ftps",
     "sftp",
@@ -101,19 +115,55 @@ fn scheme<const STEP: usize>(chars: Chars<'_, STEP>, at: usize) -> Option<usize>
     best
 }
 
-/// Looks at the colon of `://` at byte `at`.
+/// Where a URL's scheme and its authority begin.
+struct Start {
+    from: usize,
+    body: usize,
+}
+
+/// What the colon at byte `at` begins, if a known scheme is before it and two slashes behind.
+fn start<const STEP: usize>(chars: Chars<'_, STEP>, at: usize) -> Option<Start> {
+    let before = chars.before(at);
+    let open = matches!(before, b'[' | b'(' | b'{');
+    let word = if open || before == b'\\' {
+        at - STEP
+    } else {
+        at
+    };
+    let from = scheme(chars, word)?;
+    let close = |p: usize| open && matches!(chars.at(p), b']' | b')' | b'}');
+    let mut p = at + STEP;
+    p += if close(p) { STEP } else { 0 };
+    for _ in 0..2 {
+        p += token(chars, p).filter(|t| t.c == '/')?.len;
+    }
+    p += if close(p) { STEP } else { 0 };
+    Some(Start { from, body: p })
+}
+
+/// Looks at the colon at byte `at`.
+#[inline(never)]
 pub(crate) fn visit<const STEP: usize>(place: &mut Place<'_>, at: usize) {
     let chars = place.chars::<STEP>();
-    let Some(from) = scheme(chars, at) else {
+    let Some(start) = start(chars, at) else {
         return;
     };
+    let from = start.from;
     if !place.core.contains(&from) || inside(chars, from) {
         return;
     }
-    let end = trim(chars, at + 3 * STEP, body_end(chars, from, at));
-    if host(chars, at + 3 * STEP, end) {
-        place.report::<STEP>("url", "url", from, end);
-    }
+    let Some(host) = authority(chars, start.body) else {
+        return;
+    };
+    let end = if host.more {
+        let Some(end) = body_end(chars, from, host.end, from + LONGEST * STEP) else {
+            return;
+        };
+        trim(chars, host.end, end)
+    } else {
+        host.end
+    };
+    report(place, chars, &start, &host, end);
 }
 
 /// True where a URL may begin although another one runs up to it.
@@ -130,38 +180,127 @@ fn inside<const STEP: usize>(chars: Chars<'_, STEP>, from: usize) -> bool {
     let mut p = from;
     for _ in 0..LONGEST {
         let c = chars.before(p);
-        if !is(c, URL) {
+        let may_be = is(c, URL) || matches!(c, b'\'' | b'|' | b'{' | b'}' | b'\\');
+        if !may_be && !chars.beyond_before(p) {
             return false;
         }
         p -= STEP;
-        let is_start = c == b':' && chars.at(p + STEP) == b'/' && chars.at(p + 2 * STEP) == b'/';
-        if is_start && p + 2 * STEP < from && scheme(chars, p).is_some() {
-            return true;
+        let outer = if c == b':' { start(chars, p) } else { None };
+        if let Some(outer) = outer.filter(|o| o.body <= from) {
+            let Some(host) = authority(chars, outer.body) else {
+                return false;
+            };
+            let over = || body_end(chars, outer.from, host.end, from + 1);
+            return host.end > from || (host.more && over().is_some_and(|e| e >= from));
         }
     }
     false
 }
 
-/// Where the characters of the URL end.
-fn body_end<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, at: usize) -> usize {
-    let mut p = at + 3 * STEP;
-    let limit = from + LONGEST * STEP;
-    while p < limit {
-        let c = chars.at(p);
-        if !is(c, URL) {
-            break;
-        }
-        let start = c == b':' && chars.at(p + STEP) == b'/' && chars.at(p + 2 * STEP) == b'/';
-        let next = if start { scheme(chars, p) } else { None };
-        if let Some(next) = next.filter(|&n| splits(chars.before(n))) {
-            return next - STEP;
-        }
-        p += STEP;
-    }
-    p
+/// True when a known scheme and its colon stand at byte `p`.
+fn scheme_at<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> bool {
+    let end = chars.forward(p, ALNUM, 11);
+    let colon = if chars.at(end) == b':' {
+        end
+    } else {
+        end + STEP
+    };
+    end > p && start(chars, colon).is_some_and(|s| s.from == p)
 }
 
-/// Takes off what ends a sentence or closes a bracket that the URL did not open.
+/// Where the characters of a URL that begins at `from` end, from byte `at` on and before `limit`.
+/// `None`: what stands there is no one URL.
+fn body_end<const STEP: usize>(
+    chars: Chars<'_, STEP>,
+    from: usize,
+    at: usize,
+    limit: usize,
+) -> Option<usize> {
+    let before = chars.before(from);
+    let (mut p, mut curly) = (at, 0);
+    while p < limit {
+        let Some(t) = token(chars, p) else { break };
+        let next = p + t.len;
+        match t.c {
+            // As in `it's`; where a string began with one it ends there.
+            '\'' if t.how != How::Plain || before == b'\'' || !is(chars.at(next), ALNUM) => break,
+            '\'' => {}
+            '{' => curly += 1,
+            '}' if curly == 0 => break,
+            '}' => curly -= 1,
+            '|' => match pipe(chars, before, p) {
+                Pipe::Part => {}
+                Pipe::End => break,
+                Pipe::Unclear => return None,
+            },
+            c if c.is_ascii() => {
+                let class = u8::try_from(c).is_ok_and(|b| is(b, URL));
+                if !class || (splits(c as u8) && scheme_at(chars, next)) {
+                    break;
+                }
+            }
+            c if !in_path(c) => break,
+            _ => {}
+        }
+        p = next;
+    }
+    Some(p)
+}
+
+/// What a `|` is.
+enum Pipe {
+    Part,
+    End,
+    Unclear,
+}
+
+/// Browsers take a `|` in a URL, and texts part columns by it. It is part of the URL between
+/// quotes, and ends it where the next column is empty, a URL or one of several.
+fn pipe<const STEP: usize>(chars: Chars<'_, STEP>, before: u8, at: usize) -> Pipe {
+    let close = match before {
+        b'|' => return Pipe::End,
+        b'"' => b'"',
+        b'\'' => b'\'',
+        b'<' => b'>',
+        b'(' => b')',
+        _ => 0,
+    };
+    if scheme_at(chars, at + STEP) {
+        return Pipe::End;
+    }
+    let (mut p, mut pipes) = (at, 0);
+    while is(chars.at(p), URL) || chars.at(p) == b'|' {
+        if close != 0 && chars.at(p) == close {
+            break;
+        }
+        pipes += usize::from(chars.at(p) == b'|');
+        p += STEP;
+        if p > at + LONGEST * STEP {
+            return Pipe::End;
+        }
+    }
+    if close != 0 && chars.at(p) == close {
+        return Pipe::Part;
+    }
+    if pipes > 1 || !is(chars.at(at + STEP), ALNUM) {
+        return Pipe::End;
+    }
+    Pipe::Unclear
+}
+
+/// True for characters beyond ASCII that a path may have as they are (RFC 3987 section 2.2, less
+/// quotes, spaces and the punctuation of sentences).
+pub(crate) fn in_path(c: char) -> bool {
+    !matches!(c,
+        '\u{80}'..='\u{a0}' | '«' | '»' | '\u{ad}' | '\u{2000}'..='\u{200b}' | '\u{200e}'..='\u{200f}'
+        | '\u{2014}'..='\u{206f}' | '\u{3000}'..='\u{3004}' | '\u{3008}'..='\u{303f}'
+        | '\u{e000}'..='\u{f8ff}' | '\u{fe00}'..='\u{fe6f}' | '\u{fef0}'..='\u{ff0f}'
+        | '\u{ff1a}'..='\u{ff20}' | '\u{ff3b}'..='\u{ff40}' | '\u{ff5b}'..='\u{ff65}'
+        | '\u{fff0}'..='\u{ffff}' | '\u{e0000}'..)
+}
+
+/// Takes off what ends a sentence or closes a bracket that the URL did not open, and what is left
+/// of an HTML entity.
 fn trim<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, end: usize) -> usize {
     let mut balance = [0i32; 2];
     let mut p = from;
@@ -175,9 +314,21 @@ fn trim<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, end: usize) -> u
         }
         p += STEP;
     }
+    p = end;
     while p > from {
         match chars.before(p) {
-            b'.' | b',' | b';' | b':' | b'!' | b'?' | b'*' | b'(' | b'[' => {}
+            b';' => {
+                let back = (3..=8).map(|n| n * STEP).find(|&n| {
+                    let at = p.checked_sub(n).filter(|at| *at >= from);
+                    at.and_then(|at| token(chars, at).filter(|t| t.c == '&'))
+                        .is_some_and(|t| t.len == n && t.how != How::Plain)
+                });
+                if let Some(n) = back {
+                    p -= n;
+                    continue;
+                }
+            }
+            b'.' | b',' | b':' | b'!' | b'?' | b'*' | b'(' | b'[' | b'{' => {}
             b')' if balance[0] < 0 => balance[0] += 1,
             b']' if balance[1] < 0 => balance[1] += 1,
             _ => break,
@@ -187,29 +338,101 @@ fn trim<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, end: usize) -> u
     p
 }
 
-/// True when a host stands between the bytes `from` and `end`, with or without user and port.
-fn host<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, end: usize) -> bool {
-    let mut start = from;
-    let mut stop = from;
-    // The authority ends at the first of these; user names and passwords end at its last '@'.
-    while stop < end && !matches!(chars.at(stop), b'/' | b'?' | b'#') {
-        if chars.at(stop) == b'@' {
-            start = stop + STEP;
-        }
-        stop += STEP;
-    }
-    if chars.at(start) == b'[' {
-        let close = chars.forward(start + STEP, crate::chars::HEX, 4);
-        return chars.at(close) == b':';
-    }
-    let name = chars.forward(start, HOST, 254).min(stop);
-    let letter = is(chars.at(start), ALNUM) && is(chars.before(name), ALNUM | ALPHA);
-    let port = chars.at(name) == b':' && name < stop;
-    let digits = if port {
-        chars.forward(name + STEP, DIGIT, 5)
-    } else {
-        name
+/// A URL in the forms in which it is reported.
+#[derive(Default)]
+struct Forms {
+    value: String,
+    raw: String,
+    unescaped: String,
+}
+
+fn forms<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, end: usize) -> Forms {
+    let mut f = Forms {
+        raw: chars.string(from, end),
+        ..Forms::default()
     };
-    // One letter is a drive or a variable.
-    letter && name - start > STEP && digits == stop
+    let mut p = from;
+    while p < end {
+        let Some(t) = token(chars, p) else { break };
+        f.unescaped.push(t.c);
+        if t.how == How::Ampersand {
+            f.value.push_str("&amp;");
+        } else {
+            f.value.push(t.c);
+        }
+        p += t.len;
+    }
+    f
+}
+
+/// A defanged URL as it was before; nothing where it was not.
+fn refanged(value: &str, defanged_host: bool) -> Option<String> {
+    let colon = value.find(':')?;
+    let word = value[..colon].trim_end_matches(['[', '(', '{', '\\']);
+    let lower = word.to_ascii_lowercase();
+    let scheme = match lower.as_str() {
+        "hxxp" | "hxtp" | "htxp" => "http",
+        "hxxps" => "https",
+        "fxp" => "ftp",
+        "fxps" => "ftps",
+        _ => word,
+    };
+    let bracketed = word.len() < colon;
+    if scheme == word && !bracketed && !defanged_host {
+        return None;
+    }
+    let rest = value[colon + 1..].trim_start_matches([']', ')', '}', '/']);
+    let mut rest = idn::refang(rest);
+    for (open, close) in [('[', ']'), ('(', ')')] {
+        for mark in ["/", ":", "@"] {
+            rest = rest.replace(&format!("{open}{mark}{close}"), mark);
+        }
+    }
+    Some(format!("{scheme}://{rest}"))
+}
+
+fn report<const STEP: usize>(
+    place: &mut Place<'_>,
+    chars: Chars<'_, STEP>,
+    start: &Start,
+    host: &Authority,
+    end: usize,
+) {
+    let from = start.from;
+    let forms = forms(chars, from, end);
+    let written = chars.string(host.host.start, host.host.end);
+    let name = idn::refang(&written.replace('\\', ""));
+    let refanged = refanged(&forms.value, host.defanged);
+    let literal = name.trim_start_matches('[').trim_end_matches(']');
+    let address = literal.split('%').next().unwrap_or_default();
+    let range = match (address.parse::<Ipv4Addr>(), address.parse::<Ipv6Addr>()) {
+        (Ok(a), _) => reserved::v4(a),
+        (_, Ok(a)) => reserved::v6(a),
+        _ => reserved::Range {
+            reserved: reserved::name(host.ascii.as_deref().unwrap_or(&name)),
+            range: None,
+        },
+    };
+    let differs = |s: &str| s != forms.value;
+    let unicode = idn::unicode(&name);
+    let fields = fields(&[
+        ("host", Some(name.as_str())),
+        ("host_ascii", host.ascii.as_deref()),
+        ("host_unicode", unicode.as_deref()),
+        ("refanged", refanged.as_deref()),
+        (
+            "unescaped",
+            Some(forms.unescaped.as_str()).filter(|s| differs(s)),
+        ),
+        ("raw", Some(forms.raw.as_str()).filter(|s| differs(s))),
+        ("reserved", range.reserved),
+        ("range", range.range),
+    ]);
+    let said = Said {
+        carver: "url",
+        kind: "url",
+        value: Some(forms.value.as_str()),
+        fields: &fields,
+    };
+    place.report::<STEP>(&said, from, end);
 }

@@ -1,5 +1,6 @@
 //! Time without chrono: days from civil dates, missing zones and missing years.
 
+use crate::zones;
 use jiff::tz::TimeZone;
 
 /// Microseconds in a second.
@@ -16,9 +17,23 @@ pub(crate) struct Civil {
     pub(crate) minute: u8,
     pub(crate) second: u8,
     pub(crate) micros: u32,
-    /// Seconds east of UTC; `None`: the record has no zone.
-    pub(crate) zone: Option<i32>,
+    pub(crate) zone: Zone,
 }
+
+/// A zone as a record states it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Zone {
+    /// The record has none.
+    #[default]
+    None,
+    /// Seconds east of UTC.
+    East(i32),
+    /// A name, by its place in [`zones::NAMES`].
+    Named(u8),
+}
+
+/// Moscow kept summer time all year in these days, and called it MSK.
+const MOSCOW_SUMMER: std::ops::Range<(i32, u8, u8)> = (2011, 3, 27)..(2014, 10, 26);
 
 /// What a stated time comes to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -77,6 +92,8 @@ pub(crate) struct Clock {
     no_zone: String,
     no_year: String,
     no_year_zoned: String,
+    /// The words for each name of a zone that could be several, with the year stated and without.
+    doubts: Vec<[String; 2]>,
 }
 
 impl Clock {
@@ -94,16 +111,52 @@ impl Clock {
             zone,
             reference: reference.map(|r| r.0),
             no_zone: "zone: assumed UTC".to_owned(),
+            doubts: zones::NAMES
+                .iter()
+                .map(|n| [zones::words(n), format!("{year}; {}", zones::words(n))])
+                .collect(),
             no_year: zoned,
             no_year_zoned: year,
         }
     }
 
+    /// Seconds east of UTC where the zone is named, and whether that is beyond doubt.
+    fn named(&self, civil: &Civil, year: i32, name: &zones::Name) -> (i64, bool) {
+        let first = name.offsets.first().map_or(0, |o| o.0);
+        let sure = |minutes: i32| (i64::from(minutes) * 60, true);
+        if name.offsets.len() == 1 {
+            return sure(first);
+        }
+        match name.name {
+            "MSK" if MOSCOW_SUMMER.contains(&(year, civil.month, civil.day)) => return sure(240),
+            "MSK" => return sure(180),
+            // The Philippines had summer time for the last time in 1990.
+            "PDT" if year > 1990 => return sure(first),
+            _ => {}
+        }
+        // The configured zone knows what it calls its hours.
+        let own = self.zone.as_ref().and_then(|zone| {
+            name.offsets.iter().find(|(minutes, _)| {
+                let t = civil.local(year) / SECOND - i64::from(*minutes) * 60;
+                jiff::Timestamp::from_second(t).is_ok_and(|t| {
+                    let info = zone.to_offset_info(t);
+                    info.offset().seconds() == minutes * 60 && info.abbreviation() == name.name
+                })
+            })
+        });
+        own.map_or((i64::from(first) * 60, false), |o| sure(o.0))
+    }
+
     /// The instant of a civil time in a year; `None` when it lies outside what jiff can name.
     fn instant(&self, civil: &Civil, year: i32) -> Option<i64> {
         let local = civil.local(year);
-        if let Some(east) = civil.zone {
-            return Some(local - i64::from(east) * SECOND);
+        match civil.zone {
+            Zone::East(east) => return Some(local - i64::from(east) * SECOND),
+            Zone::Named(n) => {
+                let name = zones::NAMES.get(usize::from(n))?;
+                return Some(local - self.named(civil, year, name).0 * SECOND);
+            }
+            Zone::None => {}
         }
         let Some(zone) = &self.zone else {
             return Some(local);
@@ -125,11 +178,28 @@ impl Clock {
         Some((t.as_second() + i64::from(extra)) * SECOND + i64::from(civil.micros))
     }
 
+    /// The words for a zone whose name could be several.
+    fn doubt(&self, civil: &Civil, year: i32) -> Option<&[String; 2]> {
+        let Zone::Named(n) = civil.zone else {
+            return None;
+        };
+        let name = zones::NAMES.get(usize::from(n))?;
+        let words = self.doubts.get(usize::from(n));
+        words.filter(|_| !self.named(civil, year, name).1)
+    }
+
     /// What a valid stated time comes to.
     pub(crate) fn when(&self, civil: &Civil) -> When<'_> {
         if let Some(year) = civil.year {
             let at = self.instant(civil, year);
-            return if civil.zone.is_some() || self.zone.is_some() {
+            if let Some(words) = self.doubt(civil, year) {
+                return When {
+                    inferred: at,
+                    from: at.map(|_| words[0].as_str()),
+                    time: None,
+                };
+            }
+            return if civil.zone != Zone::None || self.zone.is_some() {
                 When {
                     time: at,
                     ..When::default()
@@ -158,10 +228,10 @@ impl Clock {
             }
             let at = self.instant(civil, year);
             if at.is_some_and(|t| t <= reference) {
-                let words = if civil.zone.is_some() {
-                    &self.no_year_zoned
-                } else {
-                    &self.no_year
+                let words = match (self.doubt(civil, year), civil.zone) {
+                    (Some(words), _) => &words[1],
+                    (None, Zone::None) => &self.no_year,
+                    _ => &self.no_year_zoned,
                 };
                 return When {
                     time: None,
@@ -179,6 +249,7 @@ mod tests {
     use super::*;
 
     fn civil(year: Option<i32>, month: u8, day: u8, zone: Option<i32>) -> Civil {
+        let zone = zone.map_or(Zone::None, Zone::East);
         Civil {
             year,
             month,
@@ -267,5 +338,42 @@ mod tests {
         let w = c.when(&civil(Some(2024), 7, 1, None));
         let want = (days(2024, 7, 1) * 86_400 + 3600 + 4 * 60 + 5) * SECOND + 6;
         assert_eq!((w.time, w.inferred), (Some(want), None));
+    }
+
+    #[test]
+    fn names_of_zones_are_read_where_they_are_unambiguous() {
+        let at = |c: &Clock, year, month, name: &str| {
+            let zone = Zone::Named(zones::find(name.as_bytes()).unwrap());
+            let w = c.when(&Civil {
+                zone,
+                micros: 0,
+                ..civil(Some(year), month, 15, None)
+            });
+            let hour = |t: i64| (days(year, month, 15) * 86_400 + 11_045 - t / SECOND) / 3600;
+            (
+                w.time.map(hour),
+                w.inferred.map(hour),
+                w.from.map(str::to_owned),
+            )
+        };
+        let plain = Clock::new(None, None);
+        assert_eq!(at(&plain, 2024, 7, "CEST"), (Some(2), None, None));
+        assert_eq!(at(&plain, 2012, 7, "MSK"), (Some(4), None, None));
+        assert_eq!(at(&plain, 2024, 7, "MSK"), (Some(3), None, None));
+        let (time, inferred, from) = at(&plain, 2024, 1, "EST");
+        assert_eq!((time, inferred), (None, Some(-5)));
+        let words =
+            "zone: EST is -05:00 (North America) or +10:00 (Australia); the first is assumed";
+        assert_eq!(from.as_deref(), Some(words));
+        if let Ok(kolkata) = TimeZone::get("Asia/Kolkata") {
+            let india = Clock::new(Some(kolkata), None);
+            let zone = Zone::Named(zones::find(b"IST").unwrap());
+            let w = india.when(&Civil {
+                zone,
+                ..civil(Some(2024), 1, 1, None)
+            });
+            let want = (days(2024, 1, 1) * 86_400 + 11_045 - 19_800) * SECOND + 6;
+            assert_eq!((w.time, w.inferred), (Some(want), None));
+        }
     }
 }

@@ -1,14 +1,17 @@
-//! Lines that are one JSON object with a time (RFC 8259; keys as Docker, Kubernetes, CloudTrail,
-//! Elastic Common Schema, zap, logrus, bunyan and journald name them).
+//! Lines that are one JSON object with a time, and such objects in arrays and in other objects
+//! (RFC 8259; keys as Docker, Kubernetes, CloudTrail, Elastic Common Schema, zap, logrus, bunyan,
+//! nginx, MongoDB and journald name them).
 //!
-//! The object's own members are read, not those of objects in it. It must be whole: a line that
-//! ends before its last brace is not claimed.
+//! The object's own members are read, and those of objects in it where the key says so with a dot
+//! (`host.name`). It must be whole: a line that ends before its last brace is not claimed. An
+//! object that does not begin a line must have a message or a level too.
 
-use super::record::{Emit, Fields, Record, Stamp, iso};
+use super::record::{Emit, Fields, Record, Stamp, common, iso};
+use crate::zone::Zone;
 use std::borrow::Cow;
 
 /// A member's value as it stands: quoted text without the quotes, or anything else.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 struct Value<'a> {
     raw: &'a str,
     text: bool,
@@ -24,12 +27,19 @@ impl<'a> Value<'a> {
         let quoted = format!("\"{}\"", self.raw);
         serde_json::from_str(&quoted).map_or(Cow::Borrowed(self.raw), Cow::Owned)
     }
+
+    /// True for an object or an array.
+    fn nested(&self) -> bool {
+        !self.text && self.raw.starts_with(['{', '['])
+    }
 }
 
 /// What the keys mean; the earliest of a list wins.
 const TIME: &[&str] = &[
     "@timestamp",
     "timestamp",
+    "requestReceivedTimestamp",
+    "stageTimestamp",
     "eventTime",
     "time",
     "ts",
@@ -39,18 +49,25 @@ const TIME: &[&str] = &[
     "event_time",
     "timeMillis",
     "asctime",
+    "time_iso8601",
+    "time_local",
+    "msec",
     "created_at",
     "_time",
     "__REALTIME_TIMESTAMP",
+    "_SOURCE_REALTIME_TIMESTAMP",
     "Timestamp",
     "Time",
     "t",
+    "TimeCreated",
+    "event.created",
 ];
 const MESSAGE: &[&str] = &[
     "message",
     "msg",
     "log",
     "MESSAGE",
+    "request",
     "eventName",
     "event",
     "body",
@@ -64,6 +81,7 @@ const HOST: &[&str] = &[
     "hostname",
     "_HOSTNAME",
     "host.name",
+    "host.hostname",
     "computer",
     "Computer",
     "node",
@@ -75,68 +93,196 @@ const PROGRAM: &[&str] = &[
     "application",
     "service",
     "SYSLOG_IDENTIFIER",
+    "_COMM",
     "eventSource",
     "logger",
     "logger_name",
     "component",
     "process",
     "service.name",
+    "process.name",
 ];
 const PID: &[&str] = &["pid", "process_id", "_PID", "PID", "process.pid"];
+const LEVEL: &[&str] = &[
+    "level",
+    "severity",
+    "lvl",
+    "log.level",
+    "@l",
+    "PRIORITY",
+    "s",
+    "Level",
+];
 const OTHERS: &[(&str, &[&str])] = &[
-    (
-        "level",
-        &["level", "severity", "lvl", "log.level", "@l", "PRIORITY"],
-    ),
+    ("level", LEVEL),
     (
         "src_ip",
         &[
             "sourceIPAddress",
+            "sourceIPs",
             "remote_addr",
             "client_ip",
             "src_ip",
             "clientIp",
+            "source.ip",
+            "client.ip",
         ],
     ),
-    ("agent", &["userAgent", "user_agent", "http_user_agent"]),
-    ("user", &["user", "username", "userName", "user_name"]),
-    ("path", &["path", "uri", "requestURI", "url"]),
-    ("status", &["status", "responseStatus", "status_code"]),
-    ("error", &["error", "err", "errorCode", "exception"]),
+    (
+        "agent",
+        &[
+            "userAgent",
+            "user_agent",
+            "http_user_agent",
+            "user_agent.original",
+        ],
+    ),
+    (
+        "user",
+        &[
+            "user",
+            "username",
+            "userName",
+            "user_name",
+            "remote_user",
+            "user.username",
+            "user.name",
+            "userIdentity.userName",
+            "userIdentity.arn",
+        ],
+    ),
+    ("path", &["path", "uri", "requestURI", "url", "url.path"]),
+    (
+        "status",
+        &[
+            "status",
+            "responseStatus.code",
+            "responseStatus",
+            "status_code",
+        ],
+    ),
+    (
+        "error",
+        &["error", "err", "errorCode", "exception", "error.message"],
+    ),
     ("stream", &["stream"]),
+    ("verb", &["verb"]),
+    ("stage", &["stage"]),
+    ("audit_id", &["auditID"]),
+    ("namespace", &["objectRef.namespace"]),
+    ("resource", &["objectRef.resource"]),
+    ("object", &["objectRef.name"]),
+    (
+        "forwarded_for",
+        &["http_x_forwarded_for", "x_forwarded_for"],
+    ),
 ];
 /// Members looked at; log records have a few dozen at most.
 const MEMBERS: usize = 64;
+/// Objects and arrays in one another, for an object that does not begin a line.
+const DEPTH: usize = 8;
 
-pub(super) fn parse(line: &str, emit: &mut Emit<'_>) -> bool {
-    let mut members: [(&str, Value<'_>); MEMBERS] = [(
-        "",
-        Value {
-            raw: "",
-            text: false,
-            escaped: false,
-        },
-    ); MEMBERS];
-    let Some(n) = object(line, &mut members) else {
-        return false;
-    };
-    let members = &members[..n];
-    let find = |keys: &[&str]| {
-        keys.iter()
-            .find_map(|k| members.iter().find(|m| m.0 == *k))
-            .map(|m| m.1)
-    };
-    let stamped = TIME.iter().find_map(|k| {
-        let value = members.iter().find(|m| m.0 == *k)?.1;
-        Some((value, stamp(&value)?))
+type Members<'a> = [(&'a str, Value<'a>)];
+
+/// The members of an object, and the bytes that it takes.
+struct Object<'a> {
+    members: [(&'a str, Value<'a>); MEMBERS],
+    n: usize,
+    len: usize,
+}
+
+/// Reads the object that `line` begins with; how many bytes it takes, if it is a record. `alone`:
+/// it begins a line, and nothing but what parts the elements of an array may follow.
+pub(super) fn parse(
+    line: &[u8],
+    alone: bool,
+    emit: &mut dyn FnMut(&Record<'_>, usize),
+) -> Option<usize> {
+    let depth = if alone { usize::MAX } else { DEPTH };
+    let object = object(line, depth)?;
+    let rest = line.get(object.len..)?;
+    if alone
+        && !rest
+            .iter()
+            .all(|b| matches!(b, b',' | b']' | b'}' | b' ' | b'\t'))
+    {
+        return None;
+    }
+    let text = std::str::from_utf8(line.get(..object.len)?).ok()?;
+    let plain = |c: char| c == '\t' || !c.is_control();
+    let members = object.members.get(..object.n)?;
+    let log_like = || find(members, MESSAGE).or(find(members, LEVEL)).is_some();
+    if !text.chars().all(plain) || !(alone || log_like()) {
+        return None;
+    }
+    record(text, members, &mut |r| emit(r, object.len))?;
+    Some(object.len)
+}
+
+/// A member by its key, or by the key of an object and that of one in it.
+fn get<'a>(members: &Members<'a>, key: &str) -> Option<Value<'a>> {
+    if let Some(m) = members.iter().find(|m| m.0 == key) {
+        return Some(m.1);
+    }
+    let (outer, inner) = key.split_once('.')?;
+    let value = members.iter().find(|m| m.0 == outer)?.1;
+    if value.text || !value.raw.starts_with('{') {
+        return None;
+    }
+    let object = object(value.raw.as_bytes(), DEPTH)?;
+    get(object.members.get(..object.n)?, inner)
+}
+
+/// The first of the keys with a value of its own.
+fn find<'a>(members: &Members<'a>, keys: &[&str]) -> Option<Value<'a>> {
+    keys.iter()
+        .filter_map(|k| get(members, k))
+        .find(|v| !v.nested() && v.raw != "null" && !v.raw.is_empty())
+}
+
+/// The text of the first of the keys; of an array of texts its first.
+fn first<'a>(members: &Members<'a>, keys: &[&str]) -> Option<Cow<'a, str>> {
+    let value = keys.iter().filter_map(|k| get(members, k)).find_map(|v| {
+        if !v.nested() {
+            return (v.raw != "null" && !v.raw.is_empty()).then_some(v);
+        }
+        let inner = v.raw.strip_prefix('[')?;
+        let at = inner.find('"')?;
+        inner[..at].trim().is_empty().then_some(())?;
+        string(inner.as_bytes(), at).map(|s| s.0)
     });
-    let Some((raw, stamp)) = stamped else {
-        return false;
+    value.map(|v| v.string())
+}
+
+fn record(line: &str, members: &Members<'_>, emit: &mut Emit<'_>) -> Option<()> {
+    let stamped = |nested: bool| {
+        TIME.iter().find_map(|k| {
+            let value = get(members, k).filter(|v| v.nested() == nested)?;
+            Some((value, stamp(&value)?))
+        })
     };
-    let text = |keys| find(keys).map(|v| v.string()).filter(|s| !s.is_empty());
+    // A plain time is surer than an object with numbers.
+    let (raw, stamp) = stamped(false).or_else(|| stamped(true))?;
+    let text = |keys| find(members, keys).map(|v| v.string());
     let (host, program) = (text(HOST), text(PROGRAM));
-    let message = text(MESSAGE).unwrap_or(Cow::Borrowed(line));
-    let others: [Option<Cow<'_, str>>; OTHERS.len()] = std::array::from_fn(|i| text(OTHERS[i].1));
+    let mut message = text(MESSAGE);
+    let others: [Option<Cow<'_, str>>; OTHERS.len()] =
+        std::array::from_fn(|i| first(members, OTHERS[i].1));
+    let other = |name: &str| {
+        let i = OTHERS.iter().position(|o| o.0 == name)?;
+        others[i].as_deref()
+    };
+    let audit = get(members, "apiVersion").is_some_and(|v| v.raw.starts_with("audit.k8s.io"));
+    let journal = get(members, "__REALTIME_TIMESTAMP").is_some();
+    let kind = match (audit, journal) {
+        (true, _) => "kubernetes_audit",
+        (_, true) => "journal",
+        _ => "json",
+    };
+    if audit {
+        let words = [other("verb"), other("path")].map(Option::unwrap_or_default);
+        message = Some(Cow::Owned(words.join(" ")));
+    }
     let mut fields = Fields::new();
     // Members that no column is for must not be lost.
     fields.str("raw", line);
@@ -145,31 +291,81 @@ pub(super) fn parse(line: &str, emit: &mut Emit<'_>) -> bool {
             fields.str(name, v);
         }
     }
+    let message = message.as_deref().unwrap_or(line);
     emit(&Record {
-        kind: "json",
+        kind,
         stamp,
         raw_time: raw.raw,
         host: host.as_deref(),
         program: program.as_deref(),
-        pid: find(PID).and_then(|v| v.raw.parse().ok()),
+        pid: find(members, PID).and_then(|v| v.raw.parse().ok()),
         message: message.trim_end_matches('\n'),
         fields,
     });
-    true
+    Some(())
 }
 
-/// A time in a member: ISO 8601, or a number whose size tells its unit.
+/// A time in a member: ISO 8601, as web servers write it, a number whose size tells its unit, or an
+/// object that has one of these or seconds.
 fn stamp(value: &Value<'_>) -> Option<Stamp> {
-    if let Some((civil, _)) = iso(value.raw.as_bytes(), 0) {
-        return Some(Stamp::Civil(civil));
+    if value.nested() {
+        let inner = object(value.raw.as_bytes(), DEPTH)?;
+        let members = inner.members.get(..inner.n)?;
+        let keys = ["$date", "seconds", "epochSecond", "secs", "iso", "time"];
+        let plain = keys.iter().find_map(|k| get(members, k))?;
+        if plain.nested() {
+            let inner = object(plain.raw.as_bytes(), DEPTH)?;
+            return number(get(inner.members.get(..inner.n)?, "$numberLong")?.raw);
+        }
+        let nanos = ["nanos", "nanoOfSecond", "nanoseconds", "nsec"];
+        let nanos = nanos.iter().find_map(|k| get(members, k));
+        return match (stamp(&plain)?, nanos) {
+            (Stamp::Micros(t), Some(n)) => {
+                let n = n.raw.parse::<u32>().ok().filter(|n| *n < 1_000_000_000)?;
+                Some(Stamp::Micros(t + i64::from(n / 1_000)))
+            }
+            (s, _) => Some(s),
+        };
     }
-    let (whole, part) = value.raw.split_once('.').unwrap_or((value.raw, ""));
-    if whole.len() > 19
-        || !whole
-            .bytes()
-            .chain(part.bytes())
-            .all(|b| b.is_ascii_digit())
-    {
+    let text = value.string();
+    let b = text.as_bytes();
+    if let Some((civil, end)) = iso(b, 0).or_else(|| common(b, 0)) {
+        // What stands behind the time may be a zone of a kind that is not known.
+        let rest = text[end..].trim();
+        let open = civil.zone == Zone::None;
+        return (rest.is_empty() || !open || !rest.starts_with(|c: char| c.is_ascii_alphabetic()))
+            .then_some(Stamp::Civil(civil));
+    }
+    number(&text)
+}
+
+/// A number as a time: with a fraction, with an exponent.
+fn number(text: &str) -> Option<Stamp> {
+    let (mantissa, exponent) = match text.split_once(['e', 'E']) {
+        Some((m, e)) => (m, e.strip_prefix('+').unwrap_or(e).parse::<i32>().ok()?),
+        None => (text, 0),
+    };
+    let (whole, part) = mantissa.split_once('.').unwrap_or((mantissa, ""));
+    let digits = |s: &str| s.bytes().all(|b| b.is_ascii_digit());
+    if whole.is_empty() || whole.len() + part.len() > 40 || !digits(whole) || !digits(part) {
+        return None;
+    }
+    if exponent == 0 {
+        return micros(whole, part);
+    }
+    // The point moves: digits before it, zeros where there are none.
+    let at = i32::try_from(whole.len()).ok()? + exponent;
+    let at = usize::try_from(at).ok().filter(|a| (1..=19).contains(a))?;
+    let mut all = format!("{whole}{part}");
+    while all.len() < at {
+        all.push('0');
+    }
+    let (whole, part) = all.split_at(at);
+    micros(whole, part)
+}
+
+fn micros(whole: &str, part: &str) -> Option<Stamp> {
+    if whole.len() > 19 {
         return None;
     }
     let n: i64 = whole.parse().ok()?;
@@ -192,31 +388,38 @@ fn stamp(value: &Value<'_>) -> Option<Stamp> {
         .map(Stamp::Micros)
 }
 
-/// Reads the members of the object that `line` is; how many, if it is one from first to last byte.
-fn object<'a>(line: &'a str, out: &mut [(&'a str, Value<'a>); MEMBERS]) -> Option<usize> {
-    let b = line.as_bytes();
+/// Reads the members of the object that the bytes begin with, which must be whole.
+fn object(b: &[u8], depth: usize) -> Option<Object<'_>> {
+    let mut out = Object {
+        members: [("", Value::default()); MEMBERS],
+        n: 0,
+        len: 0,
+    };
     let mut i = space(b, 1);
-    let mut n = 0;
     loop {
-        let (key, next) = string(line, i)?;
+        let (key, next) = string(b, i)?;
         i = space(b, next);
         if b.get(i) != Some(&b':') {
             return None;
         }
-        let (value, next) = value(line, space(b, i + 1))?;
-        if let Some(slot) = out.get_mut(n) {
+        let (value, next) = value(b, space(b, i + 1), depth)?;
+        if let Some(slot) = out.members.get_mut(out.n) {
             *slot = (key.raw, value);
-            n += 1;
+            out.n += 1;
         }
         i = space(b, next);
         match b.get(i)? {
-            b',' => i = space(b, i + 1),
-            b'}' => {
-                let whole = space(b, i + 1) == b.len();
-                return whole.then_some(n);
+            // A comma before the last brace is written by hand.
+            b',' if b.get(space(b, i + 1)) == Some(&b'}') => i = space(b, i + 1),
+            b',' => {
+                i = space(b, i + 1);
+                continue;
             }
+            b'}' => {}
             _ => return None,
         }
+        out.len = i + 1;
+        return Some(out);
     }
 }
 
@@ -227,8 +430,7 @@ fn space(b: &[u8], mut i: usize) -> usize {
     i
 }
 
-fn string(line: &str, at: usize) -> Option<(Value<'_>, usize)> {
-    let b = line.as_bytes();
+fn string(b: &[u8], at: usize) -> Option<(Value<'_>, usize)> {
     if b.get(at) != Some(&b'"') {
         return None;
     }
@@ -236,29 +438,25 @@ fn string(line: &str, at: usize) -> Option<(Value<'_>, usize)> {
     loop {
         i += memchr::memchr2(b'"', b'\\', b.get(i..)?)?;
         if b[i] == b'"' {
-            return Some((
-                Value {
-                    raw: &line[at + 1..i],
-                    text: true,
-                    escaped,
-                },
-                i + 1,
-            ));
+            let raw = std::str::from_utf8(&b[at + 1..i]).ok()?;
+            let text = true;
+            return Some((Value { raw, text, escaped }, i + 1));
         }
         escaped = true;
         i += 2;
     }
 }
 
-fn value(line: &str, at: usize) -> Option<(Value<'_>, usize)> {
-    let b = line.as_bytes();
-    let plain = |to: usize| Value {
-        raw: &line[at..to],
-        text: false,
-        escaped: false,
+fn value(b: &[u8], at: usize, most: usize) -> Option<(Value<'_>, usize)> {
+    let plain = |to: usize| {
+        let raw = std::str::from_utf8(b.get(at..to)?).ok()?;
+        Some(Value {
+            raw,
+            ..Value::default()
+        })
     };
     match b.get(at)? {
-        b'"' => string(line, at),
+        b'"' => string(b, at),
         b'{' | b'[' => {
             let (mut depth, mut i) = (0usize, at);
             loop {
@@ -266,14 +464,18 @@ fn value(line: &str, at: usize) -> Option<(Value<'_>, usize)> {
                     b'{' | b'[' => depth += 1,
                     b'}' | b']' => depth -= 1,
                     b'"' => {
-                        i = string(line, i)?.1;
+                        i = string(b, i)?.1;
                         continue;
                     }
+                    0..0x20 => return None,
                     _ => {}
                 }
                 i += 1;
                 if depth == 0 {
-                    return Some((plain(i), i));
+                    return Some((plain(i)?, i));
+                }
+                if depth > most {
+                    return None;
                 }
             }
         }
@@ -283,7 +485,7 @@ fn value(line: &str, at: usize) -> Option<(Value<'_>, usize)> {
                 .iter()
                 .position(|c| !more(c))
                 .unwrap_or(b.len() - at);
-            Some((plain(at + n), at + n))
+            Some((plain(at + n)?, at + n))
         }
         _ => None,
     }

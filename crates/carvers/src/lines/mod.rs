@@ -8,28 +8,36 @@
 //! 192.0.2.1 - - [02/Jan/2024:03:04:05 +0000] "...   access (Apache common and combined, nginx)
 //! [Tue Jan 02 03:04:05.678 2024] [core:error] ...   apache_error
 //! 2024/01/02 03:04:05 [error] 7#8: *9 ...           nginx_error
-//! {"time":"2024-01-02T03:04:05Z","msg":...          json
-//!             ^^^^^^^^ all but JSON are found by this shape
+//! I0102 03:04:05.678901 7 file.go:8] ...            klog
+//! time=2024-01-02T03:04:05Z level=info msg=...      logfmt
+//!             ^^^^^^^^ these are found by this shape
+//! {"time":"2024-01-02T03:04:05Z","msg":...          json, kubernetes_audit, journal: by `{`
+//! type=LOGIN msg=audit(1704164645.678:9): ...       auditd: by `.ddd:d`
+//! #1704164645 / : 1704164645:0;ls                   shell_history: by ten digits before an end
+//! __REALTIME_TIMESTAMP=1704164645678901             journal
 //! ```
 //!
 //! A line begins after a line end or a byte that is no text, and ends before one, or after 16 Ki
-//! characters. All but JSON have a time of day, `dd:dd:dd`, which random bytes hardly ever show:
-//! from there the parsers look back to where their line must begin.
+//! characters. Most have a time of day, `dd:dd:dd`, which random bytes hardly ever show: from there
+//! the parsers look back to where their line must begin.
 
+mod audit;
+mod history;
 mod iso;
 mod json;
+mod klog;
 mod record;
 mod syslog;
 mod web;
 
 use crate::api::{Encoding, Event, Sink};
-use crate::chars::{Chars, LINE, is, printable_len};
+use crate::chars::{ALNUM, ALPHA, Chars, LINE, is, printable_len};
 use crate::zone::{Clock, When};
 use ramsift_layers::ImageOffset;
 use record::{Record, Stamp};
 use std::ops::Range;
 
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 /// Longest line, in characters.
 pub(crate) const LONGEST: usize = 16 << 10;
 /// How far back from its time an access log's line may begin.
@@ -44,7 +52,9 @@ enum Format {
     Access,
     ApacheError,
     Slashed,
-    Json,
+    Klog,
+    Logfmt,
+    Audit,
 }
 
 /// Finds log lines in a part of the image.
@@ -78,6 +88,7 @@ impl<'a> Lines<'a> {
     }
 
     /// Looks at the first colon of a time of day, at byte `at`.
+    #[inline(never)]
     pub(crate) fn time_of_day<const STEP: usize>(&mut self, at: usize, sink: &mut dyn Sink) {
         let chars = Chars::<STEP>(self.data);
         let Some(hour) = at.checked_sub(2 * STEP) else {
@@ -86,12 +97,9 @@ impl<'a> Lines<'a> {
         let back = |n: usize| hour.checked_sub(n * STEP);
         let char_back = |n: usize| back(n).map_or(0, |p| chars.at(p));
         match char_back(1) {
-            b' ' | b'T' if char_back(4) == b'-' && char_back(7) == b'-' => {
-                let Some(date) = back(11) else { return };
-                match chars.before(date) {
-                    b'[' => self.line::<STEP>(date - STEP, Format::Iso, sink),
-                    b' ' => self.priority::<STEP>(date, sink),
-                    _ => self.line::<STEP>(date, Format::Iso, sink),
+            b' ' | b'T' | b't' if char_back(4) == b'-' && char_back(7) == b'-' => {
+                if let Some(date) = back(11) {
+                    self.iso::<STEP>(date, sink);
                 }
             }
             b' ' if char_back(4) == b'/' && char_back(7) == b'/' => {
@@ -102,17 +110,7 @@ impl<'a> Lines<'a> {
                 let Some(bracket) = back(12) else { return };
                 self.line::<STEP>(bracket, Format::ApacheError, sink);
             }
-            b' ' if char_back(4) == b' ' => {
-                let Some(month) = back(7) else { return };
-                let start = if chars.before(month) == b'>' {
-                    self.angle::<STEP>(month - STEP)
-                } else {
-                    Some(month)
-                };
-                if let Some(start) = start {
-                    self.line::<STEP>(start, Format::Syslog, sink);
-                }
-            }
+            b' ' => self.day::<STEP>(hour, sink),
             b':' if char_back(13) == b'[' && char_back(10) == b'/' => {
                 let Some(bracket) = back(13) else { return };
                 if let Some(start) = chars.back(bracket, LINE, PREFIX) {
@@ -123,13 +121,171 @@ impl<'a> Lines<'a> {
         }
     }
 
-    /// Looks at the `{` at byte `at`.
+    /// An ISO date at byte `date`: what is before it tells the format.
+    fn iso<const STEP: usize>(&mut self, date: usize, sink: &mut dyn Sink) {
+        let chars = Chars::<STEP>(self.data);
+        match chars.before(date) {
+            b'[' => self.line::<STEP>(date - STEP, Format::Iso, sink),
+            b' ' => self.priority::<STEP>(date, sink),
+            b'>' => {
+                if let Some(start) = self.angle::<STEP>(date - STEP) {
+                    self.line::<STEP>(start, Format::Iso, sink);
+                }
+            }
+            b'=' | b'"' => {
+                let equals = chars.before(date) == b'=' || chars.before(date - STEP) == b'=';
+                if let Some(start) = chars.back(date, LINE, PREFIX).filter(|_| equals) {
+                    self.line::<STEP>(start, Format::Logfmt, sink);
+                }
+            }
+            _ => self.line::<STEP>(date, Format::Iso, sink),
+        }
+    }
+
+    /// A time of day after a space, with its hour at byte `hour`: a month and a day before it, or
+    /// a year behind these; or klog's level, month and day.
+    fn day<const STEP: usize>(&mut self, hour: usize, sink: &mut dyn Sink) {
+        let chars = Chars::<STEP>(self.data);
+        let digits = |mut p: usize| {
+            let mut n = 0;
+            while n < 5 && chars.before(p).is_ascii_digit() {
+                (p, n) = (p - STEP, n + 1);
+            }
+            (p, n)
+        };
+        let (mut p, mut n) = digits(hour - STEP);
+        if n == 4 && matches!(chars.before(p), b'I' | b'W' | b'E' | b'F') {
+            self.line::<STEP>(p - STEP, Format::Klog, sink);
+            return;
+        }
+        if n == 4 && chars.before(p) == b' ' {
+            (p, n) = digits(p - STEP);
+        }
+        if !(1..=2).contains(&n) || chars.before(p) != b' ' {
+            return;
+        }
+        p -= STEP;
+        if n == 1 && chars.before(p) == b' ' {
+            p -= STEP;
+        }
+        let Some(month) = p.checked_sub(3 * STEP).filter(|m| is(chars.at(*m), ALPHA)) else {
+            return;
+        };
+        let start = match chars.before(month) {
+            b'>' => self.angle::<STEP>(month - STEP),
+            b'*' | b'.' => Some(month - STEP),
+            b' ' => {
+                // A weekday or a year, and what may be before that.
+                let word = chars.back(month - STEP, ALNUM, 4);
+                let comma = chars.before(month - STEP) == b',';
+                let word = if comma {
+                    chars.back(month - 2 * STEP, ALNUM, 4)
+                } else {
+                    word
+                };
+                match word.map(|w| (w, chars.before(w))) {
+                    Some((w, b'>')) => self.angle::<STEP>(w - STEP),
+                    Some((w, _)) => Some(w),
+                    None => None,
+                }
+            }
+            _ => Some(month),
+        };
+        if let Some(start) = start {
+            self.line::<STEP>(start, Format::Syslog, sink);
+        }
+    }
+
+    /// Looks at the `{` at byte `at`: an object alone on its line, or one of others.
+    #[inline(never)]
     pub(crate) fn brace<const STEP: usize>(&mut self, at: usize, sink: &mut dyn Sink) {
         let chars = Chars::<STEP>(self.data);
-        let next = chars.at(at + STEP);
-        if next == b'"' || (next == b' ' && chars.at(at + 2 * STEP) == b'"') {
-            self.line::<STEP>(at, Format::Json, sink);
+        let mut next = at + STEP;
+        while matches!(chars.at(next), b' ' | b'\t') && next < at + 4 * STEP {
+            next += STEP;
         }
+        if chars.at(next) != b'"' || self.claimed(at) {
+            return;
+        }
+        let alone = begins::<STEP>(self.data, at);
+        let end = if alone {
+            line_end::<STEP>(self.data, at)
+        } else if STEP == 1 && matches!(chars.before(at), b'[' | b',' | b':' | b' ' | b'}') {
+            self.data.len().min(at + LONGEST)
+        } else {
+            return;
+        };
+        let mut buf = std::mem::take(&mut self.buf);
+        let line = if STEP == 1 {
+            &self.data[at..end]
+        } else {
+            decode(&self.data[at..end], &mut buf);
+            buf.as_bytes()
+        };
+        let (core, clock, base) = (self.core.clone(), self.clock, self.base);
+        let bytes = |len: usize| {
+            if STEP == 1 {
+                return len;
+            }
+            let text = std::str::from_utf8(line.get(..len).unwrap_or_default());
+            text.unwrap_or_default().encode_utf16().count() * STEP
+        };
+        let found = json::parse(line, alone, &mut |r, len| {
+            if core.contains(&at) {
+                let place = base + at as u64..base + (at + bytes(len)) as u64;
+                report(r, place, encoding::<STEP>(), clock, sink);
+            }
+        });
+        let found = found.map(|len| at..at + bytes(len));
+        self.buf = buf;
+        self.claims.extend(found);
+    }
+
+    /// Looks at the colon of `audit(1700000000.123:456)` at byte `at`.
+    #[inline(never)]
+    pub(crate) fn audit(&mut self, at: usize, sink: &mut dyn Sink) {
+        let mut p = at.saturating_sub(4);
+        while p > 0 && self.data[p - 1].is_ascii_digit() && at - p < 16 {
+            p -= 1;
+        }
+        if !self.data[..p].ends_with(b"audit(") {
+            return;
+        }
+        if let Some(start) = Chars::<1>(self.data).back(p, LINE, PREFIX) {
+            self.line::<1>(start, Format::Audit, sink);
+        }
+    }
+
+    /// Looks at the line end or colon at byte `at`, which ten digits are before.
+    #[inline(never)]
+    pub(crate) fn stamped(&mut self, at: usize, sink: &mut dyn Sink) {
+        if self.claimed(at) {
+            return;
+        }
+        let (core, clock, base) = (self.core.clone(), self.clock, self.base);
+        let mut claim = None;
+        let last = self.claims.last().cloned().unwrap_or_default();
+        let mut emit = |start: usize, end: usize, r: &Record<'_>| {
+            if last.contains(&start) {
+                return;
+            }
+            claim = Some(start..end);
+            if core.contains(&start) {
+                let place = base + start as u64..base + end as u64;
+                report(r, place, Encoding::Utf8, clock, sink);
+            }
+        };
+        if self.data.get(at) == Some(&b':') {
+            history::zsh(self.data, at, &mut emit);
+        } else {
+            history::before_end(self.data, at, &mut emit);
+        }
+        self.claims.extend(claim);
+    }
+
+    /// True when what begins at byte `at` is part of the last claim.
+    fn claimed(&self, at: usize) -> bool {
+        self.claims.last().is_some_and(|c| c.contains(&at))
     }
 
     /// A date after a space: RFC 5424's follows `<PRI>1`.
@@ -156,10 +312,14 @@ impl<'a> Lines<'a> {
             return;
         }
         // A second time in a line that has an owner.
-        if self.claims.last().is_some_and(|c| c.contains(&start)) {
+        if self.claimed(start) {
             return;
         }
-        let end = line_end::<STEP>(self.data, start);
+        let mut end = line_end::<STEP>(self.data, start);
+        if format == Format::Audit && self.data.get(end) == Some(&0x1d) {
+            // auditd parts what it adds for people by this.
+            end = line_end::<STEP>(self.data, end + 1);
+        }
         let mut buf = std::mem::take(&mut self.buf);
         let line = if STEP == 1 {
             std::str::from_utf8(&self.data[start..end]).unwrap_or_default()
@@ -168,11 +328,7 @@ impl<'a> Lines<'a> {
             &buf
         };
         let (core, clock, base) = (self.core.clone(), self.clock, self.base);
-        let encoding = if STEP == 2 {
-            Encoding::Utf16Le
-        } else {
-            Encoding::Utf8
-        };
+        let encoding = encoding::<STEP>();
         let mut emit = |r: &Record<'_>| {
             if core.contains(&start) {
                 let at = base + start as u64..base + end as u64;
@@ -186,12 +342,22 @@ impl<'a> Lines<'a> {
             Format::Access => web::access(line, &mut emit),
             Format::ApacheError => web::apache_error(line, &mut emit),
             Format::Slashed => web::slashed(line, &mut emit),
-            Format::Json => json::parse(line, &mut emit),
+            Format::Klog => klog::klog(line, &mut emit),
+            Format::Logfmt => klog::logfmt(line, &mut emit),
+            Format::Audit => audit::parse(line, &mut emit),
         };
         self.buf = buf;
         if found {
             self.claims.push(start..end);
         }
+    }
+}
+
+fn encoding<const STEP: usize>() -> Encoding {
+    if STEP == 2 {
+        Encoding::Utf16Le
+    } else {
+        Encoding::Utf8
     }
 }
 
@@ -212,7 +378,11 @@ fn report(r: &Record<'_>, at: Range<u64>, encoding: Encoding, clock: &Clock, sin
         inferred_time: when.inferred,
         inferred_from: when.from,
         raw_time: r.raw_time,
-        time_kind: "logged",
+        time_kind: if r.kind == "shell_history" {
+            "shell command"
+        } else {
+            "logged"
+        },
         host: r.host,
         program: r.program,
         pid: r.pid,
@@ -233,6 +403,8 @@ fn begins<const STEP: usize>(data: &[u8], at: usize) -> bool {
     match at.checked_sub(1).map(|p| data[p]) {
         None => true,
         Some(b) if b < 0x80 => !is(b, LINE),
+        // A byte order mark is no text.
+        Some(_) if data[..at].ends_with(b"\xef\xbb\xbf") => true,
         Some(_) => (2..=4)
             .filter_map(|n| at.checked_sub(n))
             .all(|p| utf8(&data[p..at]) != at - p),
@@ -247,6 +419,10 @@ pub(crate) fn utf8(bytes: &[u8]) -> usize {
         Some(0xf0..=0xf4) => 4,
         _ => return 0,
     };
+    // Most bytes with the high bit are no text.
+    if bytes.get(1).is_none_or(|b| b & 0xc0 != 0x80) {
+        return 0;
+    }
     bytes
         .get(..n)
         .map_or(0, |s| if std::str::from_utf8(s).is_ok() { n } else { 0 })

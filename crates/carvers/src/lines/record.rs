@@ -1,7 +1,8 @@
 //! What a parser makes of a line, and the small readers that all of them use.
 
 use crate::api::Field;
-use crate::zone::Civil;
+use crate::zone::{Civil, Zone};
+use crate::zones;
 
 /// When, as the line says it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -12,17 +13,20 @@ pub(crate) enum Stamp {
     Micros(i64),
 }
 
+/// Fields that a line may have.
+const FIELDS: usize = 24;
+
 /// The extra fields of a line.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Fields<'a> {
-    items: [(&'static str, Field<'a>); 12],
+    items: [(&'static str, Field<'a>); FIELDS],
     len: usize,
 }
 
 impl<'a> Fields<'a> {
     pub(crate) fn new() -> Self {
         Self {
-            items: [("", Field::Int(0)); 12],
+            items: [("", Field::Int(0)); FIELDS],
             len: 0,
         }
     }
@@ -97,6 +101,13 @@ pub(crate) fn month(b: &[u8], i: usize) -> Option<u8> {
         .map(|m| m as u8 + 1)
 }
 
+/// True when the English abbreviation of a day of the week stands at byte `i`.
+pub(crate) fn weekday(b: &[u8], i: usize) -> bool {
+    const DAYS: &[u8; 21] = b"SunMonTueWedThuFriSat";
+    let name = b.get(i..i + 3);
+    DAYS.chunks_exact(3).any(|d| Some(d) == name)
+}
+
 /// `HH:MM:SS` at byte `i`, into `civil`.
 pub(crate) fn clock(b: &[u8], i: usize, civil: &mut Civil) -> Option<()> {
     civil.hour = two(b, i)?;
@@ -117,39 +128,74 @@ pub(crate) fn fraction(b: &[u8], i: usize, civil: &mut Civil) -> usize {
     end
 }
 
-/// A zone at byte `i`: `Z`, `+hh:mm`, `+hhmm`, `+hh`, ` UTC`; where it ends.
+/// A zone at byte `i`: `Z`, `+hh:mm`, `+hhmm`, `+hh`, ` UTC`, ` UTC+2`, ` CEST`; where it ends.
 pub(crate) fn zone(b: &[u8], i: usize, civil: &mut Civil) -> usize {
+    let ends = |i: usize| b.get(i).is_none_or(|c| !c.is_ascii_alphanumeric());
     match b.get(i) {
-        Some(b'Z') => {
-            civil.zone = Some(0);
+        Some(b'Z' | b'z') if ends(i + 1) => {
+            civil.zone = Zone::East(0);
             i + 1
         }
-        Some(&sign @ (b'+' | b'-')) => {
-            let Some(hours) = two(b, i + 1) else { return i };
-            let colon = usize::from(b.get(i + 3) == Some(&b':'));
-            let minutes = two(b, i + 3 + colon);
-            let east = i32::from(hours) * 3600 + i32::from(minutes.unwrap_or(0)) * 60;
-            if hours > 15 || minutes.is_some_and(|m| m > 59) {
-                return i;
-            }
-            civil.zone = Some(if sign == b'-' { -east } else { east });
-            if minutes.is_some() {
-                i + 5 + colon
-            } else {
-                i + 3
-            }
+        Some(b'+' | b'-') => offset(b, i, civil),
+        // As in `2024-01-02 03:04:05 +0000`.
+        Some(b' ') if matches!(b.get(i + 1), Some(b'+' | b'-')) => {
+            let end = offset(b, i + 1, civil);
+            if end > i + 1 { end } else { i }
         }
-        Some(b' ') => match b.get(i + 1..i + 4) {
-            Some(b"UTC" | b"GMT") if b.get(i + 4).is_none_or(|c| !c.is_ascii_alphanumeric()) => {
-                civil.zone = Some(0);
-                i + 4
-            }
-            // As in `2024-01-02 03:04:05 +0000`.
-            Some([b'+' | b'-', b'0'..=b'9', b'0'..=b'9']) => zone(b, i + 1, civil),
-            _ => i,
-        },
+        Some(b' ') => named(b, i + 1, civil).unwrap_or(i),
         _ => i,
     }
+}
+
+/// An offset at byte `i`; `i` again when there is none.
+fn offset(b: &[u8], i: usize, civil: &mut Civil) -> usize {
+    let Some(hours) = two(b, i + 1) else { return i };
+    let colon = usize::from(b.get(i + 3) == Some(&b':'));
+    let minutes = two(b, i + 3 + colon);
+    let east = i32::from(hours) * 3600 + i32::from(minutes.unwrap_or(0)) * 60;
+    let end = match minutes {
+        Some(_) => i + 5 + colon,
+        None => i + 3,
+    };
+    let more = b.get(end).is_some_and(u8::is_ascii_digit);
+    if hours > 15 || minutes.is_some_and(|m| m > 59) || more {
+        return i;
+    }
+    civil.zone = Zone::East(if b[i] == b'-' { -east } else { east });
+    end
+}
+
+/// The name of a zone at byte `i`, alone or with an offset from it.
+fn named(b: &[u8], i: usize, civil: &mut Civil) -> Option<usize> {
+    let n = b
+        .get(i..)?
+        .iter()
+        .take(6)
+        .take_while(|c| c.is_ascii_uppercase())
+        .count();
+    let word = &b[i..i + n];
+    let end = i + n;
+    if b.get(end).is_some_and(u8::is_ascii_alphanumeric) {
+        return None;
+    }
+    let name = zones::find(word)?;
+    if let Some(&sign @ (b'+' | b'-')) = b.get(end) {
+        if !matches!(word, b"UTC" | b"GMT" | b"UT") {
+            return None;
+        }
+        // `GMT+0200`, `UTC+2`.
+        let far = offset(b, end, civil);
+        if far > end {
+            return Some(far);
+        }
+        let hours = b.get(end + 1).filter(|d| d.is_ascii_digit())?;
+        let fits = b.get(end + 2).is_none_or(|c| !c.is_ascii_digit());
+        let east = i32::from(hours - b'0') * 3600;
+        civil.zone = Zone::East(if sign == b'-' { -east } else { east });
+        return fits.then_some(end + 2);
+    }
+    civil.zone = Zone::Named(name);
+    Some(end)
 }
 
 /// An ISO 8601 date and time at byte `i`, zone and fraction if any; where it ends.
@@ -159,8 +205,8 @@ pub(crate) fn iso(b: &[u8], i: usize) -> Option<(Civil, usize)> {
         ..Civil::default()
     };
     (c.month, c.day) = (two(b, i + 5)?, two(b, i + 8)?);
-    let fits = b[i + 4] == b'-' && b[i + 7] == b'-' && matches!(b.get(i + 10), Some(b'T' | b' '));
-    if !fits {
+    let between = matches!(b.get(i + 10), Some(b'T' | b't' | b' '));
+    if b[i + 4] != b'-' || b[i + 7] != b'-' || !between {
         return None;
     }
     clock(b, i + 11, &mut c)?;
@@ -168,6 +214,33 @@ pub(crate) fn iso(b: &[u8], i: usize) -> Option<(Civil, usize)> {
     let end = zone(b, end, &mut c);
     c.is_valid().then_some((c, end))
 }
+
+/// `dd/Mon/yyyy:hh:mm:ss +zzzz` at byte `i`, as web servers write it; where it ends.
+pub(crate) fn common(b: &[u8], i: usize) -> Option<(Civil, usize)> {
+    let mut c = Civil {
+        day: two(b, i)?,
+        month: month(b, i + 3)?,
+        year: Some(four(b, i + 7)?),
+        ..Civil::default()
+    };
+    if b[i + 2] != b'/' || b[i + 6] != b'/' || b.get(i + 11) != Some(&b':') {
+        return None;
+    }
+    clock(b, i + 12, &mut c)?;
+    let end = fraction(b, i + 20, &mut c);
+    let end = zone(b, end, &mut c);
+    c.is_valid().then_some((c, end))
+}
+
+/// True for a word that says how bad it is.
+pub(crate) fn is_level(word: &str) -> bool {
+    LEVELS.iter().any(|l| l.eq_ignore_ascii_case(word))
+}
+
+const LEVELS: &[&str] = &[
+    "TRACE", "DEBUG", "INFO", "NOTICE", "WARN", "WARNING", "ERROR", "ERR", "CRITICAL", "CRIT",
+    "FATAL", "SEVERE", "ALERT", "EMERG", "PANIC",
+];
 
 /// The text up to `until` and what follows it.
 pub(crate) fn cut<'a>(text: &'a str, until: &str) -> Option<(&'a str, &'a str)> {

@@ -3,12 +3,13 @@
 //! (auth.c and packet.c of OpenSSH, logging.c of sudo).
 
 use super::record::{
-    Emit, Fields, Record, Stamp, clock, cut, fraction, iso, month, tag, wordlike, zone,
+    Emit, Fields, Record, Stamp, clock, cut, four, fraction, is_level, iso, month, tag, weekday,
+    wordlike, zone,
 };
 use crate::zone::Civil;
 
 /// Takes `<PRI>` off.
-fn priority<'a>(line: &'a str, fields: &mut Fields<'a>) -> Option<&'a str> {
+pub(super) fn priority<'a>(line: &'a str, fields: &mut Fields<'a>) -> Option<&'a str> {
     let Some(inner) = line.strip_prefix('<') else {
         return Some(line);
     };
@@ -30,56 +31,149 @@ fn parse3164(line: &str) -> Option<Record<'_>> {
     let mut fields = Fields::new();
     let line = priority(line, &mut fields)?;
     let b = line.as_bytes();
-    let mut c = Civil {
-        month: month(b, 0)?,
-        ..Civil::default()
-    };
-    let day = |x: u8| {
-        if x == b' ' {
-            Some(0)
-        } else {
-            x.is_ascii_digit().then(|| x - b'0')
-        }
-    };
-    c.day = day(*b.get(4)?)? * 10 + b.get(5).filter(|x| x.is_ascii_digit())? - b'0';
-    clock(b, 7, &mut c)?;
-    // Some write a fraction, some a year or a zone after the time; the RFC has none of them.
-    let end = fraction(b, 15, &mut c);
-    let end = if b.get(end) == Some(&b' ') {
-        end
-    } else {
-        zone(b, end, &mut c)
-    };
+    let mut c = Civil::default();
+    let (begin, end) = date(b, &mut c)?;
     if !c.is_valid() {
         return None;
     }
-    let rest = line[end..].strip_prefix(' ')?;
-    let (host, rest) = match rest.split_once(' ') {
-        Some((h, r)) if wordlike(h, 255) && !h.ends_with(':') => (Some(h), r),
-        _ => (None, rest),
-    };
-    let (program, pid, message) = match tag(rest) {
-        Some((p, pid, m)) => (Some(p), pid, m),
-        None => (None, None, rest),
-    };
+    let rest = &line[end..];
+    // Routers write `: ` here.
+    let rest = rest.strip_prefix(':').unwrap_or(rest).strip_prefix(' ')?;
+    let header = header(rest, &mut fields);
     // A date with one word behind it is no log line.
-    if host.is_none() && program.is_none() {
+    if header.host.is_none() && header.program.is_none() && !header.repeated {
         return None;
     }
-    let stamp = Stamp::Civil(c);
-    let raw_time = &line[..end];
     let mut r = Record {
         kind: "syslog",
-        stamp,
-        raw_time,
-        host,
-        program,
-        pid,
-        message,
+        stamp: Stamp::Civil(c),
+        raw_time: &line[begin..end],
+        host: header.host,
+        program: header.program,
+        pid: header.pid,
+        message: header.message,
         fields,
     };
     refine(&mut r);
     Some(r)
+}
+
+/// Reads `Mmm dd hh:mm:ss`, with one or two characters for the day, and with what systems add to
+/// it: a year or a weekday in front, a year behind the day or behind the time, a fraction, a zone.
+/// Where the time begins and where it ends.
+fn date(b: &[u8], c: &mut Civil) -> Option<(usize, usize)> {
+    let begin = usize::from(matches!(b.first(), Some(b'*' | b'.')));
+    let mut i = begin;
+    if b.get(i + 4) == Some(&b' ') && four(b, i).is_some() {
+        c.year = four(b, i);
+        i += 5;
+    } else if weekday(b, i) {
+        i += 3 + usize::from(b.get(i + 3) == Some(&b','));
+        i += 1;
+    }
+    c.month = month(b, i)?;
+    i += 3;
+    if b.get(i) != Some(&b' ') {
+        return None;
+    }
+    i += 1 + usize::from(b.get(i + 1) == Some(&b' '));
+    let first = b.get(i).filter(|x| x.is_ascii_digit())? - b'0';
+    c.day = first;
+    i += 1;
+    if let Some(second) = b.get(i).filter(|x| x.is_ascii_digit()) {
+        c.day = first * 10 + second - b'0';
+        i += 1;
+    }
+    if b.get(i + 5) == Some(&b' ') && four(b, i + 1).is_some() && c.year.is_none() {
+        c.year = four(b, i + 1);
+        i += 5;
+    }
+    if b.get(i) != Some(&b' ') {
+        return None;
+    }
+    clock(b, i + 1, c)?;
+    i = fraction(b, i + 9, c);
+    i = zone(b, i, c);
+    let ends = b.get(i + 5).is_none_or(|x| matches!(x, b' ' | b':'));
+    if b.get(i) == Some(&b' ') && ends && c.year.is_none() {
+        if let Some(year) = four(b, i + 1).filter(|y| (1970..=2200).contains(y)) {
+            c.year = Some(year);
+            i += 5;
+        }
+    }
+    Some((begin, i))
+}
+
+/// What stands between the time and the message.
+#[derive(Default)]
+pub(super) struct Header<'a> {
+    pub(super) host: Option<&'a str>,
+    pub(super) program: Option<&'a str>,
+    pub(super) pid: Option<u32>,
+    pub(super) message: &'a str,
+    /// The line only says how often another was written.
+    repeated: bool,
+}
+
+/// Reads `[<facility.level>] [host] [level] [program[pid]:] message`.
+pub(super) fn header<'a>(rest: &'a str, fields: &mut Fields<'a>) -> Header<'a> {
+    let mut rest = rest;
+    if let Some((inner, after)) = rest.strip_prefix('<').and_then(|r| cut(r, "> ")) {
+        if graded(inner, fields) {
+            rest = after;
+        }
+    }
+    if rest.starts_with("last message repeated ") || rest.starts_with("message repeated ") {
+        return Header {
+            message: rest,
+            repeated: true,
+            ..Header::default()
+        };
+    }
+    let mut h = Header {
+        message: rest,
+        ..Header::default()
+    };
+    if let Some((word, after)) = rest.split_once(' ') {
+        let odd = word.contains(":[") || is_level(word) || word.ends_with("]:");
+        if wordlike(word, 255) && !word.ends_with(':') && !odd && !word.starts_with(['[', '<', '%'])
+        {
+            (h.host, h.message) = (Some(word), after);
+        }
+    }
+    if let Some((word, after)) = h.message.split_once(' ') {
+        // A level in front of the program, as some templates and BusyBox write it.
+        let bare = word.trim_matches(['[', ']', '<', '>']);
+        if tag(after).is_some() && !word.ends_with(':') && graded(bare, fields) {
+            h.message = after;
+        }
+    }
+    if let Some((program, pid, message)) = tag(h.message) {
+        (h.program, h.pid, h.message) = (Some(program), pid, message);
+    }
+    h
+}
+
+/// Takes a level, or a facility and a level, into the fields; false when the word is none.
+fn graded<'a>(word: &'a str, fields: &mut Fields<'a>) -> bool {
+    const FACILITIES: &[&str] = &[
+        "kern", "user", "mail", "daemon", "auth", "syslog", "lpr", "news", "uucp", "cron",
+        "authpriv", "ftp", "security", "console", "ntp", "local0", "local1", "local2", "local3",
+        "local4", "local5", "local6", "local7",
+    ];
+    if is_level(word) {
+        fields.str("level", word);
+        return true;
+    }
+    let Some((facility, level)) = word.split_once('.') else {
+        return false;
+    };
+    if !FACILITIES.contains(&facility) || !is_level(level) {
+        return false;
+    }
+    fields.str("facility_name", facility);
+    fields.str("level", level);
+    true
 }
 
 pub(super) fn rfc5424(line: &str, emit: &mut Emit<'_>) -> bool {

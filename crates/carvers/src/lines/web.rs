@@ -3,80 +3,178 @@
 //! (`ErrorLogFormat`'s default since 2.4, and 2.2's), nginx's error log (`ngx_log.c`), and what
 //! else begins with `yyyy/mm/dd hh:mm:ss`, Go's `log` package above all.
 
-use super::record::{Emit, Fields, Record, Stamp, clock, cut, four, fraction, month, two, zone};
+use super::record::{
+    Emit, Fields, Record, Stamp, clock, common, cut, four, fraction, month, two, weekday, zone,
+};
 use crate::zone::Civil;
+use std::net::{IpAddr, Ipv4Addr};
 
 pub(super) fn access(line: &str, emit: &mut Emit<'_>) -> bool {
     parse_access(line).map(|r| emit(&r)).is_some()
 }
 
 fn parse_access(line: &str) -> Option<Record<'_>> {
-    let (head, rest) = cut(line, " [")?;
-    let b = rest.as_bytes();
-    let mut c = Civil {
-        day: two(b, 0)?,
-        month: month(b, 3)?,
-        ..Civil::default()
-    };
-    c.year = Some(four(b, 7)?);
-    clock(b, 12, &mut c)?;
-    let end = zone(b, if b.get(20) == Some(&b' ') { 21 } else { 20 }, &mut c);
-    if b.get(end) != Some(&b']') || b[2] != b'/' || b[6] != b'/' || !c.is_valid() {
-        return None;
-    }
-    // A user's name may hold spaces: the first two words are client and identity.
-    let mut words = head.splitn(4, ' ');
-    let (first, second) = (words.next()?, words.next()?);
-    let (host, client, user) = match (words.next()?, words.next()) {
-        (third, Some(user)) if third == "-" && second.contains(['.', ':']) => {
-            (Some(first), second, user)
-        }
-        (user, _) => {
-            let skip = first.len() + second.len() + 2;
-            (
-                None,
-                first,
-                if user.is_empty() { "-" } else { &head[skip..] },
-            )
-        }
-    };
-    let client_like = |x: u8| x.is_ascii_alphanumeric() || matches!(x, b'.' | b':' | b'-' | b'_');
-    if client.is_empty() || !client.bytes().all(client_like) {
+    let b = line.as_bytes();
+    let opens = memchr::memchr_iter(b'[', b).take(16);
+    let (open, civil, end) = opens
+        .filter_map(|i| common(b, i + 1).map(|(c, end)| (i, c, end)))
+        .find(|t| b.get(t.2) == Some(&b']'))?;
+    if open > 0 && !matches!(b[open - 1], b' ' | b'\t') {
         return None;
     }
     let mut f = Fields::new();
-    f.str("client", client);
-    f.str("user", user);
-    let tail = rest[end + 1..].strip_prefix(" \"")?;
-    let (request, tail) = quoted(tail)?;
+    let host = who(line[..open].trim(), &mut f)?;
+    let tail = line[end + 1..].strip_prefix([' ', '\t'])?.trim_start();
+    let (request, tail) = quoted(tail.strip_prefix('"')?)?;
     let mut parts = request.split(' ');
     f.str("method", parts.next().unwrap_or_default());
     f.str("path", parts.next().unwrap_or_default());
-    let mut numbers = tail.trim_start().splitn(3, ' ');
-    let status = numbers.next()?;
-    if status.len() != 3 || status.parse::<u16>().is_err() {
+    f.str("protocol", parts.next().unwrap_or_default());
+    let (status, tail) = word(tail);
+    if status != "-" && (status.len() != 3 || status.parse::<u16>().is_err()) {
         return None;
     }
     f.number("status", status);
-    f.number("bytes", numbers.next().unwrap_or_default());
-    if let Some((referrer, tail)) = numbers.next().and_then(|t| quoted(t.strip_prefix('"')?)) {
-        f.str("referrer", referrer);
-        if let Some((agent, _)) = tail.strip_prefix(" \"").and_then(quoted) {
-            f.str("agent", agent);
-        }
+    let mut rest = tail;
+    let (bytes, tail) = word(rest);
+    if bytes == "-" || bytes.parse::<u64>().is_ok() {
+        f.number("bytes", bytes);
+        rest = tail;
     }
-    let (stamp, raw_time) = (Stamp::Civil(c), &rest[..end]);
-    let program = None;
+    for name in ["referrer", "agent"] {
+        let inner = rest.trim_start().strip_prefix('"');
+        let Some((value, tail)) = inner.and_then(quoted) else {
+            break;
+        };
+        f.str(name, value);
+        rest = tail;
+    }
+    behind(rest.trim(), &mut f);
     Some(Record {
         kind: "access",
-        stamp,
-        raw_time,
+        stamp: Stamp::Civil(civil),
+        raw_time: &line[open + 1..end],
         host,
-        program,
+        program: None,
         pid: None,
         message: request,
         fields: f,
     })
+}
+
+/// The first word of a text, and what follows it.
+fn word(text: &str) -> (&str, &str) {
+    let text = text.trim_start();
+    text.split_once([' ', '\t']).unwrap_or((text, ""))
+}
+
+/// The address that a word is, with or without port, brackets, zone, and a comma behind it.
+fn address(word: &str) -> Option<IpAddr> {
+    let word = word.trim_end_matches(',');
+    let plain = word.trim_start_matches('[').split(']').next()?;
+    let plain = plain.split('%').next()?;
+    if let Ok(a) = plain.parse() {
+        return Some(a);
+    }
+    let (host, port) = plain.rsplit_once(':')?;
+    port.parse::<u16>().ok()?;
+    host.parse::<Ipv4Addr>().ok().map(IpAddr::V4)
+}
+
+/// True for one or more addresses, `unknown` and `-` among them, with commas between.
+fn addresses(list: &str) -> bool {
+    let mut items = list.split(',').map(str::trim);
+    items.clone().any(|i| address(i).is_some())
+        && items.all(|i| address(i).is_some() || matches!(i, "unknown" | "-"))
+}
+
+/// Reads what stands before the time: `[server] [forwarded for] client identity user`. The server
+/// comes back.
+///
+/// Of addresses that are parted by commas the first is the client, who came through the others;
+/// of two that are not, the first is what a proxy said, and the second who connected.
+fn who<'a>(head: &'a str, f: &mut Fields<'a>) -> Option<Option<&'a str>> {
+    let mut host = None;
+    let mut rest = head;
+    if rest.is_empty() {
+        return Some(None);
+    }
+    if let Some((list, tail)) = rest.strip_prefix('"').and_then(quoted) {
+        // A quoted list of addresses is what proxies said.
+        if !addresses(list) && list != "-" {
+            return None;
+        }
+        f.str("forwarded_for", list);
+        rest = tail.trim_start();
+    } else {
+        let (first, tail) = word(rest);
+        let ported = first.contains(':') && first.parse::<IpAddr>().is_err();
+        let leads = address(first).is_none() || (ported && !first.ends_with(','));
+        if leads && address(word(tail).0).is_some() {
+            host = Some(first).filter(|h| *h != "-");
+            rest = tail.trim_start();
+        }
+    }
+    let from = rest;
+    let (mut client, mut tail) = word(rest);
+    let (mut commas, mut list) = (client.ends_with(','), "");
+    while address(client).is_some() || (commas && client.starts_with("unknown")) {
+        let (next, after) = word(tail);
+        let more =
+            address(next).is_some() || (client.ends_with(',') && next.starts_with("unknown"));
+        if !more {
+            break;
+        }
+        if !client.ends_with(',') {
+            // What was read until here is the list; the peer follows.
+            list = from[..next.as_ptr() as usize - from.as_ptr() as usize].trim();
+        }
+        commas |= next.ends_with(',');
+        (client, tail) = (next, after);
+    }
+    if commas && list.is_empty() {
+        // Nothing but a list: its first address is who asked.
+        let end = client.as_ptr() as usize - from.as_ptr() as usize + client.len();
+        list = from[..end].trim();
+        client = word(from).0;
+    }
+    f.str("forwarded_for", list);
+    let client = client.trim_end_matches(',');
+    let fine = |x: u8| {
+        x.is_ascii_alphanumeric() || matches!(x, b'.' | b':' | b'-' | b'_' | b'%' | b'[' | b']')
+    };
+    if client.is_empty() || !client.bytes().all(fine) {
+        return None;
+    }
+    f.str("client", client);
+    let (identity, user) = word(tail);
+    if identity.is_empty() {
+        return None;
+    }
+    // A user's name may hold spaces.
+    let user = user.trim();
+    f.str("ident", identity);
+    f.str("user", user);
+    Some(host)
+}
+
+/// Reads what stands behind the agent: addresses that proxies said, and anything else.
+fn behind<'a>(rest: &'a str, f: &mut Fields<'a>) {
+    let mut tail = rest;
+    while let Some(at) = tail.find('"') {
+        let Some((value, after)) = quoted(&tail[at + 1..]) else {
+            break;
+        };
+        if addresses(value) {
+            f.str("forwarded_for", value);
+            break;
+        }
+        tail = after;
+    }
+    if tail == rest && addresses(rest) {
+        f.str("forwarded_for", rest);
+    }
+    f.str("extra", rest);
 }
 
 /// Text up to a quote that no backslash is before, and what follows the quote.
@@ -99,14 +197,13 @@ pub(super) fn apache_error(line: &str, emit: &mut Emit<'_>) -> bool {
 }
 
 fn parse_apache_error(line: &str) -> Option<Record<'_>> {
-    const DAYS: &[u8; 21] = b"SunMonTueWedThuFriSat";
     let b = line.as_bytes();
     let mut c = Civil {
         month: month(b, 5)?,
         day: two(b, 9)?,
         ..Civil::default()
     };
-    if !DAYS.chunks_exact(3).any(|d| Some(d) == b.get(1..4)) {
+    if !weekday(b, 1) {
         return None;
     }
     clock(b, 12, &mut c)?;

@@ -47,7 +47,7 @@ impl Sink for Rows {
         self.0.push(json!({
             "row": "finding", "carver": f.carver, "kind": f.kind, "offset": f.offset.0,
             "len": f.len, "value": f.value, "encoding": f.encoding.as_str(),
-            "context": f.context,
+            "context": f.context, "fields": fields(f.fields),
         }));
     }
 
