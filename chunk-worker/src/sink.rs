@@ -637,6 +637,9 @@ impl Rows<'_> {
     /// A feature that touches the end of physically adjacent bytes, as it stands in its own order.
     pub(crate) fn finding_in_order(&mut self, f: &Finding<'_>, o: &Ordered<'_>) {
         let (detector, key) = self.detector(f.carver);
+        let mut json = std::mem::take(&mut self.json);
+        let fields = o.fields(fields_json(&mut json, f.fields));
+        self.json = json;
         self.findings.push(&FindingRow {
             id: row_id(key, "order", "", o.image_offset, f.len),
             detector: &detector,
@@ -650,7 +653,7 @@ impl Rows<'_> {
             value: f.value,
             encoding: Some(f.encoding.as_str()),
             context: Some(f.context),
-            fields: Some(&o.fields(None)),
+            fields: Some(&fields),
             path: Some(o.name),
             artifact: None,
             rule: None,
