@@ -169,6 +169,7 @@ fn record_at(at: usize, hit: &mut Hit<'_, '_>, memory: &mut Memory) {
         (_, false) => "a template or a name that it uses is not where it should be",
         (_, true) => "its binary XML could not be read",
     };
+    let content = record::values(data, at, &head);
     event::raw(&head, &content, at, why, &extra, hit);
 }
 

@@ -79,6 +79,8 @@ pub(super) struct Content {
     pub(super) instances: Vec<Instance>,
     /// The place of its first element's name, when that isn't inline.
     pub(super) name: Option<u32>,
+    /// Values are wanted: only of a record that can't be rendered.
+    with_values: bool,
     /// The values, as text.
     pub(super) values: Vec<String>,
     /// The GUID of the outer template, when its definition is inline.
@@ -96,9 +98,21 @@ pub(super) struct Instance {
     pub(super) inline: bool,
 }
 
-/// Reads the binary XML of the record at `at`.
+/// Reads the binary XML of the record at `at`, without its values.
 pub(super) fn content(data: &[u8], at: usize, head: &Head) -> Content {
-    let mut c = Content::default();
+    read_content(data, at, head, false)
+}
+
+/// As [`content`], with the values.
+pub(super) fn values(data: &[u8], at: usize, head: &Head) -> Content {
+    read_content(data, at, head, true)
+}
+
+fn read_content(data: &[u8], at: usize, head: &Head, with_values: bool) -> Content {
+    let mut c = Content {
+        with_values,
+        ..Content::default()
+    };
     let end = (at + head.size - 4).min(data.len());
     fragment(&data[..end], at + HEAD, &mut c, 0);
     c
@@ -173,7 +187,7 @@ fn instance(data: &[u8], at: usize, c: &mut Content, depth: usize) -> Option<()>
         let bytes = data.get(value..value + size)?;
         if kind == values::BINARY_XML && depth < DEPTH {
             fragment(&data[..value + size], value, c, depth + 1);
-        } else {
+        } else if c.with_values {
             c.values.push(values::text(kind, bytes));
         }
         value += size;
@@ -194,8 +208,10 @@ fn elements(data: &[u8], mut at: usize, c: &mut Content) {
             0x02..=0x04 => Some(1),
             0x05 | 0x45 if data.get(at + 1) == Some(&1) => u16_at(data, at + 2).and_then(|n| {
                 let n = 2 * usize::from(n);
-                c.values
-                    .push(values::text(1, data.get(at + 4..at + 4 + n)?));
+                let text = data.get(at + 4..at + 4 + n)?;
+                if c.with_values {
+                    c.values.push(values::text(1, text));
+                }
                 Some(4 + n)
             }),
             0x0f => Some(4),

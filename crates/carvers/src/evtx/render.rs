@@ -89,9 +89,13 @@ fn inside(c: &Content) -> bool {
 /// Where chunks' headers stand before a record, nearest first.
 fn headers(data: &[u8], at: usize) -> Vec<i64> {
     let from = at.saturating_sub(CHUNK);
-    memmem::rfind_iter(&data[from..at], MAGIC)
-        .take(HEADERS)
+    // Forwards, which is many times as fast as backwards.
+    let all: Vec<_> = memmem::find_iter(&data[from..at], MAGIC)
         .map(|n| from + n)
+        .collect();
+    all.into_iter()
+        .rev()
+        .take(HEADERS)
         .filter(|&n| header(&data[n..data.len().min(n + CHUNK)]).is_some())
         .map(|n| n as i64)
         .collect()
