@@ -24,6 +24,7 @@ mod scan;
 mod sink;
 mod task;
 mod verdict;
+mod virus;
 
 pub use context::{ContextError, JobCache, JobContext, parse_timezone};
 

@@ -169,6 +169,10 @@ pub(crate) fn search(
             let stop = || worker.abandon.is_cancelled();
             ordered::carve(ctx, buffer, name, &plan, bytes, &stop, &mut rows);
         }
+        if let Some(av) = rows.memory_av().filter(|_| buffer.scan) {
+            let name = list.names.get(&buffer.unit).map_or("", String::as_str);
+            ordered::viruses(ctx, &av, name, &plan, bytes, &mut rows).map_err(ScanError::Store)?;
+        }
         let started = Instant::now();
         let _span = tracing::info_span!("scan.yara", bytes = plan.len).entered();
         let scanned = scanner.as_mut().filter(|_| buffer.scan);

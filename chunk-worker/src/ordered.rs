@@ -12,7 +12,8 @@
 
 use crate::context::JobContext;
 use crate::memory::{Place, Plan};
-use crate::sink::{Ordered, Rows};
+use crate::sink::{Av, Ordered, Rows};
+use crate::virus;
 use ramsift_carvers::api::{Anchor, Artifact, Event, Finding, MoreError, ReadMore, Sink, Window};
 use ramsift_layers::ImageOffset;
 use ramsift_store::lists::Buffer;
@@ -31,33 +32,33 @@ impl ReadMore for Nothing {
 /// Pieces of a row that are told one by one.
 const PIECES: usize = 64;
 
-/// Takes what touches the end of a place; positions are those of a stretch.
-struct Touching<'a, 'r> {
-    rows: &'a mut Rows<'r>,
+/// A stretch of a buffer, and whose it is.
+#[derive(Clone)]
+struct Spots<'a> {
     plan: &'a Plan,
     ctx: &'a JobContext,
     stretch: Range<usize>,
     name: &'a str,
 }
 
-impl Touching<'_, '_> {
-    /// Where a range of the stretch lies, if it touches an end of a place.
-    fn place(&self, at: u64, len: u64) -> Option<Ordered<'_>> {
-        let start = self.stretch.start + usize::try_from(at).ok()?;
-        let end = start + usize::try_from(len).ok()?;
-        let first = self.plan.place(start)?;
-        let touches = start == first.at || end >= first.at + first.len;
-        if !touches {
-            return None;
-        }
+impl<'a> Spots<'a> {
+    /// Whether a range of the buffer touches an end of physically adjacent bytes.
+    fn touches(&self, r: &Range<usize>) -> bool {
+        let first = self.plan.place(r.start);
+        first.is_some_and(|p| r.start == p.at || r.end >= p.at + p.len)
+    }
+
+    /// Where a range of the buffer lies.
+    fn of(&self, r: &Range<usize>) -> Option<Ordered<'a>> {
+        let first = self.plan.place(r.start)?;
         let inside = |p: &Place| {
-            let (from, to) = (start.max(p.at), end.min(p.at + p.len));
+            let (from, to) = (r.start.max(p.at), r.end.min(p.at + p.len));
             (p.image + (from - p.at) as u64, (to - from) as u64)
         };
         let pieces: Vec<(u64, u64)> = self
             .plan
-            .places_from(start)
-            .take_while(|p| p.at < end)
+            .places_from(r.start)
+            .take_while(|p| p.at < r.end)
             .take(PIECES)
             .map(inside)
             .collect();
@@ -67,11 +68,25 @@ impl Touching<'_, '_> {
             name: self.name,
             image_offset,
             physical_address: physical.map(|p| p.0),
-            address: first.address + (start - first.at) as u64,
+            address: first.address + (r.start - first.at) as u64,
             // What the stretch lacks may have belonged to it.
-            cut: end == self.stretch.end || (start == self.stretch.start && first.address > 0),
+            cut: r.end == self.stretch.end || (r.start == self.stretch.start && first.address > 0),
             pieces,
         })
+    }
+}
+
+/// Takes what touches the end of a place; positions are those of a stretch.
+struct Touching<'a, 'r> {
+    rows: &'a mut Rows<'r>,
+    spots: Spots<'a>,
+}
+
+impl<'a> Touching<'a, '_> {
+    fn place(&self, at: u64, len: u64) -> Option<Ordered<'a>> {
+        let start = self.spots.stretch.start + usize::try_from(at).ok()?;
+        let r = start..start + usize::try_from(len).ok()?;
+        self.spots.touches(&r).then(|| self.spots.of(&r)).flatten()
     }
 }
 
@@ -91,6 +106,59 @@ impl Sink for Touching<'_, '_> {
     // Carvers of lines and addresses alone run here.
     fn artifact(&mut self, _: &Artifact<'_>) {}
     fn anchor(&mut self, _: &Anchor<'_>) {}
+}
+
+/// The virus scanner over a buffer: only what lies across pages that are apart in the image is told, since the chunks tell
+/// the rest. The error is an outage.
+pub(crate) fn viruses(
+    ctx: &JobContext,
+    av: &Av,
+    name: &str,
+    plan: &Plan,
+    bytes: &[u8],
+    rows: &mut Rows<'_>,
+) -> Result<(), String> {
+    for stretch in &plan.stretches {
+        let core = plan.core.start.max(stretch.start)..plan.core.end.min(stretch.end);
+        // One place is one piece of the image: nothing in it crosses anything.
+        let apart = plan
+            .place(stretch.start)
+            .is_some_and(|p| p.at + p.len < stretch.end);
+        if core.is_empty() || !apart {
+            continue;
+        }
+        let local = core.start - stretch.start..core.end - stretch.start;
+        let (hits, missed) = virus::search(av, &bytes[stretch.clone()], local, &[]);
+        let spots = Spots {
+            plan,
+            ctx,
+            stretch: stretch.clone(),
+            name,
+        };
+        for h in hits {
+            let r = stretch.start + h.range.start..stretch.start + h.range.end;
+            let whole = plan.place(r.start).is_some_and(|p| r.end <= p.at + p.len);
+            if let Some(place) = (!whole).then(|| spots.of(&r)).flatten() {
+                let engine = &av.clamd.version().engine;
+                rows.virus_in_order(
+                    &h.signature,
+                    &place,
+                    r.len() as u64,
+                    &bytes[r.clone()],
+                    engine,
+                );
+            }
+        }
+        for (r, why) in missed {
+            // A scanner that others have may still answer.
+            if !av.alone && why.starts_with("clamd at ") {
+                return Err(why);
+            }
+            let r = stretch.start + r.start..stretch.start + r.end;
+            crate::memory::not_searched("clamav processes", plan, &r, "partial", &why, rows);
+        }
+    }
+    Ok(())
 }
 
 /// Carves a buffer, and notes which bytes of the image were looked at in their order.
@@ -124,11 +192,13 @@ pub(crate) fn carve(
             image_len: stretch.len() as u64,
         };
         let mut sink = Touching {
-            rows,
-            plan,
-            ctx,
-            stretch: stretch.clone(),
-            name,
+            rows: &mut *rows,
+            spots: Spots {
+                plan,
+                ctx,
+                stretch: stretch.clone(),
+                name,
+            },
         };
         let stats = carvers.scan(&window, &mut Nothing, &mut sink, stop);
         for (_, r, why) in stats.partial {

@@ -5,6 +5,7 @@ use crate::context::JobContext;
 use crate::coverage::CoreCoverage;
 use crate::read::Slab;
 use crate::sink::{Av, Collected, Rows};
+use crate::virus;
 use ramsift_carvers::api::{MoreError, ReadMore, Window};
 use ramsift_engines::yara::{ChunkMatches, ChunkScanner, ScanLimits, Unfinished, UnfinishedReason};
 use ramsift_layers::chunk::ChunkWindow;
@@ -148,6 +149,9 @@ pub(crate) fn scan(
         if let Some(y) = &mut yara {
             y.window(worker, w, &data, &bad, &sparse, &mut rows);
         }
+        if let Some(av) = rows.memory_av() {
+            virus(worker, &av, w, &data, &bad, &sparse, &mut rows)?;
+        }
     }
     let hash = hash_of(ctx, slab, &file);
     let (rule_matches, rule_gaps) = yara.map(|y| y.told.finish()).unwrap_or_default();
@@ -242,6 +246,47 @@ fn carve(
         worker.metrics.bytes(outcome, coverage.sum(outcome));
     }
     Ok(stats.sparse)
+}
+
+/// What clamd looks at, in the coverage.
+const CLAMAV_MEMORY: &str = "clamav memory";
+
+/// The virus scanner over one window.
+fn virus(
+    worker: &Worker,
+    av: &Av,
+    w: &ChunkWindow,
+    data: &[u8],
+    bad: &[(Range<u64>, String)],
+    sparse: &[Range<u64>],
+    rows: &mut Rows<'_>,
+) -> Result<(), ScanError> {
+    let started = Instant::now();
+    let _span = tracing::info_span!("scan.clamav", bytes = data.len()).entered();
+    let at = |image: u64| usize::try_from(image - w.span.start).unwrap_or(usize::MAX);
+    let core = at(w.core.start)..at(w.core.end);
+    let missed = virus::image(rows, av, data, w.span.start, core, sparse);
+    if worker.abandon.is_cancelled() {
+        return Err(ScanError::Store("stopping".into()));
+    }
+    let mut coverage = CoreCoverage::new(w.core.clone());
+    coverage.sparse(sparse);
+    for (range, why) in &missed {
+        // A scanner that others have may still answer them.
+        if !av.alone && why.starts_with("clamd at ") {
+            return Err(ScanError::Store(why.clone()));
+        }
+        coverage.mark(range, "partial", Some(why));
+    }
+    for (range, why) in bad {
+        coverage.mark(range, "failed", Some(why));
+    }
+    coverage.write(CLAMAV_MEMORY, &mut rows.coverage);
+    let n = w.core.end - w.core.start;
+    worker
+        .metrics
+        .engine("clamav", n, started.elapsed().as_secs_f64());
+    Ok(())
 }
 
 /// The memory-safe rules over all windows of a chunk.

@@ -53,7 +53,9 @@ pub(crate) struct Rows<'a> {
     pub(crate) ordered: OrderedBuilder,
     packs: PackWriter,
     files: Option<FileScanner<'a>>,
+    /// Looks at files; at memory, too, where that is asked for.
     av: Option<Av>,
+    memory_av: Option<Av>,
     held: BTreeMap<&'static str, Held>,
     segments: Vec<SegmentRef>,
     /// The first failure of the store; the attempt counts for nothing then.
@@ -74,7 +76,7 @@ pub(crate) struct Av {
 const CLAMD_PATIENCE: Duration = Duration::from_secs(10);
 
 impl Av {
-    async fn scan(&self, data: &[u8]) -> AvVerdict {
+    pub(crate) async fn scan(&self, data: &[u8]) -> AvVerdict {
         let given_up = || {
             let reason = self.gone.get()?.clone();
             Some(AvVerdict::NotScanned { reason })
@@ -175,7 +177,8 @@ impl<'a> Rows<'a> {
             ordered: OrderedBuilder::default(),
             packs,
             files,
-            av,
+            memory_av: av.clone().filter(|_| ctx.plan.spec.av != "files"),
+            av: av.filter(|_| ctx.plan.spec.av != "memory"),
             held: BTreeMap::new(),
             segments: Vec::new(),
             error,
@@ -552,6 +555,90 @@ fn json_string(out: &mut String, s: &str) {
     }
     out.push('"');
 }
+
+impl Rows<'_> {
+    /// The virus scanner, where it is to look at memory.
+    pub(crate) fn memory_av(&self) -> Option<Av> {
+        self.memory_av.clone()
+    }
+
+    /// A signature that matches in the image.
+    pub(crate) fn virus_in_image(
+        &mut self,
+        signature: &str,
+        at: u64,
+        len: u64,
+        data: &[u8],
+        engine: &str,
+    ) {
+        let physical = self.pa(at);
+        self.virus(
+            signature,
+            "image",
+            None,
+            (at, physical, len),
+            data,
+            serde_json::json!({"engine": engine}),
+        );
+    }
+
+    /// A signature that matches in memory of a process across pages that lie apart in the image.
+    pub(crate) fn virus_in_order(
+        &mut self,
+        signature: &str,
+        o: &Ordered<'_>,
+        len: u64,
+        data: &[u8],
+        engine: &str,
+    ) {
+        let mut fields =
+            serde_json::json!({"engine": engine, "virtual_address": format!("{:#x}", o.address)});
+        fields["pieces"] = serde_json::json!(o.pieces);
+        fields["order"] = o.name.into();
+        self.virus(
+            signature,
+            o.scope(),
+            Some(o.name),
+            (o.image_offset, o.physical_address, len),
+            data,
+            fields,
+        );
+    }
+
+    fn virus(
+        &mut self,
+        signature: &str,
+        scope: &str,
+        path: Option<&str>,
+        (at, physical, len): (u64, Option<u64>, u64),
+        data: &[u8],
+        fields: serde_json::Value,
+    ) {
+        let key = detector_key(&format!("clamav:{signature}"), &[]);
+        self.findings.push(&FindingRow {
+            id: row_id(key, scope, "", at, len),
+            detector: "clamav",
+            kind: "av",
+            severity: Severity::High,
+            severity_reason: "an anti-virus verdict on memory",
+            scope,
+            image_offset: at,
+            physical_address: physical,
+            length: len,
+            value: signature,
+            encoding: None,
+            context: Some(&data[..data.len().min(CONTEXT)]),
+            fields: Some(&fields.to_string()),
+            path,
+            artifact: None,
+            rule: None,
+        });
+        self.relieve(BURST);
+    }
+}
+
+/// Bytes of what a signature matches that go with a finding.
+const CONTEXT: usize = 256;
 
 /// Where something lies whose pages were looked at in their own order.
 #[derive(Debug)]

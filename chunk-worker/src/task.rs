@@ -313,6 +313,7 @@ async fn memory(
     work: &MemoryWork,
     attempt: &str,
 ) -> Result<Result<Report, End>, Trouble> {
+    needs_clamd(worker, ctx)?;
     let (list, _): (MemoryList, _) = job::read(worker.deps.objects.as_ref(), &work.list)
         .await
         .map_err(|e| Trouble::Outage(e.to_string()))?;

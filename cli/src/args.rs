@@ -228,6 +228,17 @@ pub(crate) enum Only {
     Unstructured,
 }
 
+/// What the virus scanner looks at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum AvScope {
+    /// Carved and recovered files.
+    Files,
+    /// The image, and memory of processes in the order of its addresses.
+    Memory,
+    /// Both.
+    Both,
+}
+
 /// What is asked of a job, embedded or not.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct JobArgs {
@@ -243,6 +254,9 @@ pub(crate) struct JobArgs {
     /// Carvers to run; default all.
     #[arg(long, value_delimiter = ',')]
     pub(crate) carvers: Vec<String>,
+    /// What clamd looks at, where it is asked: it reaches about 100 MB of memory per CPU second.
+    #[arg(long, value_enum, default_value_t = AvScope::Both)]
+    pub(crate) av: AvScope,
     /// Case number or name, for the manifest.
     #[arg(long = "case")]
     pub(crate) case_name: Option<String>,
@@ -304,7 +318,7 @@ pub(crate) struct SubmitArgs {
     pub(crate) sources: Vec<String>,
     #[command(flatten)]
     pub(crate) job: JobArgs,
-    /// Have carved files scanned by the workers' clamd.
+    /// Have the workers' clamd look at what --av says.
     #[arg(long)]
     pub(crate) clamav: bool,
     /// From -4 to 4; each step doubles the share of the fleet.

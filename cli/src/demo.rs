@@ -162,6 +162,7 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> Result<u8> {
             only: None,
             timezone: None,
             carvers: Vec::new(),
+            av: crate::args::AvScope::Both,
             case_name: Some("demo".into()),
             evidence: None,
             examiner: None,

@@ -1,6 +1,6 @@
 //! Puts the parts together: stores, sources, rules, clamd, and the seams between services.
 
-use crate::args::{JobArgs, Only};
+use crate::args::{AvScope, JobArgs, Only};
 use crate::config::Config;
 use crate::terminal::{Shown, tell};
 use anyhow::{Context, Result, bail};
@@ -171,6 +171,12 @@ pub(crate) fn spec(config: &Config, args: &JobArgs, source: &str) -> Result<JobS
         host: host(),
         submitted_micros: now_micros(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        av: match args.av {
+            AvScope::Files => "files",
+            AvScope::Memory => "memory",
+            AvScope::Both => "both",
+        }
+        .to_owned(),
         ..JobSpec::default()
     })
 }

@@ -39,9 +39,9 @@ impl Asked {
     pub(crate) fn of(plan: &Plan) -> Self {
         let rules = !plan.spec.rules_digest.is_empty();
         Self {
-            memory: rules || plan.spec.clamav,
+            memory: rules || (plan.spec.clamav && plan.spec.av != "files"),
             lines: plan.spec.unstructured,
-            files: rules || plan.spec.clamav,
+            files: rules || (plan.spec.clamav && plan.spec.av != "memory"),
             overlap: plan.chunks.overlap,
         }
     }

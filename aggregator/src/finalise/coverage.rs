@@ -32,6 +32,9 @@ impl Covered {
         if !plan.spec.rules_digest.is_empty() {
             engines.push("yara");
         }
+        if plan.spec.clamav && plan.spec.av != "files" {
+            engines.push("clamav memory");
+        }
         let mut gaps = Vec::new();
         for (task, r) in &chosen.reports {
             let of_image = matches!(task.parse(), Ok(TaskId::Chunk { .. }));

@@ -22,6 +22,7 @@ mod rules;
 mod scan;
 mod severity;
 mod slow;
+mod tightest;
 mod value;
 mod verdict;
 

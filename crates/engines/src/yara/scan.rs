@@ -83,7 +83,7 @@ pub struct Unfinished {
 
 /// A match of a pattern that starts in the core.
 ///
-/// Of a presence-only rule only the first in the chunk is listed, and stands for `more` others.
+/// Of a presence-only rule the first ones in the chunk are listed; the last of these stands for `more` others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatternMatch {
     /// Rule id.
@@ -136,6 +136,10 @@ pub(super) struct RawMatch {
     pub(super) end: usize,
     pub(super) xor_key: Option<u8>,
 }
+
+/// Matches of a pattern of a presence-only rule that a chunk lists: more than a verdict does, and enough to see whether
+/// some lie together.
+const PRESENT: usize = 64;
 
 /// The matches of one pattern in the core, in positions of `data`.
 #[derive(Debug, Default)]
@@ -279,7 +283,9 @@ impl<'r> ChunkScanner<'r> {
                 });
             }
             let more = found.count.saturating_sub(found.list.len() as u64);
-            let presence = found.list.len() == 1;
+            let info = self.rules.rules().get(rule as usize);
+            let presence = !info.is_some_and(|i| i.class.is_positional());
+            let last_listed = found.list.len().saturating_sub(1);
             for (i, m) in found.list.iter().enumerate() {
                 let from = m.start.saturating_sub(self.limits.window_before);
                 let to = m
@@ -303,8 +309,13 @@ impl<'r> ChunkScanner<'r> {
                     offset,
                     len: (m.end - m.start) as u64,
                     xor_key: m.xor_key,
-                    more: if presence { more } else { 0 },
-                    last: if presence {
+                    // The last that is listed stands for those that are not.
+                    more: if presence && i == last_listed {
+                        more
+                    } else {
+                        0
+                    },
+                    last: if presence && i == last_listed {
                         base.saturating_add(found.last as u64)
                     } else {
                         offset
@@ -374,9 +385,11 @@ impl ChunkTrial<'_, '_> {
                 .map_err(|e| ran(&e))?;
             Probe::each_match(&results, |rule, pattern, matches| {
                 let info = self.rules.rules().get(rule as usize);
-                let keep = match info.is_some_and(|i| i.class.is_positional()) {
-                    true => self.cap,
-                    false => 1,
+                let positional = info.is_some_and(|i| i.class.is_positional());
+                let keep = if positional {
+                    self.cap
+                } else {
+                    PRESENT.min(self.cap)
                 };
                 let entry = found.entry((rule, pattern)).or_default();
                 let mut seen = 0;
@@ -390,13 +403,13 @@ impl ChunkTrial<'_, '_> {
                     if entry.list.len() < keep {
                         entry.list.push(m);
                     } else {
-                        entry.capped |= keep > 1;
+                        entry.capped |= positional;
                     }
                     entry.count += 1;
                     entry.last = m.start;
                 }
                 // A presence-only rule has what it needs as soon as one match is in the core.
-                entry.capped |= seen >= self.cap && (keep > 1 || entry.list.is_empty());
+                entry.capped |= seen >= self.cap && (positional || entry.list.is_empty());
             });
         }
         Ok(found)

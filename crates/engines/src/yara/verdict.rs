@@ -13,6 +13,7 @@ use super::{
     RuleInfo, RuleSet, Unfinished, UnfinishedReason,
     eval::{PatternHits, decide},
     scan::PatternMatch,
+    tightest::{Cluster, tightest},
     value::Truth,
 };
 
@@ -63,14 +64,15 @@ pub enum Outcome {
     /// The condition holds.
     Fired {
         /// The first matches of each pattern, by pattern and offset. Of a presence-only rule the
-        /// chunks list one per pattern, so these are the first of each chunk.
+        /// chunks list the first of each pattern.
         matches: Vec<VerdictMatch>,
         /// Matches of each pattern, by position in [`RuleInfo::patterns`]; a lower bound where a
         /// cap was hit.
         counts: Vec<u64>,
-        /// First byte of the first match; `None` when it fired without one.
+        /// First byte of the tightest set of matches that suffices, or of the first match where that is not known;
+        /// `None` when it fired without one.
         first: Option<u64>,
-        /// Distance between the first bytes of the first and the last match.
+        /// Distance between the first bytes of the first and the last match of that set, or of all.
         span: u64,
     },
     /// The condition doesn't hold.
@@ -156,11 +158,15 @@ pub fn evaluate(
             truths.insert(id, (Truth::Unknown, false));
             continue;
         };
-        let known = |r: &u32| truths.get(r).map_or(Truth::Unknown, |t| t.0);
-        let references: Vec<Truth> = info.references.iter().map(known).collect();
+        let references = known(&truths, info);
         let hits = table.hits.get(&id).map_or(&[][..], Vec::as_slice);
         truths.insert(id, decide(cond, hits, &references));
     }
+    let cluster = |rule: &u32| {
+        let (info, cond) = (rules.rules().get(*rule as usize)?, rules.condition(*rule)?);
+        let hits = table.hits.get(rule)?;
+        tightest(cond, &known(&truths, info), hits, DISPERSED_SPAN)
+    };
     let verdict = |rule: &u32| {
         let globals = rules.globals_of(*rule);
         let all = globals.iter().chain([rule]);
@@ -174,7 +180,7 @@ pub fn evaluate(
             }
         }
         let outcome = match truth {
-            Truth::Yes => table.fired(rules, *rule),
+            Truth::Yes => table.fired(rules, *rule, cluster(rule)),
             Truth::No | Truth::Undefined => Outcome::NotFired,
             Truth::Unknown => {
                 let slow = all.clone().any(|r| truths.get(r).is_some_and(|t| t.1));
@@ -191,6 +197,12 @@ pub fn evaluate(
     let verdicts = group.rules.iter().map(verdict).collect();
     table.hits.clear();
     verdicts
+}
+
+/// What became of the rules that one refers to.
+fn known(truths: &BTreeMap<u32, (Truth, bool)>, info: &RuleInfo) -> Vec<Truth> {
+    let of = |r: &u32| truths.get(r).map_or(Truth::Unknown, |t| t.0);
+    info.references.iter().map(of).collect()
 }
 
 fn unknown_reason(rules: &RuleSet, rule: u32, incomplete: &Incomplete, slow: bool) -> String {
@@ -284,7 +296,8 @@ impl Table {
         Self { hits, last }
     }
 
-    fn fired(&self, rules: &RuleSet, rule: u32) -> Outcome {
+    /// What is told of a rule that fired. `cluster`: the tightest of its matches that suffice.
+    fn fired(&self, rules: &RuleSet, rule: u32, cluster: Option<Cluster>) -> Outcome {
         let hits = self.hits.get(&rule).map_or(&[][..], Vec::as_slice);
         let names = rules
             .rules()
@@ -292,10 +305,12 @@ impl Table {
             .map_or(&[][..], |r| r.patterns.as_slice());
         let mut matches = Vec::new();
         for ((i, hits), name) in (0_u32..).zip(hits).zip(names) {
+            // The first ones, and those of the cluster.
+            let inside = |at: u64| cluster.is_some_and(|c| (c.first..=c.last).contains(&at));
+            let head = hits.list.iter().take(LISTED);
+            let rest = hits.list.iter().skip(LISTED).filter(|m| inside(m.0));
             matches.extend(
-                hits.list
-                    .iter()
-                    .take(LISTED)
+                head.chain(rest.take(LISTED))
                     .map(|&(offset, len)| VerdictMatch {
                         pattern: i,
                         name: name.clone(),
@@ -313,10 +328,15 @@ impl Table {
         Outcome::Fired {
             matches,
             counts: hits.iter().map(|h| h.count).collect(),
-            first,
-            span: first
-                .zip(last)
-                .map_or(0, |(first, last)| last.saturating_sub(first)),
+            first: cluster.map(|c| c.first).or(first),
+            span: cluster.map_or_else(
+                || {
+                    first
+                        .zip(last)
+                        .map_or(0, |(first, last)| last.saturating_sub(first))
+                },
+                Cluster::span,
+            ),
         }
     }
 }
@@ -328,12 +348,12 @@ pub struct ScopeSeverity {
     pub severity: Severity,
     /// Where it comes from.
     pub reason: String,
-    /// Its matches lie more than 1 MiB apart.
+    /// No matches that suffice lie within 1 MiB.
     pub dispersed: bool,
 }
 
-/// The severity of a verdict whose scope is a whole image: the rule's own, capped at low when the
-/// matches are dispersed. Three common strings somewhere in 64 GiB are noise.
+/// The severity of a verdict whose scope is a whole image: the rule's own, capped at low when no matches that suffice
+/// lie within 1 MiB. Three common strings somewhere in 64 GiB are noise.
 pub fn scope_severity(rule: &RuleInfo, verdict: &Verdict) -> ScopeSeverity {
     let span = match &verdict.outcome {
         Outcome::Fired { span, .. } => *span,
