@@ -521,7 +521,9 @@ fn between<const STEP: usize>(prev: &Masks, m: &Masks, next: &Masks) -> u64 {
         let none_after = after(z, next.zero, 2) & after(z, next.zero, 3);
         return !(none_before | none_after);
     }
-    before(m.text, prev.text, 1) & after(m.text, next.text, 1)
+    // A letter beyond ASCII has two bytes at least, and so has the end of every name.
+    let left = before(m.text, prev.text, 1) & before(m.text, prev.text, 2);
+    left & after(m.text, next.text, 1) & after(m.text, next.text, 2)
 }
 
 /// The shapes of indicators.
