@@ -119,11 +119,12 @@ pub(crate) fn visit<const STEP: usize>(
     place.run_end[STEP - 1] = run.to;
     // An address whose sign is written as a word.
     let sign = run.from.checked_sub(4 * STEP);
-    if let Some(sign) = sign.filter(|_| matches!(chars.before(run.from), b']' | b')')) {
-        if place.emails && idn::bracketed(chars, sign, b"at").is_some() {
-            crate::email::visit::<STEP>(place, sign);
-            return;
-        }
+    if let Some(sign) = sign.filter(|_| matches!(chars.before(run.from), b']' | b')'))
+        && place.emails
+        && idn::bracketed(chars, sign, b"at").is_some()
+    {
+        crate::email::visit::<STEP>(place, sign);
+        return;
     }
     let (mut from, mut to) = (run.from, run.to);
     while matches!(chars.at(from), b'.' | b'-') && from < to {

@@ -525,7 +525,9 @@ fn between<const STEP: usize>(prev: &Masks, m: &Masks, next: &Masks) -> u64 {
         let none_after = after(z, next.zero, 2) & after(z, next.zero, 3);
         return !(none_before | none_after);
     }
-    before(m.text, prev.text, 1) & after(m.text, next.text, 1)
+    // A letter beyond ASCII has two bytes at least, and so has the end of every name.
+    let left = before(m.text, prev.text, 1) & before(m.text, prev.text, 2);
+    left & after(m.text, next.text, 1) & after(m.text, next.text, 2)
 }
 
 /// The shapes of indicators.
@@ -578,14 +580,19 @@ fn shapes<const STEP: usize>(
     }
     if scans.url {
         let slashes = after(m.slash, next.slash, n) & after(m.slash, next.slash, 2 * n);
-        each(colon, at, |p| {
-            let quoted = || {
+        // Slashes that are quoted, and colons in brackets.
+        let plain = m.alnum | m.zero | m.slash | m.colon;
+        let plain = after(plain, next.alnum | next.zero | next.slash | next.colon, n);
+        let word = before(m.alnum, prev.alnum, n) & after(m.text, next.text, n);
+        let behind = after(m.slash, next.slash, 2 * n) & after(m.slash, next.slash, 3 * n);
+        each(colon & (slashes | behind | (word & !plain)), at, |p| {
+            let mark = || {
                 matches!(
                     place.data.get(p + STEP),
                     Some(b'\\' | b'&' | b']' | b')' | b'}')
                 )
             };
-            if slashes >> (p - at) & 1 == 1 || quoted() {
+            if slashes >> (p - at) & 1 == 1 || mark() {
                 url::visit::<STEP>(place, p);
             }
         });

@@ -179,7 +179,8 @@ fn reference<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> Option<(cha
         if c == b';' {
             break;
         }
-        if !c.is_ascii_alphanumeric() && !(c == b'#' && n == 0) {
+        let fits = c.is_ascii_alphanumeric() || (c == b'#' && n == 0);
+        if !fits {
             return None;
         }
         *word.get_mut(n)? = c;

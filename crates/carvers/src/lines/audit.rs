@@ -37,7 +37,7 @@ fn parse_line(line: &str, emit: &mut Emit<'_>) -> Option<()> {
     fields.str("type", kind);
     fields.number("serial", serial);
     let texts = Texts::read(record);
-    texts.into_fields(&mut fields, record);
+    texts.add_to(&mut fields, record);
     fields.str("translated", translated);
     let program = texts.exe.as_deref().or(texts.comm.as_deref());
     let pid = word(record, "pid=").and_then(|p| p.parse().ok());
@@ -79,7 +79,7 @@ impl Texts {
         }
     }
 
-    fn into_fields<'a>(&'a self, fields: &mut Fields<'a>, record: &'a str) {
+    fn add_to<'a>(&'a self, fields: &mut Fields<'a>, record: &'a str) {
         fields.str("comm", self.comm.as_deref().unwrap_or_default());
         fields.str("exe", self.exe.as_deref().unwrap_or_default());
         fields.str("name", self.name.as_deref().unwrap_or_default());
@@ -136,7 +136,7 @@ fn decoded(value: &str) -> String {
     if let Some(quoted) = value.strip_prefix('"') {
         return quoted.trim_end_matches('"').to_owned();
     }
-    let hex = value.len() >= 2 && value.len() % 2 == 0;
+    let hex = value.len() >= 2 && value.len().is_multiple_of(2);
     let bytes: Option<Vec<u8>> = value
         .as_bytes()
         .chunks(2)

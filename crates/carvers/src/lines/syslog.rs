@@ -95,11 +95,13 @@ fn date(b: &[u8], c: &mut Civil) -> Option<(usize, usize)> {
     i = fraction(b, i + 9, c);
     i = zone(b, i, c);
     let ends = b.get(i + 5).is_none_or(|x| matches!(x, b' ' | b':'));
-    if b.get(i) == Some(&b' ') && ends && c.year.is_none() {
-        if let Some(year) = four(b, i + 1).filter(|y| (1970..=2200).contains(y)) {
-            c.year = Some(year);
-            i += 5;
-        }
+    if b.get(i) == Some(&b' ')
+        && ends
+        && c.year.is_none()
+        && let Some(year) = four(b, i + 1).filter(|y| (1970..=2200).contains(y))
+    {
+        c.year = Some(year);
+        i += 5;
     }
     Some((begin, i))
 }
@@ -118,10 +120,10 @@ pub(super) struct Header<'a> {
 /// Reads `[<facility.level>] [host] [level] [program[pid]:] message`.
 pub(super) fn header<'a>(rest: &'a str, fields: &mut Fields<'a>) -> Header<'a> {
     let mut rest = rest;
-    if let Some((inner, after)) = rest.strip_prefix('<').and_then(|r| cut(r, "> ")) {
-        if graded(inner, fields) {
-            rest = after;
-        }
+    if let Some((inner, after)) = rest.strip_prefix('<').and_then(|r| cut(r, "> "))
+        && graded(inner, fields)
+    {
+        rest = after;
     }
     if rest.starts_with("last message repeated ") || rest.starts_with("message repeated ") {
         return Header {
