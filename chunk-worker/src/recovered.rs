@@ -81,6 +81,8 @@ pub(crate) fn inspect(
                 offset: f.image_offset,
                 physical: f.physical_address,
                 path: &f.name,
+                named: true,
+                kind: &f.kind,
                 sha256: &f.sha256,
                 data,
                 gap: f.gap.as_deref(),

@@ -3,9 +3,10 @@
 use crate::attacks;
 use crate::context::JobContext;
 use arrow::array::RecordBatch;
+use md5::{Digest, Md5};
 use ramsift_carvers::api::{Anchor, Artifact, Event, Field, Finding, Sink};
 use ramsift_engines::clamav::{AvVerdict, Clamd};
-use ramsift_engines::yara::{FileScanner, RuleInfo, ScanLimits, UnfinishedReason};
+use ramsift_engines::yara::{FileFacts, FileScanner, RuleInfo, ScanLimits, UnfinishedReason};
 use ramsift_layers::{ImageOffset, Severity};
 use ramsift_proto::v1::{ObjectRef, SegmentRef};
 use ramsift_store::Objects;
@@ -382,12 +383,20 @@ impl<'a> Rows<'a> {
         let (Some(scanner), Some(rules)) = (&mut self.files, &self.ctx.rules) else {
             return;
         };
-        let scan = scanner.scan(f.data);
+        let mut facts = FileFacts::of(if f.named { f.path } else { "" }, f.kind);
+        f.sha256.clone_into(&mut facts.sha256);
+        if !f.named {
+            facts.extension = format!(".{}", f.kind);
+        }
+        if scanner.wants_md5() {
+            facts.md5 = hex::encode(Md5::digest(f.data));
+        }
+        let scan = scanner.scan_file(f.data, &facts);
         for hit in scan.hits {
             let Some(r) = rules.rules().get(hit.rule as usize) else {
                 continue;
             };
-            if f.file_oriented_only && r.class.is_memory_safe() {
+            if f.file_oriented_only && !r.is_for_files() {
                 continue;
             }
             let matches: Vec<_> = hit
@@ -465,6 +474,10 @@ pub(crate) struct Inspected<'a> {
     pub(crate) physical: Option<u64>,
     /// What findings call it: a path inside the image, or the file's own.
     pub(crate) path: &'a str,
+    /// The path is the file's own.
+    pub(crate) named: bool,
+    /// What it is: `pe`, `cached_file`, …
+    pub(crate) kind: &'a str,
     pub(crate) sha256: &'a str,
     pub(crate) data: &'a [u8],
     /// Why it is not whole.
@@ -862,6 +875,8 @@ impl Sink for Rows<'_> {
                     offset: a.offset.0,
                     physical: self.pa(a.offset.0),
                     path: &path,
+                    named: false,
+                    kind: a.kind,
                     sha256: &sha,
                     data: a.data,
                     gap: a.gap,

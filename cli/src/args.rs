@@ -245,6 +245,9 @@ pub(crate) struct JobArgs {
     /// YARA rules: files, folders, compiled sets; may be repeated.
     #[arg(long, value_name = "PATH")]
     pub(crate) rules: Vec<PathBuf>,
+    /// An external variable of rules; may be repeated. Numbers, true and false are what they look like.
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) define: Vec<String>,
     /// Run one of the two analyses only.
     #[arg(long, value_enum)]
     pub(crate) only: Option<Only>,
@@ -669,6 +672,9 @@ pub(crate) enum RulesCommand {
         /// Files, folders, compiled sets.
         #[arg(required = true)]
         paths: Vec<PathBuf>,
+        /// An external variable of rules; may be repeated.
+        #[arg(long, value_name = "NAME=VALUE")]
+        define: Vec<String>,
         /// One line per rule instead of sums.
         #[arg(long)]
         all: bool,

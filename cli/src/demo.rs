@@ -159,6 +159,7 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> Result<u8> {
         images: vec![image.display().to_string()],
         job: JobArgs {
             rules: vec![rules],
+            define: Vec::new(),
             only: None,
             timezone: None,
             carvers: Vec::new(),

@@ -9,7 +9,7 @@ use ramsift_aggregator::{Aggregator, FinaliseInfo, finalise};
 use ramsift_carvers::{CarverOptions, CarverSet};
 use ramsift_coordinator::{Finaliser, VerdictPlanner};
 use ramsift_engines::clamav::{Clamd, ClamdOptions};
-use ramsift_engines::yara::{RuleSet, load_rules, plan_verdicts};
+use ramsift_engines::yara::{External, RuleSet, load_rules, parse_define, plan_verdicts};
 use ramsift_layers::source::{DiskCaches, DiskLimits, Sources, split_s3_url};
 use ramsift_proto::v1::{JobSpec, Label, RuleCount};
 use ramsift_store::job::{now_micros, rules_key};
@@ -91,7 +91,11 @@ pub(crate) async fn compile_rules(
         return Ok(None);
     }
     let paths = args.rules.clone();
-    let set = tokio::task::spawn_blocking(move || load_rules(&paths)).await??;
+    let defined = defines(&args.define)?;
+    let set = tokio::task::spawn_blocking(move || load_rules(&paths, defined)).await??;
+    for w in set.warnings() {
+        tell!("rule taken as YARA 4 did: {}", Shown(w.to_string()));
+    }
     for e in set.errors() {
         tell!("rule left out: {}", Shown(e.to_string()));
     }
@@ -103,6 +107,12 @@ pub(crate) async fn compile_rules(
         objects.put(&key, set.to_bytes().into()).await?;
     }
     Ok(Some(set))
+}
+
+/// External variables as the user writes them.
+pub(crate) fn defines(all: &[String]) -> Result<Vec<(String, External)>> {
+    let one = |d: &String| parse_define(d).map_err(|e| anyhow::anyhow!("--define {e}"));
+    all.iter().map(one).collect()
 }
 
 /// Connects to clamd where one is named.

@@ -10,10 +10,13 @@ const BAD_RULES: u8 = 1;
 
 /// Runs the command. Returns the exit code.
 pub(crate) fn run(command: RulesCommand) -> Result<u8> {
-    let RulesCommand::Check { paths, all } = command;
-    let set = load_rules(&paths)?;
+    let RulesCommand::Check { paths, define, all } = command;
+    let set = load_rules(&paths, crate::glue::defines(&define)?)?;
+    for w in set.warnings() {
+        say!("warning  {}", Shown(w.to_string()));
+    }
     for e in set.errors() {
-        say!("error  {e}");
+        say!("error  {}", Shown(e.to_string()));
     }
     let mut sums = std::collections::BTreeMap::<&str, usize>::new();
     for r in set.rules() {
@@ -25,7 +28,7 @@ pub(crate) fn run(command: RulesCommand) -> Result<u8> {
                 r.class,
                 Shown(r.full_name()),
                 r.severity,
-                Shown(r.severity_reason),
+                Shown(&r.severity_reason),
                 r.reasons
                     .iter()
                     .map(|w| format!("; {}", Shown(w)))

@@ -148,7 +148,7 @@ fn one_bad_rule_leaves_the_others() {
         "syntax.yar",
         "rule a { condition: true }\nrule b { condition: ) }\nrule c { condition: true }",
     );
-    let rules = load_rules(&[dir.path().to_owned()]).unwrap();
+    let rules = load_rules(&[dir.path().to_owned()], Vec::new()).unwrap();
     let names: Vec<_> = rules
         .rules()
         .iter()
@@ -219,7 +219,7 @@ fn folders_are_walked_and_includes_resolved() {
     write(dir.path(), "notes.txt", "not a rule");
     let compiled = yara_x::compile("rule boxed { strings: $a = \"two\" condition: $a }").unwrap();
     fs::write(dir.path().join("c.yarc"), compiled.serialize().unwrap()).unwrap();
-    let rules = load_rules(&[dir.path().to_owned()]).unwrap();
+    let rules = load_rules(&[dir.path().to_owned()], Vec::new()).unwrap();
     let names: Vec<_> = rules
         .rules()
         .iter()
@@ -250,7 +250,7 @@ fn folders_are_walked_and_includes_resolved() {
         .map(|h| h.rule)
         .collect();
     assert_eq!(hits, [0, 3, 4]);
-    assert!(load_rules(&[dir.path().join("missing")]).is_err());
+    assert!(load_rules(&[dir.path().join("missing")], Vec::new()).is_err());
 }
 
 #[test]
@@ -461,7 +461,7 @@ fn a_compiled_set_that_is_slow_is_told_whole() {
                     rule quick { strings: $a = "needle" condition: $a }"#;
     let compiled = yara_x::compile(source).unwrap().serialize().unwrap();
     fs::write(dir.path().join("x.yarc"), compiled).unwrap();
-    let rules = load_rules(&[dir.path().to_owned()]).unwrap();
+    let rules = load_rules(&[dir.path().to_owned()], Vec::new()).unwrap();
     let data = hours_of_work();
     let mut scanner = FileScanner::new(&rules, short_limits()).unwrap();
     let scan = scanner.scan(&data);

@@ -9,6 +9,7 @@ use yara_x_parser::ast::{self, AST, Item, WithSpan};
 use super::{
     bounds::longest_match,
     cond::Cond,
+    externals::Externals,
     info::{ConditionKind, MetaValue, RuleClass, RuleError, RuleInfo, RulesError},
     load::{Content, RuleSource, Sources, line_column},
     lower::{Lowered, lower},
@@ -33,6 +34,8 @@ pub(super) struct Compiled {
     pub(super) infos: Vec<RuleInfo>,
     pub(super) bodies: Vec<Body>,
     pub(super) errors: Vec<RuleError>,
+    /// What was taken although it is not as yara-x wants it.
+    pub(super) warnings: Vec<RuleError>,
     /// Everything that came as source, with conditions and modules.
     pub(super) full: Rules,
     /// Modules that the sources import.
@@ -54,16 +57,23 @@ struct Parsed {
     broken: bool,
 }
 
-pub(super) fn compile(sources: Sources) -> Result<Compiled, RulesError> {
-    let Sources {
-        sources,
-        mut errors,
-    } = sources;
-    let mut compiler = Compiler::new();
+/// The sources, compiled in one way.
+struct Attempt<'s> {
+    compiler: Compiler<'s>,
+    parsed: HashMap<(String, String), Parsed>,
+    errors: Vec<RuleError>,
+}
+
+fn attempt<'s>(
+    sources: &'s [RuleSource],
+    externals: &Externals,
+    relaxed: bool,
+) -> Result<Attempt<'s>, RulesError> {
+    let mut compiler = externals.compiler(relaxed)?;
     compiler.enable_includes(false);
     let mut namespace = None;
-    let mut parsed = HashMap::new();
-    for source in &sources {
+    let (mut parsed, mut errors) = (HashMap::new(), Vec::new());
+    for source in sources {
         let Content::Text(text) = &source.content else {
             continue;
         };
@@ -81,8 +91,37 @@ pub(super) fn compile(sources: Sources) -> Result<Compiled, RulesError> {
         for error in compiler.errors().get(before..).unwrap_or_default() {
             errors.push(located(error, source, text, &ast, &mut broken));
         }
-        parse(source, text, &ast, &broken, &mut parsed);
+        parse(source, text, &ast, &broken, externals, &mut parsed);
     }
+    Ok(Attempt {
+        compiler,
+        parsed,
+        errors,
+    })
+}
+
+pub(super) fn compile(sources: Sources, externals: &Externals) -> Result<Compiled, RulesError> {
+    let Sources {
+        sources,
+        mut errors,
+    } = sources;
+    let mut strict = attempt(&sources, externals, false)?;
+    let mut warnings = Vec::new();
+    if !strict.errors.is_empty() {
+        // YARA 4 was less strict about regular expressions: what it took is taken, and told.
+        let relaxed = attempt(&sources, externals, true)?;
+        let place = |e: &RuleError| (e.file.clone(), e.line, e.column);
+        let left: BTreeSet<_> = relaxed.errors.iter().map(place).collect();
+        let of_strict = std::mem::take(&mut strict.errors);
+        warnings.extend(of_strict.into_iter().filter(|e| !left.contains(&place(e))));
+        strict = relaxed;
+    }
+    let Attempt {
+        compiler,
+        mut parsed,
+        errors: own,
+    } = strict;
+    errors.extend(own);
     let full = compiler.build();
     let imports = full.imports().map(str::to_owned).collect();
     let (mut infos, mut bodies) = (Vec::new(), Vec::new());
@@ -123,6 +162,7 @@ pub(super) fn compile(sources: Sources) -> Result<Compiled, RulesError> {
         infos,
         bodies,
         errors,
+        warnings,
         full,
         imports,
         foreign,
@@ -194,6 +234,7 @@ fn parse(
     text: &str,
     ast: &AST<'_>,
     broken: &BTreeSet<usize>,
+    externals: &Externals,
     parsed: &mut HashMap<(String, String), Parsed>,
 ) {
     for item in ast.items() {
@@ -206,7 +247,7 @@ fn parse(
         }
         let is_rule =
             |name: &str| parsed.contains_key(&(source.namespace.clone(), name.to_owned()));
-        let lowered = lower(rule, &is_rule);
+        let lowered = lower(rule, &is_rule, externals);
         let patterns: Vec<&ast::Pattern<'_>> = rule.patterns.iter().flatten().collect();
         let body = |p: &&ast::Pattern<'_>| {
             let tail = p.identifier().span().end()..p.span().end();
@@ -296,6 +337,7 @@ fn describe(id: usize, rule: &yara_x::Rule<'_, '_>) -> RuleInfo {
             .map(|p| p.identifier().to_owned())
             .collect(),
         references: Vec::new(),
+        asks_of_files: false,
     }
 }
 
@@ -313,7 +355,9 @@ fn place(info: &mut RuleInfo, parsed: Option<Parsed>) -> Body {
         file_reasons,
         positional,
         references,
+        asks_of_files,
     } = parsed.lowered;
+    info.asks_of_files = asks_of_files;
     let mut body = Body {
         cond,
         patterns: parsed.patterns,

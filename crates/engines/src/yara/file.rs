@@ -9,6 +9,7 @@ use yara_x::{Rules, ScanResults, Scanner};
 
 use super::{
     RuleSet, RulesError, ScanLimits, Unfinished, UnfinishedReason,
+    externals::{FileFacts, NAMES},
     scan::ran,
     slow::{Budget, Clock, Moment, Ran, Slow, SlowRules, Trial, Which, run_set, time_out},
 };
@@ -59,6 +60,7 @@ pub struct FileScanner<'r> {
     only_file_oriented: bool,
     sets: Vec<Set<'r>>,
     slow: SlowRules,
+    wants_md5: bool,
 }
 
 /// The ids of a set's rules by namespace and name.
@@ -107,6 +109,7 @@ impl<'r> FileScanner<'r> {
             only_file_oriented: false,
             sets,
             slow: SlowRules::default(),
+            wants_md5: rules.wants_md5(),
         })
     }
 
@@ -118,8 +121,18 @@ impl<'r> FileScanner<'r> {
         self
     }
 
-    /// Scans a whole file.
+    /// Scans a whole file of which nothing is known but its bytes.
     pub fn scan(&mut self, data: &[u8]) -> FileScan {
+        self.scan_file(data, &FileFacts::default())
+    }
+
+    /// Whether rules ask for the MD5 of a file, which has to be computed for them.
+    pub fn wants_md5(&self) -> bool {
+        self.wants_md5
+    }
+
+    /// Scans a whole file.
+    pub fn scan_file(&mut self, data: &[u8], facts: &FileFacts) -> FileScan {
         let mut out = FileScan::default();
         let clock = Clock::start();
         let budget = Budget::new(&self.limits, clock.now());
@@ -129,6 +142,7 @@ impl<'r> FileScanner<'r> {
             only_file_oriented: self.only_file_oriented,
             clock: &clock,
             data,
+            facts,
         };
         for set in &mut self.sets {
             let ids = set.ids.values().copied();
@@ -160,12 +174,27 @@ struct View<'a> {
     only_file_oriented: bool,
     clock: &'a Clock,
     data: &'a [u8],
+    facts: &'a FileFacts,
 }
 
 impl View<'_> {
+    /// Gives a scanner what is known of the file. A set that came compiled may lack a variable, or have it as another type.
+    fn tell(&self, scanner: &mut Scanner<'_>) {
+        for name in NAMES
+            .iter()
+            .filter(|n| self.rules.externals().is_of_files(n))
+        {
+            if let Some(value) = self.facts.get(name)
+                && let Err(e) = scanner.set_global(name, value)
+            {
+                tracing::trace!(name, error = %e, "not told");
+            }
+        }
+    }
+
     fn wanted(&self, id: u32) -> bool {
         let info = self.rules.rules().get(id as usize);
-        info.is_some_and(|i| !self.only_file_oriented || !i.class.is_memory_safe())
+        info.is_some_and(|i| !self.only_file_oriented || i.is_for_files())
     }
 
     /// Runs one set; its rules that weren't finished.
@@ -264,6 +293,7 @@ impl Trial for FileTrial<'_, '_> {
         let ids = &set.ids;
         let mut finish = |scanner: &mut Scanner<'_>| {
             scanner.set_timeout(time_out(wall));
+            view.tell(scanner);
             match scanner.scan(view.data) {
                 Ok(results) => {
                     view.collect(&results, ids, asked, out);

@@ -120,9 +120,17 @@ pub struct RuleInfo {
     pub patterns: Vec<String>,
     /// Rules that its condition names.
     pub references: Vec<u32>,
+    /// It asks for the name of a file, or the like: on files it means more than in memory.
+    #[serde(default)]
+    pub asks_of_files: bool,
 }
 
 impl RuleInfo {
+    /// Whether it is worth running on a file whose bytes were searched in the image already.
+    pub fn is_for_files(&self) -> bool {
+        !self.class.is_memory_safe() || self.asks_of_files
+    }
+
     /// `namespace:identifier`, for messages.
     pub fn full_name(&self) -> String {
         format!("{}:{}", self.namespace, self.identifier)

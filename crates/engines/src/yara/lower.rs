@@ -10,6 +10,7 @@ use yara_x_parser::ast::{
 };
 
 use super::cond::{Anchor, Arith, Compare, Cond, Function, PatternRef, Quantifier, Text};
+use super::externals::Externals;
 
 /// Conditions nested deeper than this are refused: the walk and the evaluation recurse.
 const MAX_DEPTH: u32 = 200;
@@ -25,10 +26,17 @@ pub(super) struct Lowered {
     pub(super) positional: Vec<String>,
     /// Rules it names, in the order of `Cond::Rule`.
     pub(super) references: Vec<String>,
+    /// It uses a variable whose value is another one for each file.
+    pub(super) asks_of_files: bool,
 }
 
-/// Lowers the condition of `rule`. `is_rule` tells rule names from those of modules.
-pub(super) fn lower(rule: &ast::Rule<'_>, is_rule: &dyn Fn(&str) -> bool) -> Lowered {
+/// Lowers the condition of `rule`. `is_rule` tells rule names from those of modules; external variables have the values
+/// that they have in memory.
+pub(super) fn lower(
+    rule: &ast::Rule<'_>,
+    is_rule: &dyn Fn(&str) -> bool,
+    externals: &Externals,
+) -> Lowered {
     let patterns = rule
         .patterns
         .iter()
@@ -37,6 +45,8 @@ pub(super) fn lower(rule: &ast::Rule<'_>, is_rule: &dyn Fn(&str) -> bool) -> Low
         .collect();
     let mut walk = Walk {
         is_rule,
+        externals,
+        asks_of_files: false,
         patterns,
         vars: Vec::new(),
         depth: 0,
@@ -50,11 +60,14 @@ pub(super) fn lower(rule: &ast::Rule<'_>, is_rule: &dyn Fn(&str) -> bool) -> Low
         file_reasons: walk.file.into_iter().collect(),
         positional: walk.positional.into_iter().collect(),
         references: walk.references,
+        asks_of_files: walk.asks_of_files,
     }
 }
 
 struct Walk<'a> {
     is_rule: &'a dyn Fn(&str) -> bool,
+    externals: &'a Externals,
+    asks_of_files: bool,
     patterns: Vec<String>,
     /// Variables in scope, outermost first, and whether they follow from a match's offset.
     vars: Vec<(String, bool)>,
@@ -226,6 +239,10 @@ impl Walk<'_> {
                     self.references.len() - 1
                 });
             return Some(Cond::Rule(at as u32));
+        }
+        if let Some(value) = self.externals.in_memory(name) {
+            self.asks_of_files |= self.externals.is_of_files(name);
+            return Some(value);
         }
         self.refuse(format!("uses {name}"))
     }

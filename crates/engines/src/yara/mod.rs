@@ -13,6 +13,7 @@ mod bounds;
 mod compile;
 mod cond;
 mod eval;
+mod externals;
 mod file;
 mod info;
 mod load;
@@ -26,6 +27,7 @@ mod tightest;
 mod value;
 mod verdict;
 
+pub use externals::{External, FileFacts, parse_define};
 pub use file::{FileHit, FileMatch, FileScan, FileScanner};
 pub use info::{ConditionKind, MetaValue, RuleClass, RuleError, RuleInfo, RulesError};
 pub use rules::{RuleSet, load_rules};

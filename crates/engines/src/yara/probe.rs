@@ -51,6 +51,8 @@ impl Probe {
             source.push_str("\ncondition: false }\n");
         }
         let mut compiler = Compiler::new();
+        // What was strict means the same so.
+        compiler.relaxed_re_syntax(true);
         compiler
             .add_source(source.as_str())
             .map_err(|e| RulesError::Compile {

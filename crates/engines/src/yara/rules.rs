@@ -13,13 +13,14 @@ use yara_x::Rules;
 use super::{
     compile::{Body, Compiled, compile},
     cond::Cond,
+    externals::{External, Externals},
     info::{RuleError, RuleInfo, RulesError},
     load::{Content, Sources, read_sources},
     probe::Probe,
 };
 
 /// Counted up with every change to classification, lowering or evaluation: part of the digest.
-const CLASSIFICATION_VERSION: u32 = 1;
+const CLASSIFICATION_VERSION: u32 = 2;
 /// The exact yara-x that a serialised set is bound to. A test holds it to `Cargo.lock`.
 const YARA_X_VERSION: &str = "1.22.1";
 /// First bytes of a serialised set.
@@ -37,6 +38,8 @@ struct Inner {
     infos: Vec<RuleInfo>,
     bodies: Vec<Body>,
     errors: Vec<RuleError>,
+    warnings: Vec<RuleError>,
+    externals: Externals,
     digest: [u8; 32],
     /// Modules that the sources import.
     imports: Vec<String>,
@@ -73,34 +76,50 @@ impl fmt::Debug for RuleSet {
 /// Each file has a namespace of its own, so two files may define rules of the same name; files that
 /// share rules include them. A file that another one includes isn't loaded a second time. What
 /// can't be compiled is told by [`RuleSet::errors`], and the rest runs.
-pub fn load_rules(paths: &[PathBuf]) -> Result<RuleSet, RulesError> {
-    RuleSet::build(read_sources(paths)?)
+///
+/// `defined`: external variables besides those that are always defined.
+pub fn load_rules(
+    paths: &[PathBuf],
+    defined: Vec<(String, External)>,
+) -> Result<RuleSet, RulesError> {
+    RuleSet::build(read_sources(paths)?, Externals { defined })
 }
 
 impl RuleSet {
     /// Rules from one text, for tests and built-in rules. `name` stands for the file's.
     pub fn from_source(name: &str, text: &str) -> Result<Self, RulesError> {
+        Self::from_source_with(name, text, Vec::new())
+    }
+
+    /// The same with external variables.
+    pub fn from_source_with(
+        name: &str,
+        text: &str,
+        defined: Vec<(String, External)>,
+    ) -> Result<Self, RulesError> {
         let source = super::load::RuleSource {
             namespace: name.to_owned(),
             file: name.to_owned(),
             content: Content::Text(text.to_owned()),
         };
-        Self::build(Sources {
+        let sources = Sources {
             sources: vec![source],
             errors: Vec::new(),
-        })
+        };
+        Self::build(sources, Externals { defined })
     }
 
-    fn build(sources: Sources) -> Result<Self, RulesError> {
-        let digest = digest(&sources);
+    fn build(sources: Sources, externals: Externals) -> Result<Self, RulesError> {
+        let digest = digest(&sources, &externals);
         let Compiled {
             infos,
             bodies,
             errors,
+            warnings,
             full,
             imports,
             foreign,
-        } = compile(sources)?;
+        } = compile(sources, &externals)?;
         let (skipping, whole) = split(&infos, &bodies)?;
         let bytes = full.serialize().map_err(|e| RulesError::Compile {
             reason: e.to_string(),
@@ -121,6 +140,8 @@ impl RuleSet {
             infos,
             bodies,
             errors,
+            warnings,
+            externals,
             digest,
             imports,
             ..Header::default()
@@ -133,6 +154,8 @@ impl RuleSet {
             infos,
             bodies,
             errors,
+            warnings,
+            externals,
             digest,
             imports,
             ..
@@ -153,6 +176,8 @@ impl RuleSet {
             infos,
             bodies,
             errors,
+            warnings,
+            externals,
             digest,
             imports,
             longest,
@@ -174,6 +199,25 @@ impl RuleSet {
     /// Rules and files that couldn't be used.
     pub fn errors(&self) -> &[RuleError] {
         &self.inner.errors
+    }
+
+    /// Rules that were taken as YARA 4 did, although they are not as yara-x wants them.
+    pub fn warnings(&self) -> &[RuleError] {
+        &self.inner.warnings
+    }
+
+    /// Whether a rule asks for the MD5 of a file as an external variable.
+    pub(super) fn wants_md5(&self) -> bool {
+        let word = |t: &str| {
+            t.split(|c: char| !c.is_alphanumeric() && c != '_' && c != '.')
+                .any(|w| w == "md5")
+        };
+        self.inner.bodies.iter().any(|b| word(&b.text))
+    }
+
+    /// The names of variables that are set for each file.
+    pub(super) fn externals(&self) -> &Externals {
+        &self.inner.externals
     }
 
     /// Names the set: BLAKE3 over the sources in order, the version of yara-x, and that of the
@@ -204,6 +248,8 @@ impl RuleSet {
             infos: inner.infos.clone(),
             bodies: inner.bodies.clone(),
             errors: inner.errors.clone(),
+            warnings: inner.warnings.clone(),
+            externals: inner.externals.clone(),
             imports: inner.imports.clone(),
             probes: [None, None],
             full: Vec::new(),
@@ -327,7 +373,7 @@ impl RuleSet {
             .iter()
             .map(|m| format!("import \"{m}\"\n"))
             .collect();
-        let mut compiler = yara_x::Compiler::new();
+        let mut compiler = self.inner.externals.compiler(true).ok()?;
         let mut namespace = "";
         for id in wanted {
             let info = self.inner.infos.get(id as usize)?;
@@ -373,6 +419,8 @@ struct Header {
     infos: Vec<RuleInfo>,
     bodies: Vec<Body>,
     errors: Vec<RuleError>,
+    warnings: Vec<RuleError>,
+    externals: Externals,
     imports: Vec<String>,
     /// Rule ids of the two probes; their bytes follow the header.
     probes: [Option<Vec<u32>>; 2],
@@ -380,7 +428,7 @@ struct Header {
     full: Vec<u32>,
 }
 
-fn digest(sources: &Sources) -> [u8; 32] {
+fn digest(sources: &Sources, externals: &Externals) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     let mut part = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
@@ -388,6 +436,10 @@ fn digest(sources: &Sources) -> [u8; 32] {
     };
     part(YARA_X_VERSION.as_bytes());
     part(&CLASSIFICATION_VERSION.to_le_bytes());
+    for (name, value) in &externals.defined {
+        part(name.as_bytes());
+        part(value.to_string().as_bytes());
+    }
     for source in &sources.sources {
         part(source.namespace.as_bytes());
         match &source.content {
