@@ -135,7 +135,7 @@ pub(crate) fn search(
     let cpu = thread_cpu();
     let searched = |r: &&RuleSet| r.rules().iter().any(|r| r.class.is_memory_safe());
     let rules = ctx.rules.as_ref().filter(searched);
-    let mut scanner = rules.map(|rules| ChunkScanner::new(rules, limits(worker)));
+    let mut scanner = rules.map(|rules| ChunkScanner::new(rules, limits(worker, ctx)));
     let mut rows = rows(worker, ctx, attempt);
     let mut told = Told::default();
     // All of the list is read at once: its pages lie closer together than those of a buffer.

@@ -46,8 +46,9 @@ pub(crate) struct Scanned {
 }
 
 /// Limits of the rules for one chunk.
-pub(crate) fn limits(worker: &Worker) -> ScanLimits {
+pub(crate) fn limits(worker: &Worker, ctx: &JobContext) -> ScanLimits {
     ScanLimits {
+        list_all: ctx.plan.spec.matches == crate::verdict::ALL,
         per_chunk: worker.config.chunk_time,
         per_rule: worker.config.rule_time,
         ..ScanLimits::default()
@@ -123,7 +124,7 @@ pub(crate) fn rows<'a>(worker: &Worker, ctx: &'a JobContext, attempt: &str) -> R
         alone: worker.config.fatal_outage,
         gone: worker.clamd_gone.clone(),
     });
-    let limits = ctx.rules.is_some().then(|| limits(worker));
+    let limits = ctx.rules.is_some().then(|| limits(worker, ctx));
     Rows::new(ctx, worker.deps.objects.clone(), av, attempt, limits)
 }
 
@@ -346,7 +347,7 @@ pub(crate) const MATCH_CAP: &str = "match cap";
 impl<'a> YaraPass<'a> {
     fn new(worker: &Worker, ctx: &'a JobContext) -> Option<Self> {
         let rules = ctx.rules.as_ref()?;
-        let scanner = ChunkScanner::new(rules, limits(worker));
+        let scanner = ChunkScanner::new(rules, limits(worker, ctx));
         Some(Self {
             scanner,
             told: Told::default(),

@@ -15,7 +15,8 @@ use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
     AnchorsBuilder, CoverageBuilder, CoverageRow, EventRow, EventsBuilder, FindingRow,
     FindingsBuilder, MatchesBuilder, MemoryMatchesBuilder, OrderedBuilder, SegmentError,
-    SegmentWriter, detector_key, in_order, name, place_columns, row_id, schema, sort_batch,
+    SegmentWriter, YaraMatchesBuilder, detector_key, in_order, name, place_columns, row_id, schema,
+    sort_batch,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -52,6 +53,7 @@ pub(crate) struct Rows<'a> {
     pub(crate) memory_matches: MemoryMatchesBuilder,
     pub(crate) coverage: CoverageBuilder,
     pub(crate) ordered: OrderedBuilder,
+    pub(crate) yara_matches: YaraMatchesBuilder,
     packs: PackWriter,
     files: Option<FileScanner<'a>>,
     /// Looks at files; at memory, too, where that is asked for.
@@ -176,6 +178,7 @@ impl<'a> Rows<'a> {
             memory_matches: MemoryMatchesBuilder::default(),
             coverage: CoverageBuilder::default(),
             ordered: OrderedBuilder::default(),
+            yara_matches: YaraMatchesBuilder::default(),
             packs,
             files,
             memory_av: av.clone().filter(|_| ctx.plan.spec.av != "files"),
@@ -215,7 +218,7 @@ impl<'a> Rows<'a> {
         self
     }
 
-    fn fail(&mut self, what: impl std::fmt::Display) {
+    pub(crate) fn fail(&mut self, what: impl std::fmt::Display) {
         self.error.get_or_insert_with(|| what.to_string());
     }
 
@@ -286,6 +289,10 @@ impl<'a> Rows<'a> {
             let b = self.matches.finish();
             self.take(name::MATCHES, b);
         }
+        if self.yara_matches.bytes() > size {
+            let b = self.yara_matches.finish();
+            self.take(name::YARA_MATCHES, b);
+        }
         if self.ordered.bytes() > size {
             let b = self.ordered.finish();
             self.take(name::ORDERED, b);
@@ -340,6 +347,7 @@ impl<'a> Rows<'a> {
             (name::MEMORY_MATCHES, self.memory_matches.finish()),
             (name::COVERAGE, self.coverage.finish()),
             (name::ORDERED, self.ordered.finish()),
+            (name::YARA_MATCHES, self.yara_matches.finish()),
         ];
         for (table, b) in all {
             self.take(table, b);

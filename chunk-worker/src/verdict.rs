@@ -5,7 +5,7 @@ use crate::context::JobContext;
 use crate::scan::MATCH_CAP;
 use crate::sink::{Collected, Rows, rule_json};
 use ramsift_engines::yara::{
-    Incomplete, Outcome, PatternMatch, RuleSet, Unfinished, UnfinishedReason, Verdict,
+    Incomplete, Outcome, PatternMatch, RuleInfo, RuleSet, Unfinished, UnfinishedReason, Verdict,
     VerdictGroup, evaluate, scope_severity,
 };
 use ramsift_layers::ImageOffset;
@@ -13,7 +13,8 @@ use ramsift_proto::v1::RuleGap;
 use ramsift_store::VerdictPlan;
 use ramsift_store::job;
 use ramsift_store::tables::{
-    CoverageRow, FindingRow, MatchRow, detector_key, match_rows, row_id, segment_batches,
+    CoverageRow, FindingRow, MatchRow, YaraMatchRow, detector_key, match_rows, row_id,
+    segment_batches,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use tokio::runtime::Handle;
@@ -165,6 +166,44 @@ fn matches(worker: &Worker, segments: &[String], wanted: &BTreeSet<u32>) -> Resu
     Ok(out)
 }
 
+/// What a job asks for that wants every match in a table.
+pub(crate) const ALL: &str = "all";
+
+/// Tells every match of a rule that fired.
+fn every_match(
+    ctx: &JobContext,
+    rules: &RuleSet,
+    r: &RuleInfo,
+    found: &Found,
+    rows: &mut Rows<'_>,
+) {
+    let key = detector_key(&format!("yara:{}", r.full_name()), &rules.digest());
+    for m in found
+        .rows
+        .range((r.id, 0, 0)..=(r.id, u32::MAX, u64::MAX))
+        .map(|(_, m)| m)
+    {
+        let name = r
+            .patterns
+            .get(m.pattern as usize)
+            .map_or("", String::as_str);
+        let physical = ctx.plan.layout.runs.to_phys(ImageOffset(m.image_offset));
+        let row = YaraMatchRow {
+            id: row_id(key, "match", name, m.image_offset, m.length),
+            rule: &r.identifier,
+            namespace: &r.namespace,
+            pattern: name,
+            image_offset: m.image_offset,
+            physical_address: physical.map(|p| p.0),
+            length: m.length,
+        };
+        if let Err(e) = rows.yara_matches.push(&row) {
+            rows.fail(e);
+        }
+        rows.checkpoint_rows();
+    }
+}
+
 /// A fired rule becomes a finding, an undecided one a gap; the rest leaves no trace.
 fn report(ctx: &JobContext, rules: &RuleSet, v: &Verdict, found: &Found, rows: &mut Rows<'_>) {
     let Some(r) = rules.rules().get(v.rule as usize) else {
@@ -192,6 +231,9 @@ fn report(ctx: &JobContext, rules: &RuleSet, v: &Verdict, found: &Found, rows: &
     };
     if r.private {
         return;
+    }
+    if ctx.plan.spec.matches == ALL {
+        every_match(ctx, rules, r, found, rows);
     }
     let grade = scope_severity(r, v);
     let at = first.unwrap_or(0);

@@ -248,6 +248,10 @@ pub(crate) struct JobArgs {
     /// An external variable of rules; may be repeated. Numbers, true and false are what they look like.
     #[arg(long, value_name = "NAME=VALUE")]
     pub(crate) define: Vec<String>,
+    /// Which matches of YARA rules that fired over the image are told: the first ones with each finding, or all, in a
+    /// table of their own (yara_matches).
+    #[arg(long, value_parser = ["listed", "all"], default_value = "listed")]
+    pub(crate) matches: String,
     /// Run one of the two analyses only.
     #[arg(long, value_enum)]
     pub(crate) only: Option<Only>,

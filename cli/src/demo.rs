@@ -160,6 +160,7 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> Result<u8> {
         job: JobArgs {
             rules: vec![rules],
             define: Vec::new(),
+            matches: "listed".into(),
             only: None,
             timezone: None,
             carvers: Vec::new(),

@@ -181,6 +181,9 @@ pub(crate) fn spec(config: &Config, args: &JobArgs, source: &str) -> Result<JobS
         host: host(),
         submitted_micros: now_micros(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        matches: Some(args.matches.clone())
+            .filter(|m| m == "all")
+            .unwrap_or_default(),
         av: match args.av {
             AvScope::Files => "files",
             AvScope::Memory => "memory",

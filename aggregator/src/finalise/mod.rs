@@ -132,7 +132,8 @@ pub async fn finalise(
     let order = order_of(objects, &plan, segments.get(name::ORDERED)).await?;
     for table in tables {
         let inputs = segments.get(table).map_or(&[][..], Vec::as_slice);
-        if [name::SYSTEM, name::VIEWS, name::FRAMES].contains(&table) && inputs.is_empty() {
+        let optional = [name::SYSTEM, name::VIEWS, name::FRAMES, name::YARA_MATCHES];
+        if optional.contains(&table) && inputs.is_empty() {
             continue;
         }
         let filter: Option<&mut dyn Filter> = if table == name::COVERAGE {

@@ -43,6 +43,8 @@ pub struct ScanLimits {
     pub per_rule: Duration,
     /// Matches of one pattern in one chunk or file after which the rest isn't looked for.
     pub max_matches_per_pattern: usize,
+    /// List every match of presence-only rules too, up to that many.
+    pub list_all: bool,
     /// Bytes of context kept before a reported match.
     pub window_before: usize,
     /// Bytes kept from the start of a reported match on.
@@ -55,6 +57,7 @@ impl Default for ScanLimits {
             per_chunk: Duration::from_secs(120),
             per_rule: Duration::from_secs(5),
             max_matches_per_pattern: 10_000,
+            list_all: false,
             window_before: 64,
             window_after: 192,
         }
@@ -251,6 +254,7 @@ impl<'r> ChunkScanner<'r> {
         let mut trial = ChunkTrial {
             rules: self.rules,
             cap: self.limits.max_matches_per_pattern.max(1),
+            list_all: self.limits.list_all,
             usual: self.trimmed[slot].as_ref().unwrap_or(own),
             segments,
             job,
@@ -335,6 +339,7 @@ impl<'r> ChunkScanner<'r> {
 struct ChunkTrial<'a, 'd> {
     rules: &'a RuleSet,
     cap: usize,
+    list_all: bool,
     usual: &'a Probe,
     segments: &'a [Range<usize>],
     job: &'a mut Job<'d>,
@@ -386,7 +391,7 @@ impl ChunkTrial<'_, '_> {
             Probe::each_match(&results, |rule, pattern, matches| {
                 let info = self.rules.rules().get(rule as usize);
                 let positional = info.is_some_and(|i| i.class.is_positional());
-                let keep = if positional {
+                let keep = if positional || self.list_all {
                     self.cap
                 } else {
                     PRESENT.min(self.cap)

@@ -11,6 +11,7 @@ mod order;
 mod ordered;
 mod segment;
 mod small;
+mod yara_matches;
 
 pub use artifacts::{ArtifactRow, ArtifactsBuilder};
 pub use captures::captures_batch;
@@ -29,6 +30,8 @@ pub use small::{
     MatchesBuilder, SystemRow, ViewRow, anchor_rows, coverage_rows, match_rows, system_batch,
     system_row, views_batch,
 };
+
+pub use yara_matches::{YaraMatchRow, YaraMatchesBuilder};
 
 use arrow::datatypes::{DataType, Field, Schema, SchemaRef, TimeUnit};
 use std::sync::{Arc, LazyLock};
@@ -60,6 +63,8 @@ pub mod name {
     pub const FRAMES: &str = "frames";
     /// What came of each view.
     pub const VIEWS: &str = "views";
+    /// Every match of the YARA rules that fired, where all are asked for.
+    pub const YARA_MATCHES: &str = "yara_matches";
     /// Findings grouped by value, in the order in which a person should look (finished tables only).
     pub const GROUPS: &str = "groups";
 }
@@ -71,6 +76,7 @@ pub const FINAL: &[&str] = &[
     name::FINDINGS,
     name::EVENTS,
     name::ARTIFACTS,
+    name::YARA_MATCHES,
     name::COVERAGE,
     name::SYSTEM,
     name::VIEWS,
@@ -265,6 +271,18 @@ static MEMORY_MATCHES: Lazy = LazyLock::new(|| {
     ]))
 });
 
+static YARA_MATCHES: Lazy = LazyLock::new(|| {
+    Arc::new(Schema::new(vec![
+        id(),
+        text("rule"),
+        text("namespace"),
+        text("pattern"),
+        number("image_offset"),
+        number_or_null("physical_address"),
+        number("length"),
+    ]))
+});
+
 static ORDERED: Lazy = LazyLock::new(|| {
     Arc::new(Schema::new(vec![
         number("image_offset"),
@@ -325,6 +343,7 @@ pub fn schema(table: &str) -> Option<SchemaRef> {
         name::MATCHES => &MATCHES,
         name::MEMORY_MATCHES => &MEMORY_MATCHES,
         name::ORDERED => &ORDERED,
+        name::YARA_MATCHES => &YARA_MATCHES,
         name::SYSTEM => &SYSTEM,
         name::VIEWS => &VIEWS,
         name::FRAMES => &FRAMES,
@@ -354,7 +373,7 @@ pub fn finished_schema(table: &str, own: &SchemaRef) -> SchemaRef {
 pub fn sort_keys(table: &str) -> &'static str {
     match table {
         name::FINDINGS => "image_offset, length, id",
-        name::EVENTS => "image_offset, length, id",
+        name::EVENTS | name::YARA_MATCHES => "image_offset, length, id",
         name::ARTIFACTS => "image_offset, size, id",
         name::FRAMES => "image_offset",
         name::COVERAGE => "engine, start, \"end\", outcome, reason",

@@ -23,7 +23,7 @@ pub struct PlaceColumns {
 /// place.
 pub fn place_columns(table: &str) -> Option<PlaceColumns> {
     let length = match table {
-        name::FINDINGS | name::EVENTS => "length",
+        name::FINDINGS | name::EVENTS | name::YARA_MATCHES => "length",
         name::ARTIFACTS => "size",
         _ => return None,
     };
