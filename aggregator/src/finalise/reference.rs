@@ -4,7 +4,7 @@
 //! the plan has: the container's time or the file's. Nothing is later than that: it is when the file was last written to.
 
 use super::FinaliseError;
-use arrow::array::{Array, AsArray};
+use arrow::array::AsArray;
 use arrow::datatypes::TimestampMicrosecondType;
 use ramsift_store::merge::{Reference, Segment};
 use ramsift_store::tables::{name, segment_columns};

@@ -79,7 +79,7 @@ impl<V: Mergeable> External<V> {
         self.runs.push(run);
         if self.runs.len() >= FAN_IN {
             let runs = std::mem::take(&mut self.runs);
-            let merged = Merge::new(runs)?;
+            let merged = Merge::<V>::new(runs)?;
             self.runs.push(write_run(&self.folder, merged)?);
         }
         Ok(())

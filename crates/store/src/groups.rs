@@ -307,6 +307,10 @@ fn gather(path: &Path, all: &mut External<Found>) -> Result<(), StoreError> {
         let Some(rank) = rank else {
             return Err(fail("the findings lack their severity"));
         };
+        let spliced = b.column_by_name("spliced").map(|c| c.as_boolean());
+        let Some(spliced) = spliced else {
+            return Err(fail("the findings lack a column"));
+        };
         let opt =
             |a: &arrow::array::StringArray, i: usize| a.is_valid(i).then(|| a.value(i).to_owned());
         for i in 0..b.num_rows() {

@@ -124,7 +124,7 @@ impl ExprPlanner for Arrows {
 /// Makes the functions and operators known to a session.
 pub(crate) fn register(context: &mut SessionContext) -> Result<()> {
     for f in [&GET, &TEXT, &NUMBER, &CONTAINS] {
-        context.register_udf(ScalarUDF::clone(f));
+        context.register_udf(Arc::clone(f))?;
     }
     context.register_expr_planner(Arc::new(Arrows))
 }

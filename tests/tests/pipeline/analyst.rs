@@ -3,6 +3,7 @@
 use crate::embedded::{manifest, ok, query};
 use ramsift_tests::fixtures::{capture, image, noise, planted};
 use ramsift_tests::program::{Run, command, run, scan};
+use ramsift_tests::servers::{CLAM_NEEDLE, Clamd};
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::Read;
@@ -532,4 +533,100 @@ fn a_job_outlives_the_place_of_its_capture() {
         ok(&r);
         assert!(r.out.lines().count() > 5, "{page:?}: {}", r.out);
     }
+}
+
+/// Signatures that lie in memory and in no file: each once, at its place, wherever chunks and pieces end.
+#[test]
+fn signatures_in_memory_are_found_once_each_at_their_places() {
+    let clamd = Clamd::start();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("a.mem");
+    let len = CLAM_NEEDLE.len();
+    let mib = 1usize << 20;
+    // Beside each other, across pages, chunks of 1 MiB, pieces of 15 MiB, at both ends of the image.
+    let places = [
+        0,
+        4096 - 5,
+        3 * mib - 7,
+        5 * mib + 100,
+        5 * mib + 100 + len,
+        15 * mib - 3,
+        16 * mib + 1,
+        20 * mib - len,
+    ];
+    let mut bytes = image(20 * mib, &[]);
+    for at in places {
+        bytes[at..at + len].copy_from_slice(CLAM_NEEDLE);
+    }
+    std::fs::write(&path, &bytes).expect("write");
+    let address = clamd.address();
+    for more in [
+        vec![],
+        vec![
+            "--set",
+            "scan.chunk_size=1048576",
+            "--set",
+            "scan.overlap=524288",
+        ],
+    ] {
+        let out = dir.path().join(format!("out{}", more.len()));
+        let args = [&["--clamd", &address, "--av", "memory"][..], &more].concat();
+        ok(&scan(&path, &out, &args));
+        let found = query(
+            &out,
+            "SELECT image_offset, length, scope FROM findings WHERE kind = 'av' ORDER BY image_offset",
+        );
+        let got: Vec<(usize, usize)> = found
+            .iter()
+            .map(|f| {
+                (
+                    f["image_offset"].as_u64().unwrap_or(0) as usize,
+                    f["length"].as_u64().unwrap_or(0) as usize,
+                )
+            })
+            .collect();
+        assert_eq!(got, places.map(|at| (at, len)));
+        let looked = &manifest(&out).coverage["clamav memory"];
+        assert_eq!(looked.scanned + looked.sparse, bytes.len() as u64);
+    }
+    let out = dir.path().join("files");
+    ok(&scan(&path, &out, &["--clamd", &address, "--av", "files"]));
+    assert_eq!(
+        query(&out, "SELECT 1 FROM findings WHERE kind = 'av'").len(),
+        0
+    );
+}
+
+#[test]
+fn all_matches_can_be_had() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let path = dir.path().join("a.mem");
+    let mut bytes = image(8 << 20, &[]);
+    let places: Vec<usize> = (0..530).map(|i| 777 + i * 15_000).collect();
+    for at in &places {
+        bytes[*at..at + 12].copy_from_slice(b"needle-55-xy");
+    }
+    std::fs::write(&path, &bytes).expect("write");
+    let rules = dir.path().join("r.yar");
+    std::fs::write(
+        &rules,
+        "rule r { strings: $a = \"needle-55\" $b = \"never-there\" condition: any of them }",
+    )
+    .expect("write");
+    let out = dir.path().join("out");
+    ok(&scan(
+        &path,
+        &out,
+        &["--rules", &rules.display().to_string(), "--matches", "all"],
+    ));
+    let rows = query(
+        &out,
+        "SELECT image_offset, pattern FROM yara_matches ORDER BY image_offset",
+    );
+    let got: Vec<u64> = rows
+        .iter()
+        .filter_map(|r| r["image_offset"].as_u64())
+        .collect();
+    assert_eq!(got, places.iter().map(|p| *p as u64).collect::<Vec<_>>());
+    assert_eq!(rows[0]["pattern"], "$a");
 }

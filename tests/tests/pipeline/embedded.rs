@@ -461,7 +461,11 @@ fn carved_files_go_to_clamd_and_its_limit_is_no_clean_bill() {
     let png = png_with_text(CLAM_NEEDLE);
     std::fs::write(&path, image(2 << 20, &[(0x5000, &png)])).expect("write");
     let out = dir.path().join("out");
-    ok(&scan(&path, &out, &["--clamd", &clamd.address()]));
+    ok(&scan(
+        &path,
+        &out,
+        &["--clamd", &clamd.address(), "--av", "files"],
+    ));
     let rows = query(
         &out,
         "SELECT value, severity, artifact FROM findings WHERE kind = 'av'",

@@ -112,7 +112,7 @@ fn clamd_that_dies_in_the_middle_leaves_a_gap_and_everything_else() {
     // The first connections ask for version and limits.
     let front = dies_after(24, clamd.address());
     let out = dir.path().join("out");
-    let r = scan(&path, &out, &["--clamd", &front]);
+    let r = scan(&path, &out, &["--clamd", &front, "--av", "files"]);
     assert_eq!(r.code, 3, "{}{}", r.out, r.err);
     let one = |sql: &str| query(&out, sql)[0]["n"].as_i64().expect("a number");
     let verdicts = one("SELECT count(*) AS n FROM findings WHERE kind = 'av'");

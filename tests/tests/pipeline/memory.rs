@@ -135,7 +135,14 @@ fn file_rules_and_the_virus_scanner_see_recovered_files() {
     ok(&scan(
         &c.image,
         &out,
-        &["--rules", &rules, "--clamd", &clamd.address()],
+        &[
+            "--rules",
+            &rules,
+            "--clamd",
+            &clamd.address(),
+            "--av",
+            "files",
+        ],
     ));
     // A rule on the hash of a whole file: the one that the machine computed.
     let found = yara(&out, "the_report");

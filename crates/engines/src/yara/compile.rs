@@ -58,17 +58,17 @@ struct Parsed {
 }
 
 /// The sources, compiled in one way.
-struct Attempt<'s> {
-    compiler: Compiler<'s>,
+struct Attempt {
+    compiler: Compiler<'static>,
     parsed: HashMap<(String, String), Parsed>,
     errors: Vec<RuleError>,
 }
 
-fn attempt<'s>(
-    sources: &'s [RuleSource],
+fn attempt(
+    sources: &[RuleSource],
     externals: &Externals,
     relaxed: bool,
-) -> Result<Attempt<'s>, RulesError> {
+) -> Result<Attempt, RulesError> {
     let mut compiler = externals.compiler(relaxed)?;
     compiler.enable_includes(false);
     let mut namespace = None;
