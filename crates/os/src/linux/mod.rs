@@ -12,6 +12,7 @@ mod areas;
 mod arguments;
 mod bash;
 mod boottime;
+mod cached;
 mod check_afinfo;
 mod check_fops;
 mod check_idt;
@@ -28,6 +29,8 @@ mod fits;
 mod frames;
 mod ftrace;
 mod hidden_modules;
+mod history;
+mod history_files;
 mod hlist;
 mod hooks;
 mod inline_hooks;
@@ -39,6 +42,8 @@ mod kprobes;
 mod ld_preload;
 mod library_list;
 mod link_map;
+mod login_records;
+mod logins;
 mod lsmod;
 mod lsof;
 mod machine;
@@ -171,6 +176,8 @@ pub const VIEWS: &[LinuxView] = &[
     routes::IP_ROUTE,
     neighbours::NEIGHBOURS,
     bash::BASH,
+    history::HISTORY,
+    logins::LOGINS,
     maps::MAPS,
     malfind::MALFIND,
     library_list::LIBRARY_LIST,
