@@ -223,7 +223,7 @@ fn is_bash(paths: &Paths<'_>, comm: &str, mm: &Object<'_>) -> bool {
     shell(comm) || exe().unwrap_or(false)
 }
 
-fn bash(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
+pub(super) fn bash(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let mut out = Table::new(COMMANDS);
     let paths = Paths::new(kernel)?;
     for task in kernel.processes(&mut out.doubts)? {

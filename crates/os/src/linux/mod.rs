@@ -12,11 +12,13 @@ mod areas;
 mod arguments;
 mod bash;
 mod boottime;
+mod cached;
 mod check_afinfo;
 mod check_fops;
 mod check_idt;
 mod check_syscall;
 mod code;
+mod command_lines;
 mod credentials;
 mod ebpf;
 mod elf;
@@ -28,6 +30,8 @@ mod fits;
 mod frames;
 mod ftrace;
 mod hidden_modules;
+mod history;
+mod history_files;
 mod hlist;
 mod hooks;
 mod inline_hooks;
@@ -39,6 +43,8 @@ mod kprobes;
 mod ld_preload;
 mod library_list;
 mod link_map;
+mod login_records;
+mod logins;
 mod lsmod;
 mod lsof;
 mod machine;
@@ -60,6 +66,7 @@ mod pagecache;
 mod pages;
 mod path;
 mod procdump;
+mod programs;
 mod pslist;
 mod psscan;
 mod pstree;
@@ -70,9 +77,11 @@ mod referred;
 mod registers;
 mod resident;
 mod routes;
+mod secrets;
 mod sock;
 mod sockstat;
 mod space;
+mod suspicious;
 #[cfg(test)]
 mod testing;
 mod threads;
@@ -108,6 +117,7 @@ use crate::table::{Column, Table};
 use ramsift_symbols::{SymbolTable, TypeError, VmCoreInfo};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 
 /// A view of an opened kernel.
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +135,24 @@ pub struct LinuxView {
     /// Whether content is recovered only where somebody asks for this view's: it is as large as the
     /// memory itself, and a job that stores all other content leaves it out.
     pub on_request: bool,
+}
+
+impl LinuxView {
+    /// Recovers what belongs to one process: the pages of others are not walked. `None`: the view has no content
+    /// that is a process's own.
+    pub fn recover_process(
+        &self,
+        kernel: &Kernel<'_>,
+        pid: i64,
+        doubts: &mut Vec<String>,
+        visit: &mut dyn FnMut(Recovered) -> ControlFlow<()>,
+    ) -> Option<Result<(), LinuxError>> {
+        match self.name {
+            "linux/procdump" => Some(procdump::recover_of(kernel, Some(pid), doubts, visit)),
+            "linux/elfs" => Some(elfs::recover_of(kernel, Some(pid), doubts, visit)),
+            _ => None,
+        }
+    }
 }
 
 /// All views, in the order in which a job builds them.
@@ -171,6 +199,8 @@ pub const VIEWS: &[LinuxView] = &[
     routes::IP_ROUTE,
     neighbours::NEIGHBOURS,
     bash::BASH,
+    history::HISTORY,
+    logins::LOGINS,
     maps::MAPS,
     malfind::MALFIND,
     library_list::LIBRARY_LIST,

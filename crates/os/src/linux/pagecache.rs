@@ -112,7 +112,7 @@ const SYNTHETIC: &[&str] = &[
 
 /// A super block and where it is mounted.
 #[derive(Debug, Default)]
-struct Place {
+pub(super) struct Place {
     kind: String,
     device: u64,
     /// Path inside the file system and where that is mounted; the best first.
@@ -140,7 +140,7 @@ fn super_blocks(
 }
 
 /// Called for each inode, with its file system and the doubts so far.
-type Visit<'v> = dyn FnMut(&Inode, &Place, &mut Vec<String>) -> ControlFlow<()> + 'v;
+pub(super) type Visit<'v> = dyn FnMut(&Inode, &Place, &mut Vec<String>) -> ControlFlow<()> + 'v;
 
 /// Names the files of all super blocks.
 pub(super) struct Namer<'k> {
@@ -233,7 +233,7 @@ impl<'k> Namer<'k> {
     }
 
     /// The paths of an inode and whether they are gone; those last.
-    fn paths(&self, inode: &Inode, doubts: &mut Vec<String>) -> Vec<(String, bool)> {
+    pub(super) fn paths(&self, inode: &Inode, doubts: &mut Vec<String>) -> Vec<(String, bool)> {
         let walk = match self.inodes.dentries(inode.va) {
             Ok(w) => w,
             Err(e) => {
@@ -255,7 +255,7 @@ impl<'k> Namer<'k> {
     }
 
     /// Visits every cached inode until the visitor breaks off.
-    fn each(&self, doubts: &mut Vec<String>, visit: &mut Visit<'_>) {
+    pub(super) fn each(&self, doubts: &mut Vec<String>, visit: &mut Visit<'_>) {
         let mut order: Vec<_> = self.places.iter().collect();
         order.sort_by_key(|(sb, p)| (p.device, **sb));
         // An inode that is met in two lists is in a torn one.

@@ -10,6 +10,7 @@ mod images;
 mod integrity;
 mod kernel;
 mod kexec;
+mod logins;
 mod memory;
 mod modules;
 mod network;
