@@ -92,7 +92,8 @@ impl<'a> Touching<'a, '_> {
 
 impl Sink for Touching<'_, '_> {
     fn finding(&mut self, f: &Finding<'_>) {
-        if let Some(place) = self.place(f.offset.0, f.len) {
+        // Half a name reads like another name: one that may go on in a page that is not in the image is not told.
+        if let Some(place) = self.place(f.offset.0, f.len).filter(|p| !p.cut) {
             self.rows.finding_in_order(f, &place);
         }
     }

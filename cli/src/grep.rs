@@ -324,7 +324,7 @@ async fn processes(
                 let mut at = 0;
                 for x in &s {
                     let n = usize::try_from(x.len).unwrap_or(0);
-                    if memory.read(x.pa, &mut data[at..at + n]).is_err() {
+                    if memory.read_phys(x.pa, &mut data[at..at + n]).is_err() {
                         data[at..at + n].fill(0);
                     }
                     at += n;

@@ -196,7 +196,7 @@ pub(crate) fn many(mut all: Vec<Line>) {
     };
     let (c, s) = (width(|l| &l.capture, 40), width(|l| &l.system, 32));
     say!(
-        "{:<c$}  {:<s$}  {:<18}  {:<8}  {:>4}  loudest",
+        "{:<c$}  {:<s$}  {:<18}  {:<8}  {:>4}  loudest (job)",
         "capture",
         "system",
         "verdict",
@@ -206,12 +206,13 @@ pub(crate) fn many(mut all: Vec<Line>) {
     for l in &all {
         let severity = l.loudest.map_or("-", |s| s.as_str());
         say!(
-            "{:<c$}  {:<s$}  {:<18}  {severity:<8}  {:>4}  {}",
+            "{:<c$}  {:<s$}  {:<18}  {severity:<8}  {:>4}  {} ({})",
             Shown(&l.capture),
             Shown(&l.system),
             l.verdict,
             l.gaps,
-            Shown(&l.says)
+            Shown(&l.says),
+            l.job
         );
     }
 }
