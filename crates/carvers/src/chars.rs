@@ -95,6 +95,35 @@ pub(crate) fn printable_len<const ENDS: bool>(bytes: &[u8]) -> usize {
         .unwrap_or(bytes.len() - at)
 }
 
+/// The character that UTF-8 begins with, and its bytes (RFC 3629 section 4).
+#[inline]
+pub(crate) fn utf8_char(bytes: &[u8]) -> Option<(char, usize)> {
+    let first = *bytes.first()?;
+    let more = |i: usize| {
+        let b = *bytes.get(i)?;
+        (b & 0xc0 == 0x80).then_some(u32::from(b & 0x3f))
+    };
+    let (n, least, code) = match first {
+        0..0x80 => return Some((char::from(first), 1)),
+        0xc2..0xe0 => (2, 0x80, u32::from(first & 0x1f) << 6 | more(1)?),
+        0xe0..0xf0 => (
+            3,
+            0x800,
+            u32::from(first & 0xf) << 12 | more(1)? << 6 | more(2)?,
+        ),
+        0xf0..0xf5 => (
+            4,
+            0x1_0000,
+            u32::from(first & 7) << 18 | more(1)? << 12 | more(2)? << 6 | more(3)?,
+        ),
+        _ => return None,
+    };
+    // Nor the halves of UTF-16, nor what is beyond the last one.
+    char::from_u32(code)
+        .filter(|_| code >= least)
+        .map(|c| (c, n))
+}
+
 /// True when `b` is in one of the classes.
 #[inline(always)]
 pub(crate) fn is(b: u8, class: u8) -> bool {
@@ -125,6 +154,15 @@ impl<const STEP: usize> Chars<'_, STEP> {
     /// `None` when the run is longer than `max` characters.
     #[inline(always)]
     pub(crate) fn back(&self, i: usize, class: u8, max: usize) -> Option<usize> {
+        if STEP == 1 {
+            let end = i.min(self.0.len());
+            if end < i {
+                return Some(i);
+            }
+            let run = self.0[end.saturating_sub(max + 1)..end].iter().rev();
+            let n = run.take_while(|&&b| is(b, class)).count();
+            return (n <= max).then_some(i - n);
+        }
         let mut p = i;
         for _ in 0..=max {
             if !is(self.before(p), class) {
@@ -138,6 +176,10 @@ impl<const STEP: usize> Chars<'_, STEP> {
     /// The end of the run of `class` that begins at `i`; at most `max` characters are looked at.
     #[inline(always)]
     pub(crate) fn forward(&self, i: usize, class: u8, max: usize) -> usize {
+        if STEP == 1 {
+            let rest = self.0.get(i..).unwrap_or_default().iter().take(max);
+            return i + rest.take_while(|&&b| is(b, class)).count();
+        }
         let mut p = i;
         for _ in 0..max {
             if !is(self.at(p), class) {
@@ -151,13 +193,7 @@ impl<const STEP: usize> Chars<'_, STEP> {
     /// The character at byte `i` and the bytes that it takes, whatever its script.
     pub(crate) fn char_at(&self, i: usize) -> Option<(char, usize)> {
         if STEP == 1 {
-            let bytes = self.0.get(i..)?;
-            let n = match bytes.first()? {
-                0..0x80 => 1,
-                _ => crate::lines::utf8(bytes),
-            };
-            let c = std::str::from_utf8(bytes.get(..n)?).ok()?.chars().next()?;
-            return Some((c, n));
+            return utf8_char(self.0.get(i..)?);
         }
         let unit = |p: usize| Some(u16::from_le_bytes([*self.0.get(p)?, *self.0.get(p + 1)?]));
         let first = unit(i)?;
@@ -170,8 +206,14 @@ impl<const STEP: usize> Chars<'_, STEP> {
 
     /// The character that ends at byte `i`, and the bytes that it takes.
     pub(crate) fn char_before(&self, i: usize) -> Option<(char, usize)> {
-        let lengths: &[usize] = if STEP == 1 { &[1, 2, 3, 4] } else { &[2, 4] };
-        lengths
+        if STEP == 1 {
+            let mut n = 1;
+            while n < 4 && self.0.get(i.checked_sub(n)?)? & 0xc0 == 0x80 {
+                n += 1;
+            }
+            return self.char_at(i.checked_sub(n)?).filter(|c| c.1 == n);
+        }
+        [2, 4]
             .iter()
             .find_map(|n| self.char_at(i.checked_sub(*n)?).filter(|c| c.1 == *n))
     }
@@ -192,7 +234,12 @@ impl<const STEP: usize> Chars<'_, STEP> {
 
     /// The characters from byte `from` to byte `to`, whatever their script.
     pub(crate) fn string(&self, from: usize, to: usize) -> String {
-        let mut out = String::new();
+        if STEP == 1
+            && let Some(Ok(text)) = self.0.get(from..to).map(std::str::from_utf8)
+        {
+            return text.to_owned();
+        }
+        let mut out = String::with_capacity(to.saturating_sub(from) / STEP);
         let mut p = from;
         while p < to {
             let Some((c, n)) = self.char_at(p) else { break };

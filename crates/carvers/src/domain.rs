@@ -187,7 +187,10 @@ fn foreign<const STEP: usize>(
         return;
     }
     let mut name = idn::refang(&value);
-    if !tld::known(&idn::ascii(&name).unwrap_or_default()) {
+    // What is ASCII stays as it is: most of these end in no top-level domain.
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let hopeless = last.is_ascii() && !tld::known(last);
+    if hopeless || !tld::known(&idn::ascii(&name).unwrap_or_default()) {
         let Some(n) = idn::cut(&value) else { return };
         value.truncate(n);
         to = from + idn::bytes::<STEP>(&value);

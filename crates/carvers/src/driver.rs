@@ -2,7 +2,7 @@
 
 use crate::api::{LOOK_BEHIND, ReadMore, ScanStats, Sink, Window};
 use crate::carver::Hit;
-use crate::chars::{ALNUM, Chars, LOCAL, is};
+use crate::chars::{ALNUM, CLASS, Chars, LOCAL, is};
 use crate::feature::Place;
 use crate::lines::Lines;
 use crate::masks::{BLOCK, BLOCKS, Masks, classify};
@@ -460,6 +460,48 @@ fn clock<const STEP: u32>(prev: &Masks, m: &Masks, next: &Masks) -> u64 {
     }
 }
 
+/// What a byte may be on the left and on the right of a dot or `@` that is not between plain
+/// characters of names: both bytes must have a bit in common.
+///
+/// ```text
+///   1 2 4  brackets of a kind     8 plain before a letter     16 a letter before either
+/// ```
+static SIDES: ([u8; 256], [u8; 256]) = {
+    let (mut left, mut right) = ([0u8; 256], [0u8; 256]);
+    let mut i = 0;
+    while i < 256 {
+        let class = CLASS[i];
+        left[i] = match i as u8 {
+            b'[' => 1,
+            b'(' => 2,
+            b'{' => 4,
+            0x80..0xc0 => 16,
+            _ if class & LOCAL != 0 => 8,
+            _ => 0,
+        };
+        right[i] = match i as u8 {
+            b']' => 1,
+            b')' => 2,
+            b'}' => 4,
+            0xc2..0xf5 => 8 | 16,
+            _ if class & ALNUM != 0 => 16,
+            _ => 0,
+        };
+        i += 1;
+    }
+    (left, right)
+};
+
+/// False for what [`odd`] has no use for, as two bytes tell: most dots and `@` are in no text.
+#[inline(always)]
+fn may_be_odd<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> bool {
+    let b = chars.0;
+    let at = |i: usize| b.get(i).copied().unwrap_or(0);
+    let (x, y) = (at(p.wrapping_sub(STEP)), at(p + STEP));
+    let fits = SIDES.0[usize::from(x)] & SIDES.1[usize::from(y)] != 0;
+    fits | (STEP == 2 && at(p.wrapping_sub(1)) | at(p + 3) | ((x | y) & 0x80) != 0)
+}
+
 /// Where a name may go on around the dot or `@` at byte `p`, which is not between plain characters
 /// of names: at itself beside letters beyond ASCII, at the bracket before it where it is in a pair.
 #[inline(never)]
@@ -551,10 +593,14 @@ fn shapes<const STEP: usize>(
     let letter_after = after(m.alnum, next.alnum, n);
     let inside = name_before & letter_after & wide;
     let chars = place.chars::<STEP>();
-    let mut text = (m.dot | m.at) & wide;
-    if text & !inside != 0 {
-        // Between what is text at all: letters beyond ASCII are looked at one by one.
-        text &= inside | between::<STEP>(prev, m, next);
+    let mut text = inside;
+    let mut rest = (m.dot | m.at) & wide & !inside;
+    if rest != 0 {
+        // Between what is text at all: letters beyond ASCII and brackets are looked at one by one.
+        rest &= between::<STEP>(prev, m, next);
+        each(rest, at, |p| {
+            text |= u64::from(may_be_odd(chars, p)) << (p - at);
+        });
     }
     if scans.domain || scans.ip {
         each(m.dot & text, at, |p| {

@@ -33,6 +33,10 @@ pub(crate) struct Run {
 pub(crate) fn is_name_char(c: char) -> bool {
     match c {
         '\0'..='\u{7f}' => false,
+        // Most letters by far, told without a search.
+        '\u{c0}'..='\u{2af}' => !matches!(c, '×' | '÷'),
+        '\u{400}'..='\u{481}' | '\u{4e00}'..='\u{9fff}' | '\u{ac00}'..='\u{d7a3}' => true,
+        '\u{d7a4}'..='\u{d7af}' | '\u{e000}'..='\u{f8ff}' => false,
         // Marks that are no letters: accents that combine, signs of Indic scripts and of Thai.
         '\u{b7}' | '\u{300}'..='\u{36f}' | '\u{483}'..='\u{487}' | '\u{591}'..='\u{5bd}' => true,
         '\u{610}'..='\u{61a}' | '\u{64b}'..='\u{65f}' | '\u{93c}' | '\u{94d}' => true,
@@ -157,27 +161,29 @@ pub(crate) fn run<const STEP: usize>(chars: Chars<'_, STEP>, at: usize) -> Resul
         ..Run::default()
     };
     let mut n = 0;
-    while n <= LONGEST {
-        if is(chars.at(r.to), HOST) {
-            r.to += STEP;
-        } else if let Some(len) = forth(chars, &mut r) {
-            r.to += len;
-        } else {
-            break;
+    loop {
+        let plain = chars.forward(r.to, HOST, LONGEST + 1 - n);
+        n += (plain - r.to) / STEP;
+        r.to = plain;
+        if n > LONGEST {
+            return Err(r.to);
         }
+        let Some(len) = forth(chars, &mut r) else {
+            break;
+        };
+        r.to += len;
         n += 1;
     }
-    if n > LONGEST {
-        return Err(r.to);
-    }
     while n <= LONGEST {
-        if is(chars.before(r.from), HOST) {
-            r.from -= STEP;
-        } else if let Some(len) = back(chars, &mut r) {
-            r.from -= len;
-        } else {
+        let Some(plain) = chars.back(r.from, HOST, LONGEST - n) else {
+            break;
+        };
+        n += (r.from - plain) / STEP;
+        r.from = plain;
+        let Some(len) = back(chars, &mut r) else {
             return Ok(r);
-        }
+        };
+        r.from -= len;
         n += 1;
     }
     Err(r.to)
@@ -227,6 +233,9 @@ pub(crate) fn bytes<const STEP: usize>(text: &str) -> usize {
 
 /// A name as it is meant: dots in brackets are dots.
 pub(crate) fn refang(text: &str) -> String {
+    if !text.contains(['[', '(', '{']) {
+        return text.to_owned();
+    }
     let mut out = String::with_capacity(text.len());
     let chars = Chars::<1>(text.as_bytes());
     let mut rest = text;
@@ -274,6 +283,7 @@ pub(crate) fn cut(name: &str) -> Option<usize> {
 
 /// What an `xn--` name reads as, where it is a valid one.
 pub(crate) fn unicode(name: &str) -> Option<String> {
+    memchr::memchr(b'-', name.as_bytes())?;
     let has = |l: &str| l.get(..4).is_some_and(|p| p.eq_ignore_ascii_case("xn--"));
     if !name.split('.').any(has) {
         return None;
@@ -308,6 +318,20 @@ mod tests {
             };
             let r = around(text, dot).unwrap();
             assert_eq!(&text[r.from..r.to], want);
+        }
+    }
+
+    #[test]
+    fn letters_told_by_ranges_are_those_of_the_tables() {
+        let ranges = [
+            '\u{c0}'..='\u{2af}',
+            '\u{400}'..='\u{481}',
+            '\u{4e00}'..='\u{9fff}',
+            '\u{ac00}'..='\u{d7af}',
+            '\u{e000}'..='\u{f8ff}',
+        ];
+        for c in ranges.into_iter().flatten() {
+            assert_eq!(is_name_char(c), c.is_alphanumeric(), "{c:?}");
         }
     }
 

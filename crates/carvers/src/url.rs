@@ -96,19 +96,56 @@ const SCHEMES: &[&str] = &[
     "kafka",
 ];
 
+/// A word of up to 16 letters as a number, its last letter lowest.
+const fn number(word: &[u8]) -> u128 {
+    let (mut n, mut i) = (0, 0);
+    while i < word.len() {
+        n = n << 8 | word[i] as u128;
+        i += 1;
+    }
+    n
+}
+
+/// Letters of the longest scheme.
+const WORD: usize = 10;
+
+/// The schemes as numbers, by their length: those of `n` letters are from `LENGTHS[n]` on.
+const NUMBERS: ([u128; SCHEMES.len()], [usize; WORD + 2]) = {
+    let (mut numbers, mut lengths) = ([0; SCHEMES.len()], [0; WORD + 2]);
+    let (mut at, mut len) = (0, 0);
+    while len <= WORD {
+        lengths[len] = at;
+        let mut i = 0;
+        while i < SCHEMES.len() {
+            if SCHEMES[i].len() == len {
+                numbers[at] = number(SCHEMES[i].as_bytes());
+                at += 1;
+            }
+            i += 1;
+        }
+        len += 1;
+    }
+    lengths[len] = at;
+    assert!(at == SCHEMES.len());
+    (numbers, lengths)
+};
+static SCHEME_NUMBERS: [u128; SCHEMES.len()] = NUMBERS.0;
+static LENGTHS: [usize; WORD + 2] = NUMBERS.1;
+
 /// The first byte of the known scheme that ends before the colon at byte `at`.
 fn scheme<const STEP: usize>(chars: Chars<'_, STEP>, at: usize) -> Option<usize> {
-    let mut word = [0u8; 10];
+    let mut word = 0u128;
     let mut p = at;
     let mut best = None;
-    for i in (0..word.len()).rev() {
+    for i in 0..WORD {
         let c = chars.before(p);
         if !is(c, ALNUM) {
             break;
         }
         p -= STEP;
-        word[i] = c.to_ascii_lowercase();
-        if SCHEMES.iter().any(|s| s.as_bytes() == &word[i..]) {
+        word |= u128::from(c.to_ascii_lowercase()) << (8 * i);
+        let known = &SCHEME_NUMBERS[LENGTHS[i + 1]..LENGTHS[i + 2]];
+        if known.contains(&word) {
             best = Some(p);
         }
     }
@@ -338,45 +375,60 @@ fn trim<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, end: usize) -> u
     p
 }
 
-/// A URL in the forms in which it is reported.
+/// A URL in the forms in which it is reported: the others where they differ from the value.
 #[derive(Default)]
 struct Forms {
     value: String,
-    raw: String,
-    unescaped: String,
+    raw: Option<String>,
+    unescaped: Option<String>,
 }
 
 fn forms<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, end: usize) -> Forms {
-    let mut f = Forms {
-        raw: chars.string(from, end),
-        ..Forms::default()
-    };
+    let raw = chars.string(from, end);
+    if memchr::memchr3(b'\\', b'&', 0, raw.as_bytes()).is_none() {
+        // Nothing is escaped.
+        return Forms {
+            value: raw,
+            ..Forms::default()
+        };
+    }
+    let (mut value, mut unescaped) = (String::new(), String::new());
     let mut p = from;
     while p < end {
         let Some(t) = token(chars, p) else { break };
-        f.unescaped.push(t.c);
+        unescaped.push(t.c);
         if t.how == How::Ampersand {
-            f.value.push_str("&amp;");
+            value.push_str("&amp;");
         } else {
-            f.value.push(t.c);
+            value.push(t.c);
         }
         p += t.len;
     }
-    f
+    Forms {
+        raw: Some(raw).filter(|r| *r != value),
+        unescaped: Some(unescaped).filter(|u| *u != value),
+        value,
+    }
 }
+
+/// Schemes that people write so that nobody follows them.
+const FANGED: &[(&str, &str)] = &[
+    ("hxxp", "http"),
+    ("hxtp", "http"),
+    ("htxp", "http"),
+    ("hxxps", "https"),
+    ("fxp", "ftp"),
+    ("fxps", "ftps"),
+];
 
 /// A defanged URL as it was before; nothing where it was not.
 fn refanged(value: &str, defanged_host: bool) -> Option<String> {
     let colon = value.find(':')?;
     let word = value[..colon].trim_end_matches(['[', '(', '{', '\\']);
-    let lower = word.to_ascii_lowercase();
-    let scheme = match lower.as_str() {
-        "hxxp" | "hxtp" | "htxp" => "http",
-        "hxxps" => "https",
-        "fxp" => "ftp",
-        "fxps" => "ftps",
-        _ => word,
-    };
+    let scheme = FANGED
+        .iter()
+        .find(|f| f.0.eq_ignore_ascii_case(word))
+        .map_or(word, |f| f.1);
     let bracketed = word.len() < colon;
     if scheme == word && !bracketed && !defanged_host {
         return None;
@@ -401,30 +453,38 @@ fn report<const STEP: usize>(
     let from = start.from;
     let forms = forms(chars, from, end);
     let written = chars.string(host.host.start, host.host.end);
-    let name = idn::refang(&written.replace('\\', ""));
+    let name = if written.contains('\\') {
+        idn::refang(&written.replace('\\', ""))
+    } else {
+        idn::refang(&written)
+    };
     let refanged = refanged(&forms.value, host.defanged);
     let literal = name.trim_start_matches('[').trim_end_matches(']');
     let address = literal.split('%').next().unwrap_or_default();
-    let range = match (address.parse::<Ipv4Addr>(), address.parse::<Ipv6Addr>()) {
-        (Ok(a), _) => reserved::v4(a),
-        (_, Ok(a)) => reserved::v6(a),
-        _ => reserved::Range {
+    let digit = address
+        .bytes()
+        .next_back()
+        .is_some_and(|b| b.is_ascii_digit());
+    let range = if digit && let Ok(a) = address.parse::<Ipv4Addr>() {
+        reserved::v4(a)
+    } else if address.contains(':')
+        && let Ok(a) = address.parse::<Ipv6Addr>()
+    {
+        reserved::v6(a)
+    } else {
+        reserved::Range {
             reserved: reserved::name(host.ascii.as_deref().unwrap_or(&name)),
             range: None,
-        },
+        }
     };
-    let differs = |s: &str| s != forms.value;
     let unicode = idn::unicode(&name);
     let fields = fields(&[
         ("host", Some(name.as_str())),
         ("host_ascii", host.ascii.as_deref()),
         ("host_unicode", unicode.as_deref()),
         ("refanged", refanged.as_deref()),
-        (
-            "unescaped",
-            Some(forms.unescaped.as_str()).filter(|s| differs(s)),
-        ),
-        ("raw", Some(forms.raw.as_str()).filter(|s| differs(s))),
+        ("unescaped", forms.unescaped.as_deref()),
+        ("raw", forms.raw.as_deref()),
         ("reserved", range.reserved),
         ("range", range.range),
     ]);

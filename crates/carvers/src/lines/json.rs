@@ -221,10 +221,15 @@ pub(super) fn parse(
 
 /// A member by its key, or by the key of an object and that of one in it.
 fn get<'a>(members: &Members<'a>, key: &str) -> Option<Value<'a>> {
-    if let Some(m) = members.iter().find(|m| m.0 == key) {
+    let same = |m: &&(&str, Value<'a>)| {
+        // Told by a byte before all of them are compared.
+        m.0.len() == key.len() && m.0.as_bytes().first() == key.as_bytes().first() && m.0 == key
+    };
+    if let Some(m) = members.iter().find(same) {
         return Some(m.1);
     }
-    let (outer, inner) = key.split_once('.')?;
+    let dot = key.bytes().position(|b| b == b'.')?;
+    let (outer, inner) = (&key[..dot], &key[dot + 1..]);
     let value = members.iter().find(|m| m.0 == outer)?.1;
     if value.text || !value.raw.starts_with('{') {
         return None;

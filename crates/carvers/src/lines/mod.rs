@@ -31,7 +31,7 @@ mod syslog;
 mod web;
 
 use crate::api::{Encoding, Event, Sink};
-use crate::chars::{ALNUM, ALPHA, Chars, LINE, is, printable_len};
+use crate::chars::{ALNUM, ALPHA, Chars, LINE, is, printable_len, utf8_char};
 use crate::zone::{Clock, When};
 use ramsift_layers::ImageOffset;
 use record::{Record, Stamp};
@@ -413,19 +413,10 @@ fn begins<const STEP: usize>(data: &[u8], at: usize) -> bool {
 
 /// Length of the UTF-8 sequence, two bytes or more, at the start of `bytes`; 0 when there is none.
 pub(crate) fn utf8(bytes: &[u8]) -> usize {
-    let n = match bytes.first() {
-        Some(0xc2..=0xdf) => 2,
-        Some(0xe0..=0xef) => 3,
-        Some(0xf0..=0xf4) => 4,
-        _ => return 0,
-    };
-    // Most bytes with the high bit are no text.
-    if bytes.get(1).is_none_or(|b| b & 0xc0 != 0x80) {
-        return 0;
+    match utf8_char(bytes) {
+        Some((_, n)) if n > 1 => n,
+        _ => 0,
     }
-    bytes
-        .get(..n)
-        .map_or(0, |s| if std::str::from_utf8(s).is_ok() { n } else { 0 })
 }
 
 /// True for a UTF-16 code unit that text is made of: printable ASCII, the tab, and what lies
