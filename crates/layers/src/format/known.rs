@@ -470,7 +470,8 @@ pub(super) fn known(head: &[u8]) -> Option<Known> {
             .map(|(_, _, what, hint)| Known { what, hint })
     });
     found.or_else(|| {
-        let by_structure: [(fn(&[u8]) -> bool, &str, &str); 8] = [
+        type Test = fn(&[u8]) -> bool;
+        let by_structure: [(Test, &str, &str); 8] = [
             (
                 is_zlib,
                 "zlib-compressed (as LiME writes with compress=1)",
