@@ -66,11 +66,15 @@ struct Found<'p, 'k> {
 /// Visits all images whose header is in the process or in the page cache.
 fn each(
     kernel: &Kernel<'_>,
+    pid: Option<i64>,
     doubts: &mut Vec<String>,
     visit: &mut dyn FnMut(Found<'_, '_>) -> ControlFlow<()>,
 ) -> Result<(), LinuxError> {
     let mut memories = Memories::new(kernel)?;
     for task in kernel.processes(doubts)? {
+        if pid.is_some_and(|pid| task.int("tgid").is_ok_and(|own| own != pid)) {
+            continue;
+        }
         let Some(p) = memories.of(task, doubts) else {
             continue;
         };
@@ -127,7 +131,7 @@ fn content<'p, 'k>(
 fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let mut out = Table::new(COLUMNS);
     let mut doubts = Vec::new();
-    each(kernel, &mut doubts, &mut |f| {
+    each(kernel, None, &mut doubts, &mut |f| {
         let (p, i) = (f.process, &f.image);
         let Some(area) = p.areas.get(i.first) else {
             return ControlFlow::Continue(());
@@ -165,8 +169,18 @@ fn recover(
     doubts: &mut Vec<String>,
     visit: &mut dyn FnMut(Recovered) -> ControlFlow<()>,
 ) -> Result<(), LinuxError> {
+    recover_of(kernel, None, doubts, visit)
+}
+
+/// What can be recovered of one process, or of all.
+pub(super) fn recover_of(
+    kernel: &Kernel<'_>,
+    pid: Option<i64>,
+    doubts: &mut Vec<String>,
+    visit: &mut dyn FnMut(Recovered) -> ControlFlow<()>,
+) -> Result<(), LinuxError> {
     let mut seen = HashSet::new();
-    each(kernel, doubts, &mut |f| {
+    each(kernel, pid, doubts, &mut |f| {
         let p = f.process;
         let area = p.areas.get(f.image.first);
         // The kernel's own image is one for all processes as well.

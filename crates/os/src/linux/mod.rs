@@ -113,6 +113,7 @@ use crate::table::{Column, Table};
 use ramsift_symbols::{SymbolTable, TypeError, VmCoreInfo};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 
 /// A view of an opened kernel.
 #[derive(Clone, Copy, Debug)]
@@ -130,6 +131,24 @@ pub struct LinuxView {
     /// Whether content is recovered only where somebody asks for this view's: it is as large as the
     /// memory itself, and a job that stores all other content leaves it out.
     pub on_request: bool,
+}
+
+impl LinuxView {
+    /// Recovers what belongs to one process: the pages of others are not walked. `None`: the view has no content
+    /// that is a process's own.
+    pub fn recover_process(
+        &self,
+        kernel: &Kernel<'_>,
+        pid: i64,
+        doubts: &mut Vec<String>,
+        visit: &mut dyn FnMut(Recovered) -> ControlFlow<()>,
+    ) -> Option<Result<(), LinuxError>> {
+        match self.name {
+            "linux/procdump" => Some(procdump::recover_of(kernel, Some(pid), doubts, visit)),
+            "linux/elfs" => Some(elfs::recover_of(kernel, Some(pid), doubts, visit)),
+            _ => None,
+        }
+    }
 }
 
 /// All views, in the order in which a job builds them.

@@ -67,11 +67,15 @@ const NT_FILE: u32 = 0x4649_4c45;
 /// Visits all processes with memory and their core files.
 fn each(
     kernel: &Kernel<'_>,
+    pid: Option<i64>,
     doubts: &mut Vec<String>,
     visit: &mut dyn FnMut(&ProcessMemory<'_>, Content) -> ControlFlow<()>,
 ) -> Result<(), LinuxError> {
     let mut memories = Memories::new(kernel)?;
     for task in kernel.processes(doubts)? {
+        if pid.is_some_and(|pid| task.int("tgid").is_ok_and(|own| own != pid)) {
+            continue;
+        }
         let Some(p) = memories.of(task, doubts) else {
             continue;
         };
@@ -267,7 +271,7 @@ fn files(p: &ProcessMemory<'_>) -> (Vec<u8>, bool) {
 fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let mut out = Table::new(COLUMNS);
     let mut doubts = Vec::new();
-    each(kernel, &mut doubts, &mut |p, core| {
+    each(kernel, None, &mut doubts, &mut |p, core| {
         let len = |n: u64, a: &Area| n.saturating_add(a.len());
         out.push(vec![
             p.pid.into(),
@@ -291,7 +295,17 @@ fn recover(
     doubts: &mut Vec<String>,
     visit: &mut dyn FnMut(Recovered) -> ControlFlow<()>,
 ) -> Result<(), LinuxError> {
-    each(kernel, doubts, &mut |p, content| {
+    recover_of(kernel, None, doubts, visit)
+}
+
+/// What can be recovered of one process, or of all.
+pub(super) fn recover_of(
+    kernel: &Kernel<'_>,
+    pid: Option<i64>,
+    doubts: &mut Vec<String>,
+    visit: &mut dyn FnMut(Recovered) -> ControlFlow<()>,
+) -> Result<(), LinuxError> {
+    each(kernel, pid, doubts, &mut |p, content| {
         visit(Recovered {
             kind: "process_core",
             name: format!("{}.{}.core", p.pid, p.comm.replace('/', "_")),

@@ -246,6 +246,16 @@ fn cores_have_the_areas_of_maps_and_their_bytes() {
             );
             cores.insert(pid, core);
         }
+        // One process alone gives the same.
+        let pid = i128::from(c.truth["notes"]["worker"].as_i64().unwrap());
+        let mut one = Vec::new();
+        let view = linux::by_name("linux/procdump").unwrap();
+        let done = view.recover_process(k, pid as i64, &mut Vec::new(), &mut |r| {
+            one.push(r);
+            ControlFlow::Continue(())
+        });
+        assert!(matches!(done, Some(Ok(()))), "{}", c.name);
+        assert_eq!(one, [cores[&pid].clone()], "{}", c.name);
         for (pid, (process, lines)) in truth(c) {
             let at = format!("{} pid {pid}", c.name);
             let raw = bytes(k, &cores[&pid]);
