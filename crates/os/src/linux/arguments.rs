@@ -5,9 +5,10 @@
 use super::pslist::PF_KTHREAD;
 use super::space::task_memory;
 use super::{AddressSpace, Kernel, LinuxError, LinuxView, Object};
-use crate::table::{Column, Kind, Table, Value, column};
+use super::{secrets, suspicious};
+use crate::table::{Anomaly, Column, Kind, Table, Value, column};
 use ramsift_layers::Severity;
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 /// `linux/psaux`.
 pub(super) const PSAUX: LinuxView = LinuxView {
@@ -93,11 +94,13 @@ fn psaux(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     }
     for task in tasks {
         match command(kernel, &task) {
-            Ok((row, first)) => {
+            Ok((row, words)) => {
                 out.push(row);
-                if let Some(reason) = poses(&task, first.as_deref(), &own) {
+                let first = words.first().map(String::as_str);
+                if let Some(reason) = poses(&task, first, &own) {
                     out.flag("fake_kernel_thread", Severity::High, reason);
                 }
+                judge(&task, &words, &mut out);
             }
             Err(e) => out
                 .doubts
@@ -105,6 +108,28 @@ fn psaux(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
         }
     }
     Ok(out)
+}
+
+/// Says what is wrong with the command line of a process.
+fn judge(task: &Object<'_>, words: &[String], out: &mut Table) {
+    let (Ok(pid), Ok(comm)) = (task.int("tgid"), task.text("comm")) else {
+        return;
+    };
+    let who = format!("{comm}[{pid}] (task_struct at {:#x})", task.va);
+    if let Some(s) = suspicious::arguments(words) {
+        out.flag(
+            s.rule,
+            s.severity,
+            format!("the command line of {who} {}", s.what),
+        );
+    }
+    if let Some(s) = secrets::in_words(words) {
+        let reason = format!(
+            "the command line of {who}, which every user can read, has a secret: {} {}",
+            s.name, s.masked
+        );
+        out.flag("secret_on_command_line", Severity::Low, reason);
+    }
 }
 
 /// Why a process with memory of its own poses as a thread of the kernel, if it does: `ps` puts the
@@ -134,12 +159,12 @@ fn in_brackets(word: &str) -> bool {
     inner.is_some_and(|n| !n.is_empty() && !n.contains(char::is_whitespace))
 }
 
-/// A row, and the first argument.
+/// A row, and the arguments.
 fn command(
     kernel: &Kernel<'_>,
     task: &Object<'_>,
-) -> Result<(Vec<Value>, Option<String>), LinuxError> {
-    let (mut args, mut missing, mut first) = (Value::Null, 0, None);
+) -> Result<(Vec<Value>, Vec<String>), LinuxError> {
+    let (mut args, mut missing, mut all) = (Value::Null, 0, Vec::new());
     if let Some((mm, space)) = task_memory(kernel, task)? {
         let (start, end) = (mm.number("arg_start")?, mm.number("arg_end")?);
         let (mut raw, mut absent) = bytes(&space, start, end);
@@ -155,8 +180,8 @@ fn command(
             .split(|b| *b == 0)
             .map(String::from_utf8_lossy)
             .collect();
-        first = words.first().map(|w| w.to_string());
         args = words.join(" ").into();
+        all = words.into_iter().map(|w| w.into_owned()).collect();
         missing = absent;
     }
     let row = vec![
@@ -167,12 +192,15 @@ fn command(
         task.va.into(),
         task.physical().into(),
     ];
-    Ok((row, first))
+    Ok((row, all))
 }
 
 /// The environments of all processes, as they were when each program was started.
 fn envars(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let mut out = Table::new(ENVIRONMENT);
+    // Children inherit: each secret is told once, with how many have it.
+    let mut known: HashMap<(String, String), (usize, u64)> = HashMap::new();
+    let mut secrets: Vec<(usize, u64, String)> = Vec::new();
     for task in kernel.processes(&mut out.doubts)? {
         let (pid, comm) = match (task.int("tgid"), task.text("comm")) {
             (Ok(pid), Ok(comm)) => (pid, comm),
@@ -183,6 +211,25 @@ fn envars(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
             }
         };
         for v in environments(kernel, &task, &mut out.doubts) {
+            if let Some(s) = secrets::in_variable(&v.key, &v.value) {
+                let next = (secrets.len(), 0);
+                let seen = known
+                    .entry((v.key.clone(), v.value.clone()))
+                    .or_insert(next);
+                if seen.0 == secrets.len() {
+                    let who = format!("{comm}[{pid}] (task_struct at {:#x})", task.va);
+                    let what = format!(
+                        "{who} was started with a secret in its environment: {}={}",
+                        s.name, s.masked
+                    );
+                    secrets.push((out.rows.len(), 0, what));
+                } else if seen.1 != task.va
+                    && let Some(s) = secrets.get_mut(seen.0)
+                {
+                    s.1 += 1;
+                }
+                seen.1 = task.va;
+            }
             out.push(vec![
                 pid.into(),
                 comm.as_str().into(),
@@ -192,6 +239,18 @@ fn envars(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
                 task.va.into(),
             ]);
         }
+    }
+    for (row, more, what) in secrets {
+        let reason = match more {
+            0 => what,
+            n => format!("{what}, as {n} more were"),
+        };
+        out.anomalies.push(Anomaly {
+            row,
+            rule: "secret_in_environment",
+            severity: Severity::Low,
+            reason,
+        });
     }
     Ok(out)
 }

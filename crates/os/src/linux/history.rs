@@ -7,9 +7,12 @@
 use super::arguments::environments;
 use super::bash::bash;
 use super::cached::{CachedFile, PASSWD, Users, cached_files};
+use super::command_lines::commands;
 use super::history_files::{Entry, Format, entries, program};
 use super::{Kernel, LinuxError, LinuxView, Object};
-use crate::table::{Column, Kind, Table, Value, column};
+use super::{secrets, suspicious};
+use crate::table::{Anomaly, Column, Kind, Table, Value, column};
+use ramsift_layers::Severity;
 use std::collections::HashSet;
 
 /// `linux/history`.
@@ -88,11 +91,67 @@ fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
             HashSet::new()
         }
     };
+    // A command counts once, wherever else it was kept.
+    let mut judged = HashSet::new();
+    for row in 0..out.rows.len() {
+        judge(row, &mut judged, &mut out);
+    }
     for f in files.iter().filter(|f| f.path != PASSWD) {
+        let first = out.rows.len();
         let (program, format) = program(f.name()).unwrap_or_else(|| sniffed(f));
         file(f, program, format, &users, &known, &mut out);
+        let shell = matches!(
+            format,
+            Format::Stamped | Format::Shell | Format::Korn | Format::Zsh | Format::Fish
+        );
+        for row in (first..out.rows.len()).filter(|_| shell) {
+            judge(row, &mut judged, &mut out);
+        }
     }
     Ok(out)
+}
+
+/// Says what is wrong with a command.
+fn judge(row: usize, judged: &mut HashSet<(String, String)>, out: &mut Table) {
+    let text = |name| match out.cell(row, name) {
+        Some(Value::Text(t)) => t.clone(),
+        _ => String::new(),
+    };
+    let (user, command, source) = (text("user"), text("command"), text("source"));
+    let found = suspicious::typed(&command);
+    let secret = commands(&command)
+        .iter()
+        .find_map(|c| secrets::in_words(&c.words));
+    if (found.is_none() && secret.is_none()) || !judged.insert((user.clone(), command)) {
+        return;
+    }
+    let who = if user.is_empty() { "?" } else { user.as_str() };
+    let place = match out.cell(row, "physical") {
+        Some(Value::Number(n)) => format!("{source}, physical address {n:#x}"),
+        _ => source,
+    };
+    let mut flag = |rule, severity, reason| {
+        out.anomalies.push(Anomaly {
+            row,
+            rule,
+            severity,
+            reason,
+        })
+    };
+    if let Some(s) = found {
+        flag(
+            s.rule,
+            s.severity,
+            format!("a command that {who} typed ({place}) {}", s.what),
+        );
+    }
+    if let Some(s) = secret {
+        let reason = format!(
+            "a command that {who} typed ({place}) has a secret: {} {}",
+            s.name, s.masked
+        );
+        flag("secret_on_command_line", Severity::Low, reason);
+    }
 }
 
 /// Files that processes were told to keep their history in, less those that keep nothing.

@@ -13,6 +13,7 @@
 use super::hooks::judge;
 use super::{CodeMap, Kernel, LinuxError, LinuxView, Object};
 use crate::table::{Column, Kind, Table, Value, column};
+use ramsift_layers::Severity;
 use std::collections::BTreeSet;
 
 /// `linux/kprobes`.
@@ -131,9 +132,18 @@ fn row(
         probe.va.into(),
         probe.physical().into(),
     ]);
+    let mut known = true;
     for handler in [before, after].into_iter().filter(|h| *h != 0) {
         let what = format!("the kprobe at {:#x} on {at}", probe.va);
-        judge(out, code, "kprobe_hook", &what, handler);
+        known &= judge(out, code, "kprobe_hook", &what, handler).is_known();
+    }
+    if known {
+        let reason = format!(
+            "a kprobe (struct kprobe at {:#x}) is set on {at}: somebody traces the kernel there. perf, bpftrace and \
+             programs that watch a machine do that",
+            probe.va
+        );
+        out.flag("kprobe_in_use", Severity::Low, reason);
     }
     Ok(())
 }

@@ -4,9 +4,10 @@
 //! `include/linux/kdev_t.h`, `include/uapi/linux/stat.h`.
 
 use super::fields::Fields;
-use super::path::Paths;
+use super::path::{DELETED, Paths};
 use super::{Kernel, LinuxError, LinuxView, Object};
 use crate::table::{Column, Kind, Table, Value, column};
+use ramsift_layers::Severity;
 
 /// `linux/lsof`.
 pub(super) const LSOF: LinuxView = LinuxView {
@@ -117,7 +118,7 @@ fn process(r: &Reader<'_>, task: &Object<'_>, out: &mut Table) -> Result<(), Lin
     let (pid, comm) = (task.int("tgid")?, task.text("comm")?);
     for open in r.kernel.open_files(task, &mut out.doubts)? {
         match file(r, open.file) {
-            Ok(cells) => {
+            Ok((cells, found)) => {
                 let mut row = vec![pid.into(), comm.as_str().into(), open.fd.into()];
                 row.extend(cells);
                 row.extend([
@@ -125,6 +126,15 @@ fn process(r: &Reader<'_>, task: &Object<'_>, out: &mut Table) -> Result<(), Lin
                     r.kernel.object("file", open.file).physical().into(),
                 ]);
                 out.push(row);
+                if let Some(path) = found {
+                    let reason = format!(
+                        "{comm} (pid {pid}) holds the removed file {path} open (descriptor {}, struct file at {:#x}): its \
+                         content is there as long as that lasts. Programs do that with files that nobody else shall see, \
+                         and whose files were replaced",
+                        open.fd, open.file
+                    );
+                    out.flag("deleted_open_file", Severity::Medium, reason);
+                }
             }
             Err(e) => out.doubts.push(format!(
                 "struct file at {:#x} (pid {pid}, descriptor {}): {e}",
@@ -135,8 +145,8 @@ fn process(r: &Reader<'_>, task: &Object<'_>, out: &mut Table) -> Result<(), Lin
     Ok(())
 }
 
-/// The cells from the path to the inode.
-fn file(r: &Reader<'_>, va: u64) -> Result<Vec<Value>, LinuxError> {
+/// The cells from the path to the inode, and the path of a removed file that is worth a look.
+fn file(r: &Reader<'_>, va: u64) -> Result<(Vec<Value>, Option<String>), LinuxError> {
     let [mnt, dentry, inode, flags, mode, position] = r.file.read(r.kernel, va)?;
     let path = r.paths.path(mnt, dentry)?;
     let [i_mode, number, size, sb, rdev] = r.inode.read(r.kernel, inode)?;
@@ -148,10 +158,15 @@ fn file(r: &Reader<'_>, va: u64) -> Result<Vec<Value>, LinuxError> {
         3 => "rw",
         _ => "",
     };
-    Ok(vec![
+    let deleted = r.paths.is_deleted(dentry)?;
+    let odd = deleted
+        && file_type(i_mode) == "REG"
+        && size as i64 > 0
+        && !is_usual(&path, number, access);
+    let cells = vec![
         path.as_str().into(),
         file_type(i_mode).into(),
-        r.paths.is_deleted(dentry)?.into(),
+        deleted.into(),
         number.into(),
         device(dev).into(),
         special.then(|| device(rdev)).into(),
@@ -161,5 +176,115 @@ fn file(r: &Reader<'_>, va: u64) -> Result<Vec<Value>, LinuxError> {
         (position as i64).into(),
         va.into(),
         inode.into(),
-    ])
+    ];
+    Ok((cells, odd.then_some(path)))
+}
+
+/// Whether a removed file is one of those that programs hold open every day.
+fn is_usual(path: &str, inode: u64, access: &str) -> bool {
+    let path = path.strip_suffix(DELETED).unwrap_or(path);
+    let (folder, name) = path.rsplit_once('/').unwrap_or(("", path));
+    // The kernel's own: memory that programs share, System V's segments, what drivers have.
+    let kernels = [
+        "/memfd:",
+        "/SYSV",
+        "/dev/zero",
+        "/[aio]",
+        "/i915",
+        "/drm mm object",
+        "/ttm",
+        "anon_inode:",
+    ];
+    if kernels.iter().any(|k| path.starts_with(k)) {
+        return true;
+    }
+    // O_TMPFILE never gives a name, and shows its number.
+    if name
+        .strip_prefix('#')
+        .is_some_and(|n| n.parse() == Ok(inode))
+    {
+        return true;
+    }
+    // What a package or a cache had in a newer edition since.
+    let replaced = [
+        "/usr/",
+        "/bin/",
+        "/sbin/",
+        "/lib",
+        "/opt/",
+        "/snap/",
+        "/nix/",
+        "/gnu/",
+        "/etc/",
+        "/var/cache/",
+        "/var/lib/",
+        "/boot/",
+    ];
+    if access == "r" && replaced.iter().any(|r| path.starts_with(r)) {
+        return true;
+    }
+    let starts = |all: &[&str]| all.iter().any(|s| name.starts_with(s));
+    // Databases' temporary files, shared memory of browsers and databases, shells' here documents.
+    if starts(&[
+        "#sql",
+        "#innodb",
+        "pgsql_tmp",
+        "sh-thd",
+        "tmpf",
+        ".ZendSem",
+        ".gl",
+        ".org.chromium",
+        ".com.google.Chrome",
+        "org.mozilla",
+        "wayland",
+        "pulse-shm",
+        "PostgreSQL.",
+        "etilqs_",
+        "sem.",
+        "qtsingleapp",
+        "dconf",
+    ]) || (folder == "/tmp" && name.len() == 8 && name.starts_with("ib"))
+    {
+        return true;
+    }
+    // Logs that were turned over, and the journal's.
+    let turned = name
+        .rsplit(['.', '-'])
+        .next()
+        .is_some_and(|s| !s.is_empty() && s.bytes().all(|b| b.is_ascii_digit()));
+    let log = folder.starts_with("/var/log") || folder.starts_with("/run/log");
+    (log && (turned || name.contains(".journal")))
+        || path.contains("gvfs-metadata/")
+        || path.contains("/.cache/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_usual;
+
+    #[test]
+    fn everyday_files_are_usual() {
+        for (path, access) in [
+            ("/memfd:x (deleted)", "rw"),
+            ("/SYSV00000000 (deleted)", "rw"),
+            ("/tmp/#7 (deleted)", "rw"),
+            ("/tmp/ibX2f9aK (deleted)", "rw"),
+            ("/usr/lib/locale/locale-archive (deleted)", "r"),
+            ("/var/log/syslog.1 (deleted)", "w"),
+            ("/var/log/journal/1f/user-1000@2.journal (deleted)", "rw"),
+            ("/dev/shm/.org.chromium.Chromium.x (deleted)", "rw"),
+        ] {
+            assert!(is_usual(path, 7, access), "{path}");
+        }
+        for (path, access) in [
+            ("/tmp/exfil.dat (deleted)", "r"),
+            ("/var/log/auth.log (deleted)", "w"),
+            ("/usr/lib/x (deleted)", "rw"),
+            ("/dev/shm/x (deleted)", "rw"),
+            ("/tmp/#8 (deleted)", "rw"),
+            ("/root/ibX2f9aK (deleted)", "rw"),
+        ] {
+            assert!(!is_usual(path, 7, access), "{path}");
+        }
+    }
 }

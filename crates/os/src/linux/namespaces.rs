@@ -18,8 +18,9 @@
 
 use super::credentials::inum;
 use super::{Kernel, LinuxError, LinuxView, Object};
-use crate::table::{Column, Kind, Table, Value, column};
-use std::collections::HashMap;
+use crate::table::{Anomaly, Column, Kind, Table, Value, column};
+use ramsift_layers::Severity;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// `linux/namespaces`.
 pub(super) const NAMESPACES: LinuxView = LinuxView {
@@ -82,6 +83,8 @@ const COLUMNS: &[Column] = &[
 const MAX_LEVEL: u64 = 32;
 /// Control groups inside each other at most.
 const MAX_DEPTH: usize = 256;
+/// Processes above one at most that are looked at.
+const MAX_PARENTS: usize = 64;
 /// Controllers at most.
 const MAX_CONTROLLERS: u64 = 32;
 
@@ -106,7 +109,130 @@ fn build(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
                 .push(format!("task_struct at {:#x}: {e}", task.va)),
         }
     }
+    judge(kernel, &mut out);
     Ok(out)
+}
+
+/// Programs that put others into namespaces: engines of containers, sandboxes, browsers, builders of packages.
+const MAKERS: [&str; 34] = [
+    "containerd",
+    "dockerd",
+    "runc",
+    "crun",
+    "podman",
+    "conmon",
+    "crio",
+    "buildah",
+    "buildkitd",
+    "kubelet",
+    "lxc-start",
+    "lxd",
+    "lxc",
+    "incusd",
+    "systemd-nspawn",
+    "bwrap",
+    "flatpak",
+    "firejail",
+    "snap-confine",
+    "chrome",
+    "chromium",
+    "firefox",
+    "firefox-bin",
+    "electron",
+    "code",
+    "slack",
+    "WebKitWebProces",
+    "nix-daemon",
+    "sbuild",
+    "mock",
+    "mmdebstrap",
+    "pbuilder",
+    "singularity",
+    "apptainer",
+];
+
+/// Flags the first process of each pid namespace that has a mount namespace of its own as well, and that no known
+/// program made: no control group names a container, and none of its parents is an engine or a sandbox.
+fn judge(kernel: &Kernel<'_>, out: &mut Table) {
+    let number = |out: &Table, row, name| match out.cell(row, name) {
+        Some(Value::Number(n)) => Some(*n),
+        _ => None,
+    };
+    let first = (0..out.rows.len()).find(|r| number(out, *r, "pid") == Some(1));
+    let Some(first) = first else { return };
+    let machine = ["pid_ns", "mnt_ns"].map(|n| number(out, first, n));
+    if machine.contains(&None) {
+        return;
+    }
+    let mut found: BTreeMap<i128, Vec<usize>> = BTreeMap::new();
+    let mut known = HashSet::new();
+    for row in 0..out.rows.len() {
+        let own = ["pid_ns", "mnt_ns"].map(|n| number(out, row, n));
+        let ([Some(pids), Some(_)], Some(task)) = (own, number(out, row, "task")) else {
+            continue;
+        };
+        if own.iter().zip(&machine).any(|(a, b)| a == b) {
+            continue;
+        }
+        let contained = matches!(out.cell(row, "container"), Some(Value::Text(_)));
+        let made = || {
+            parents(kernel, u64::try_from(task).unwrap_or(0))
+                .iter()
+                .any(|p| is_maker(p))
+        };
+        if contained || made() {
+            known.insert(pids);
+        }
+        found.entry(pids).or_default().push(row);
+    }
+    for (pids, rows) in found.into_iter().filter(|(pids, _)| !known.contains(pids)) {
+        let Some(row) = rows.first().copied() else {
+            continue;
+        };
+        let text = |name| match out.cell(row, name) {
+            Some(Value::Text(t)) => t.as_str(),
+            _ => "?",
+        };
+        let reason = format!(
+            "{} (pid {}, task_struct at {:#x}) and {} more processes have the pid namespace {pids} and mounts of their own, \
+             and no container engine or sandbox that is known made them (hostname {:?}). unshare, builders of packages \
+             and sandboxes of programs do that too",
+            text("comm"),
+            number(out, row, "pid").unwrap_or(0),
+            number(out, row, "task").unwrap_or(0),
+            rows.len() - 1,
+            text("hostname"),
+        );
+        out.anomalies.push(Anomaly {
+            row,
+            rule: "namespaces_without_container",
+            severity: Severity::Low,
+            reason,
+        });
+    }
+}
+
+fn is_maker(comm: &str) -> bool {
+    let long = |m: &str| m.len() > 6 && comm.starts_with(m);
+    let maker = MAKERS.iter().any(|m| comm == *m || long(m));
+    maker || comm.starts_with("lxc-")
+}
+
+/// Names of a process and of those above it.
+fn parents(kernel: &Kernel<'_>, mut task: u64) -> Vec<String> {
+    let mut out = Vec::new();
+    while task != 0 && out.len() < MAX_PARENTS {
+        let object = kernel.object("task_struct", task);
+        let (Ok(comm), Ok(parent)) = (object.text("comm"), object.number("real_parent")) else {
+            break;
+        };
+        out.push(comm);
+        if parent == task {
+            break;
+        }
+        task = parent;
+    }
+    out
 }
 
 fn row(

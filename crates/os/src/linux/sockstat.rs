@@ -8,11 +8,13 @@
 //! (`unix_seq_show`), `net/packet/af_packet.c`.
 
 use super::fields::Fields;
+use super::programs::{Program, programs};
 use super::sock::{Common, CommonReader, Owner, namespaces, sockets};
+use super::suspicious::{is_interpreter, is_shell};
 use super::{Kernel, LinuxError, LinuxView};
 use crate::table::{Column, Kind, Table, Value, column};
 use ramsift_layers::Severity;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 /// `linux/sockstat`.
@@ -396,6 +398,8 @@ fn sockstat(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let nets = namespaces(kernel, &mut out.doubts)?;
     let all = sockets(kernel, &nets, &mut out.doubts)?;
     let reader = Reader::new(kernel)?;
+    // Without them nothing is said of programs.
+    let programs = programs(kernel).unwrap_or_default();
     for (sock, table) in &all.all {
         let read = reader
             .common
@@ -406,6 +410,7 @@ fn sockstat(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
             Ok((c, row)) => {
                 out.push(cells(kernel, &nets, (*sock, *table), &c, &row, owners));
                 judge(&mut out, *sock, *table, &c, &row, owners);
+                judge_programs(&mut out, *sock, &row, owners, &programs);
             }
             Err(e) => out.doubts.push(format!("struct sock at {sock:#x}: {e}")),
         }
@@ -482,5 +487,153 @@ fn judge(out: &mut Table, sock: u64, table: Option<&str>, c: &Common, row: &Row,
             row.local_port.unwrap_or(0),
         );
         out.flag("socket_without_process", Severity::Medium, reason);
+    }
+}
+
+/// Ports from here on are given to who doesn't ask for one (`ip_local_port_range`).
+const EPHEMERAL: u64 = 32768;
+
+/// Says what is wrong with the programs that have an Internet socket.
+fn judge_programs(
+    out: &mut Table,
+    sock: u64,
+    row: &Row,
+    owners: &[Owner],
+    programs: &HashMap<i64, Program>,
+) {
+    if !matches!(row.family.as_str(), "ipv4" | "ipv6") {
+        return;
+    }
+    let port = row.local_port.unwrap_or(0);
+    let connected = row.remote_port.is_some_and(|p| p != 0);
+    let ended = matches!(row.state, Some("CLOSE" | "TIME_WAIT")) && row.protocol == "tcp";
+    let listens = match row.protocol.as_str() {
+        "tcp" => row.state == Some("LISTEN"),
+        "udp" => !connected && (1..EPHEMERAL).contains(&port),
+        _ => false,
+    };
+    let mut told = HashSet::new();
+    for o in owners {
+        let Some(p) = programs.get(&o.pid) else {
+            continue;
+        };
+        let standard = owners
+            .iter()
+            .any(|other| other.pid == o.pid && other.fd <= 2);
+        if !told.insert(o.pid) {
+            continue;
+        }
+        let who = format!("{} (pid {}, {})", o.comm, o.pid, p.path);
+        let end = |a: &Option<String>, p: Option<u64>| {
+            format!("{}:{}", a.as_deref().unwrap_or("?"), p.unwrap_or(0))
+        };
+        let (local, remote) = (
+            end(&row.local, row.local_port),
+            end(&row.remote, row.remote_port),
+        );
+        let shell = is_shell(&p.name);
+        if (shell || is_interpreter(&p.name)) && standard && !ended && (connected || shell) {
+            let reason = format!(
+                "{who} has the {} socket {local} -> {remote} (struct sock at {sock:#x}) for its standard input or \
+                 output: what comes from the network is what it runs, as in a reverse shell. Scripts that inetd or \
+                 systemd start for each connection look like this",
+                row.protocol
+            );
+            out.flag("shell_on_socket", Severity::High, reason);
+        } else if shell && connected && !ended {
+            let reason = format!(
+                "{who} is a shell and has the {} connection {local} -> {remote} (struct sock at {sock:#x}, descriptor \
+                 {}) open. A shell that a server starts and leaves its connection to looks like this",
+                row.protocol, o.fd
+            );
+            out.flag("shell_with_connection", Severity::Medium, reason);
+        }
+        if listens && p.here && !p.is_packaged() {
+            let severity = if p.is_temporary() {
+                Severity::High
+            } else {
+                Severity::Low
+            };
+            let reason = format!(
+                "{who} listens on {} {local} (struct sock at {sock:#x}), and its file lies in no folder of packages. \
+                 What users and developers install for themselves does that too",
+                row.protocol
+            );
+            out.flag("listener_outside_packages", severity, reason);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is said of a socket that one process has at some descriptors.
+    fn rules(
+        state: &'static str,
+        remote: u64,
+        fds: &[u64],
+        path: &str,
+        here: bool,
+    ) -> Vec<&'static str> {
+        let row = Row {
+            family: "ipv4".into(),
+            protocol: "tcp".into(),
+            state: Some(state),
+            local_port: Some(4444),
+            remote_port: Some(remote),
+            ..Row::default()
+        };
+        let owner = |fd: &u64| Owner {
+            pid: 7,
+            comm: "x".into(),
+            fd: *fd,
+        };
+        let owners: Vec<Owner> = fds.iter().map(owner).collect();
+        let program = Program {
+            name: path.rsplit('/').next().unwrap_or_default().into(),
+            path: path.into(),
+            here,
+        };
+        let mut out = Table::new(SOCKETS);
+        out.push(vec![Value::Null; SOCKETS.len()]);
+        judge_programs(&mut out, 1, &row, &owners, &[(7, program)].into());
+        out.anomalies.iter().map(|a| a.rule).collect()
+    }
+
+    #[test]
+    fn programs_are_judged_by_what_they_do_with_sockets() {
+        let up = "ESTABLISHED";
+        assert_eq!(
+            rules(up, 9, &[0, 1, 2], "/usr/bin/dash", true),
+            ["shell_on_socket"]
+        );
+        assert_eq!(
+            rules(up, 9, &[5, 1], "/usr/bin/python3.11", true),
+            ["shell_on_socket"]
+        );
+        assert_eq!(
+            rules(up, 9, &[3], "/usr/bin/bash", true),
+            ["shell_with_connection"]
+        );
+        let tmp = "/tmp/x (deleted)";
+        assert_eq!(
+            rules("LISTEN", 0, &[3], tmp, true),
+            ["listener_outside_packages"]
+        );
+        for (state, remote, fds, path, here) in [
+            (up, 9, &[3], "/usr/bin/python3.11", true),
+            (up, 9, &[0], "/usr/sbin/sshd", true),
+            (up, 9, &[3], "/home/a/tool", true),
+            ("CLOSE", 9, &[3], "/usr/bin/bash", true),
+            ("LISTEN", 0, &[3], "/usr/sbin/sshd", true),
+            ("LISTEN", 0, &[3], "/server", false),
+        ] {
+            assert_eq!(
+                rules(state, remote, fds, path, here),
+                Vec::<&str>::new(),
+                "{path}"
+            );
+        }
     }
 }

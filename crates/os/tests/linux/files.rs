@@ -23,7 +23,15 @@ fn open_files_are_those_that_proc_showed() {
     each_with_tasks(|c, k| {
         let t = build(k, "linux/lsof");
         assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
-        assert_eq!(t.anomalies, Vec::new(), "{}", c.name);
+        // The removed file that the scenario keeps open, and no other.
+        let flagged: Vec<(&str, i128, &str)> = t
+            .anomalies
+            .iter()
+            .map(|a| (a.rule, number(&t, a.row, "pid"), text(&t, a.row, "path")))
+            .collect();
+        let pid = i128::from(c.truth["notes"]["deletedfile"].as_i64().unwrap());
+        let want = [("deleted_open_file", pid, "/tmp/exfil.dat (deleted)")];
+        assert_eq!(flagged, want, "{}", c.name);
         let mut got: BTreeMap<i128, BTreeMap<String, String>> = BTreeMap::new();
         for r in 0..t.rows.len() {
             let fds = got.entry(number(&t, r, "pid")).or_default();

@@ -101,6 +101,18 @@ fn command_lines_and_environments_are_what_proc_said() {
             let got = got.remove(pid).unwrap_or_default();
             assert_eq!(got, want, "{} pid {pid}", c.name);
         }
+        // The scenario's secrets, and nothing that everybody's environment has.
+        let secrets: BTreeMap<&str, &str> = t
+            .anomalies
+            .iter()
+            .map(|a| {
+                assert_eq!(a.rule, "secret_in_environment");
+                (text(&t, a.row, "key"), a.reason.as_str())
+            })
+            .collect();
+        let keys: Vec<&str> = secrets.keys().copied().collect();
+        assert_eq!(keys, ["AWS_SECRET_ACCESS_KEY", "DB_PASSWORD"], "{}", c.name);
+        assert!(secrets["DB_PASSWORD"].ends_with("DB_PASSWORD=S3****"));
     });
 }
 

@@ -83,6 +83,15 @@ fn history_is_what_shells_and_their_files_have() {
         let read = |r: &usize| t.cell(*r, "index") != Some(&Value::Null);
         let all = (0..t.rows.len()).filter(read).count();
         assert_eq!(all, rows + old.len(), "{}", c.name);
+        // Of what the scenario types only one line gives something away.
+        let flagged: Vec<(&str, &str)> = t
+            .anomalies
+            .iter()
+            .map(|a| (a.rule, text(&t, a.row, "command")))
+            .collect();
+        let mysql = "mysql -u root -pS3cr3t-LAB-db -e 'show tables'";
+        assert_eq!(flagged, [("secret_on_command_line", mysql)], "{}", c.name);
+        assert!(!t.anomalies[0].reason.contains("S3c"), "{}", c.name);
         // All are on the timeline by linux/bash.
         assert_eq!(t.events, [], "{}", c.name);
     });

@@ -216,6 +216,11 @@ fn the_scenarios_program_is_there() {
         assert_eq!(text(&t, row, "type"), "socket_filter", "{}", c.name);
         assert_eq!(number(&t, row, "uid"), 0, "{}", c.name);
         assert_eq!(number(&t, row, "instructions"), 2, "{}", c.name);
+        let flagged: Vec<(&str, usize)> = t.anomalies.iter().map(|a| (a.rule, a.row)).collect();
+        assert_eq!(flagged, [("unknown_ebpf_program", row)], "{}", c.name);
+        let holder = format!("(pid {}, /usr/bin/python3", c.truth["notes"]["ebpf"]);
+        let reason = &t.anomalies[0].reason;
+        assert!(reason.contains(&holder), "{}: {reason}", c.name);
         // Loaded by a process that started at most a minute before.
         let pid = c.truth["notes"]["ebpf"].as_i64().unwrap().to_string();
         let stat = c.truth["ps"][&pid]["stat"].as_str().unwrap();
