@@ -520,7 +520,7 @@ async fn write_all(config: &Config, e: Evidence, wanted: Wanted, to: &Path) -> R
         let (mut files, mut whole, mut failed) = (0u64, 0u64, None);
         let mut doubts = Vec::new();
         let root = dir.join("files");
-        recover(kernel, &mut doubts, &mut |r| {
+        let mut visit = |r: Recovered| {
             if !wanted.has(&r.name) {
                 return ControlFlow::Continue(());
             }
@@ -537,7 +537,21 @@ async fn write_all(config: &Config, e: Evidence, wanted: Wanted, to: &Path) -> R
                     ControlFlow::Break(())
                 }
             }
-        })?;
+        };
+        // Views that have content by process need not walk the others' pages.
+        let mut all = wanted.pid.is_empty();
+        for &pid in &wanted.pid {
+            match view.recover_process(kernel, i64::from(pid), &mut doubts, &mut visit) {
+                Some(done) => done?,
+                None => {
+                    all = true;
+                    break;
+                }
+            }
+        }
+        if all {
+            recover(kernel, &mut doubts, &mut visit)?;
+        }
         list.flush()?;
         match failed {
             Some(why) => Err(anyhow!(why)),
