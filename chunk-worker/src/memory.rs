@@ -391,6 +391,7 @@ mod tests {
             before,
             after,
             stretches: vec![stretch(0x7000, &whole)],
+            ..Buffer::default()
         };
         let hit = [(0, 0x7000 + 4092, 2 * 4096 - 4, 2)];
         assert_eq!(search_in(&set, &image(), &cut(0, 4096)), hit);

@@ -177,8 +177,10 @@ async fn people(t: &Tables, job: &str) {
         6,
         "view linux/creds",
     );
-    let logins = "SELECT coalesce(time, inferred_time) AS at, message FROM events WHERE source = 'sshd' \
-                  AND (message LIKE 'Accepted %' OR message LIKE 'Failed %') ORDER BY at DESC LIMIT 50";
+    let logins = "SELECT * FROM (SELECT coalesce(time, inferred_time) AS at, message FROM events WHERE source = 'sshd' \
+                  AND (message LIKE 'Accepted %' OR message LIKE 'Failed %') \
+                  UNION ALL SELECT time, concat(kind, ' ', \"user\", ' on ', line, ' from ', coalesce(host, address, 'here')) \
+                  FROM linux_logins WHERE kind IN ('login', 'failed')) ORDER BY at DESC LIMIT 50";
     section(
         "logins",
         &texts(t, logins).await,

@@ -129,18 +129,28 @@ pub(crate) async fn show(
 ) -> Result<u8> {
     let (filter, order) = wish.clauses(view)?;
     let answer = rows_of(config, view, image, place).await?;
+    print(answer, (&filter, &order), wish, how).await
+}
+
+/// Prints the rows of an answer, and what is doubtful.
+async fn print(answer: Answer, clauses: (&str, &str), wish: &Wish, how: &Format) -> Result<u8> {
+    let (filter, order) = clauses;
     let limit = if wish.limit == 0 {
         String::new()
     } else {
         format!(" LIMIT {}", wish.limit)
     };
     let select = format!(
-        "SELECT * EXCLUDE ({}) FROM v{filter}{order}{limit}",
-        answer.exclude
+        "SELECT * EXCLUDE ({}) FROM {}{filter}{order}{limit}",
+        answer.exclude, answer.from
     );
     let n = rows::print(answer.tables.stream(&select).await?, how, true).await?;
     if wish.limit > 0 && n == wish.limit as u64 && how.format == Rows::Table {
-        let all = count(&answer.tables, &format!("SELECT count(*) FROM v{filter}")).await?;
+        let all = count(
+            &answer.tables,
+            &format!("SELECT count(*) FROM {}{filter}", answer.from),
+        )
+        .await?;
         rows::cut(n, all, "rows");
     }
     for d in &answer.doubts {
@@ -166,6 +176,8 @@ pub(crate) async fn count(t: &Tables, sql: &str) -> Result<u64> {
 /// The rows of a view as a table `v`.
 pub(crate) struct Answer {
     pub(crate) tables: Tables,
+    /// What the rows are taken from: `v`, or a statement over it.
+    from: &'static str,
     /// Columns of it that are no columns of the view.
     pub(crate) exclude: &'static str,
     pub(crate) doubts: Vec<String>,
@@ -197,6 +209,7 @@ pub(crate) async fn rows_of(
     let tables = memory_table(batch(&got.answer)?)?;
     Ok(Answer {
         tables,
+        from: "v",
         exclude: "row",
         doubts: got.answer.doubts,
     })
@@ -236,6 +249,7 @@ async fn sealed(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
     }
     Ok(Some(Answer {
         tables,
+        from: "v",
         exclude: "capture, pass, row",
         doubts,
     }))
@@ -264,16 +278,29 @@ pub(crate) async fn short(config: &Config, view: &str, args: ShortArgs) -> Resul
         limit: args.limit,
         ..Wish::default()
     };
-    show(
-        config,
-        by_name(view)?,
-        &args.image,
-        &args.place,
-        &wish,
-        &args.how,
-    )
-    .await
+    let view = by_name(view)?;
+    if view.name == "linux/logins"
+        && args.place.evidence.is_none()
+        && let Named::Job(j) = evidence::named(config, &args.image).await?
+        && let Some(mut answer) = sealed(&j, view).await?
+    {
+        let events = Keys::new(&j.job).table(name::EVENTS);
+        answer.tables.register("events", &[events], None).await?;
+        (answer.from, answer.exclude) = (LOGINS_AND_LOG, "row");
+        let (filter, order) = wish.clauses(view)?;
+        return print(answer, (&filter, &order), &wish, &args.how).await;
+    }
+    show(config, view, &args.image, &args.place, &wish, &args.how).await
 }
+
+/// The records of utmp(5), and what sshd wrote to its log: a job has both.
+const LOGINS_AND_LOG: &str = "(SELECT row, time, kind, \"user\", uid, line, host, address, pid, source, physical, \
+     NULL AS message FROM v \
+     UNION ALL SELECT NULL, coalesce(time, inferred_time), \
+     CASE WHEN message LIKE 'Accepted %' THEN 'login' ELSE 'failed' END, \
+     regexp_replace(message, '^.* for (?:invalid user )?(.*) from .*$', '\\1'), NULL, NULL, NULL, \
+     regexp_replace(message, '^.* from ([^ ]+) port .*$', '\\1'), pid, 'log of sshd', physical_address, message \
+     FROM events WHERE source = 'sshd' AND (message LIKE 'Accepted % for %' OR message LIKE 'Failed % for %'))";
 
 #[cfg(test)]
 mod tests {

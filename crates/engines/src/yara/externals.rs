@@ -228,7 +228,8 @@ mod tests {
 
     #[test]
     fn what_yara_4_took_is_taken_with_a_warning() {
-        let text = "rule old { strings: $a = /a{,2}\\_b/ condition: $a } rule broken { condition: nonsense }";
+        let text =
+            "rule old { strings: $a = /a\\Rb/ condition: $a } rule broken { condition: nonsense }";
         let set = RuleSet::from_source_with("t", text, Vec::new()).unwrap();
         assert_eq!(set.rules().len(), 1);
         assert_eq!(set.warnings().len(), 1, "{:?}", set.warnings());

@@ -7,8 +7,8 @@ use super::cond::Cond;
 use super::eval::{PatternHits, decide};
 use super::value::Truth;
 
-/// Matches from which on a window is not looked at: a condition over so many says little anyway.
-const CROWD: usize = 4096;
+/// Matches from which on a window is only halved, and not searched end by end.
+const CROWD: usize = 1024;
 /// Matches of one pattern around which windows are looked at.
 const ANCHORS: usize = 256;
 /// Matches that may be copied into windows for one rule.
@@ -63,7 +63,49 @@ impl Search<'_> {
             .collect();
         self.copied += some;
         self.decided += 1;
-        some <= CROWD && decide(self.cond, &part, self.references).0 == Truth::Yes
+        decide(self.cond, &part, self.references).0 == Truth::Yes
+    }
+
+    /// How many matches begin in a range.
+    fn count(&self, low: u64, high: u64) -> usize {
+        let of = |h: &PatternHits| {
+            let from = h.list.partition_point(|m| m.0 < low);
+            h.list.partition_point(|m| m.0 <= high) - from
+        };
+        self.hits.iter().map(of).sum()
+    }
+
+    /// The tightest cluster around a match, of at most `most` bytes. Where matches crowd, the half that suffices is
+    /// taken until they don't, or no half does.
+    fn around(&mut self, at: u64, most: u64) -> Option<Cluster> {
+        let (mut low, mut high) = (at.saturating_sub(most), at.saturating_add(most));
+        if !self.holds(low, high) {
+            return None;
+        }
+        let mut half = most / 2;
+        while self.count(low, high) > CROWD && !self.exhausted() {
+            let halves = [
+                (at.saturating_sub(half), at.saturating_add(half)),
+                (at, at.saturating_add(2 * half)),
+                (at.saturating_sub(2 * half), at),
+            ];
+            let Some(h) = halves
+                .into_iter()
+                .find(|h| *h != (low, high) && self.holds(h.0, h.1))
+            else {
+                break;
+            };
+            (low, high) = h;
+            half /= 2;
+        }
+        if self.count(low, high) <= CROWD {
+            return self.shrink(low, high);
+        }
+        let all = self.offsets(low, high);
+        Some(Cluster {
+            first: *all.first()?,
+            last: *all.last()?,
+        })
     }
 
     /// All first bytes in a range, sorted.
@@ -130,11 +172,7 @@ pub(super) fn tightest(
             if s.exhausted() || best.is_some_and(|b| b.span() == 0) {
                 return best;
             }
-            let (low, high) = (at.saturating_sub(most), at.saturating_add(most));
-            if !s.holds(low, high) {
-                continue;
-            }
-            let found = s.shrink(low, high).filter(|c| c.span() <= most);
+            let found = s.around(*at, most).filter(|c| c.span() <= most);
             if let Some(c) = found
                 && best.is_none_or(|b| c.span() < b.span())
             {
@@ -150,7 +188,6 @@ pub(super) fn tightest(
 
 #[cfg(test)]
 mod tests {
-    use super::*;
     use crate::yara::{
         Incomplete, Outcome, PatternMatch, RuleSet, evaluate, plan_verdicts, scope_severity,
     };
@@ -197,9 +234,10 @@ mod tests {
             grade("any of them", &[5], &[]),
             (Severity::Critical, Some(5), false)
         );
+        // Each of them suffices; that of the rarest pattern is told.
         assert_eq!(
             grade("any of them", &[5, 5 + 3 * M], &[900 * M]),
-            (Severity::Critical, Some(5), false)
+            (Severity::Critical, Some(900 * M), false)
         );
         // Two that suffice lie together, whatever lies elsewhere.
         assert_eq!(
@@ -222,5 +260,7 @@ mod tests {
             Severity::Critical
         );
         assert!(grade("$a and $b", &many, &[900 * M]).2);
+        // So many that no half has enough.
+        assert_eq!(grade("#a > 10000", &many, &[]).0, Severity::Critical);
     }
 }

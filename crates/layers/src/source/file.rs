@@ -174,7 +174,7 @@ impl ByteSource for FileSource {
         let SourcePin::File { path, .. } = &self.pin else {
             return Ok(());
         };
-        let meta = std::fs::metadata(path).map_err(|e| SourceError::Changed {
+        let meta = std::fs::metadata(path_of(path)).map_err(|e| SourceError::Changed {
             what: path.clone(),
             detail: format!("it can no longer be looked at: {e}"),
         })?;
