@@ -21,9 +21,9 @@ const RANDOM_BITS: f64 = 7.6;
 pub(super) async fn doubt(source: &dyn ByteSource) -> Result<Option<String>, SourceError> {
     let len = source.len();
     // What ISO 9660 volumes begin with lies at 32 KiB.
-    let head = source.head(40 << 10).await?;
+    let head = readable(source.head(40 << 10).await)?;
     let tail = match len.checked_sub(512) {
-        Some(at) => source.read_vec(FileOffset(at), 512).await?,
+        Some(at) => readable(source.read_vec(FileOffset(at), 512).await)?,
         None => Vec::new(),
     };
     if let Some(what) = super::known::stream(&head, &tail) {
@@ -36,13 +36,21 @@ pub(super) async fn doubt(source: &dyn ByteSource) -> Result<Option<String>, Sou
     let random = pages.iter().filter(|p| bits(p) >= RANDOM_BITS).count();
     let distinct: HashSet<&[u8]> = pages.iter().map(Vec::as_slice).collect();
     let repeats = distinct.len() < pages.len();
-    if !repeats && random * 10 >= pages.len() * 9 {
+    if !repeats && !pages.is_empty() && random * 10 >= pages.len() * 9 {
         return Ok(Some(format!(
             "{random} of {} pages looked at are of even entropy, as in compressed or encrypted files, and none is there twice",
             pages.len()
         )));
     }
     Ok(None)
+}
+
+/// What was read; nothing where the medium failed: its bad places are told when they are scanned, and say nothing here.
+pub(super) fn readable(read: Result<Vec<u8>, SourceError>) -> Result<Vec<u8>, SourceError> {
+    match read {
+        Err(SourceError::Medium { .. }) => Ok(Vec::new()),
+        r => r,
+    }
 }
 
 /// Whole pages at places spread over the file, each once.
@@ -52,7 +60,7 @@ async fn sample(source: &dyn ByteSource) -> Result<Vec<Vec<u8>>, SourceError> {
     let places = (0..PLACES).map(|i| i * step).filter(|first| *first < pages);
     let reads = places.map(|first| async move {
         let n = PAGES_EACH.min(pages - first) as usize * PAGE;
-        source.read_vec(FileOffset(first * PAGE as u64), n).await
+        readable(source.read_vec(FileOffset(first * PAGE as u64), n).await)
     });
     let read: Vec<Vec<u8>> = stream::iter(reads).buffered(8).try_collect().await?;
     Ok(read

@@ -1,6 +1,7 @@
 //! Physical addresses that a container stores more than once: the copy that is left out is compared with the one
 //! that is kept, so that nothing is called complete that was not.
 
+use super::content::readable;
 use super::{ContainerGap, gap, note};
 use crate::run::{LeftOut, Run, RunMap};
 use crate::source::{ByteSource, SourceError};
@@ -66,9 +67,9 @@ async fn same(
             }
             *budget -= n;
             let len = usize::try_from(n).unwrap_or(usize::MAX);
-            let a = source.read_vec(kept, len).await?;
-            let b = source.read_vec(FileOffset(at), len).await?;
-            if a != b {
+            let a = readable(source.read_vec(kept, len).await)?;
+            let b = readable(source.read_vec(FileOffset(at), len).await)?;
+            if a.len() != len || a != b {
                 return Ok(false);
             }
         }
