@@ -67,10 +67,10 @@ fn is_value(value: &str) -> bool {
         "stdin", "ask",
     ];
     let digits = value.bytes().all(|b| b.is_ascii_digit());
-    value.chars().count() >= 3
+    let least = if digits { 4 } else { 3 };
+    value.chars().count() >= least
         && !place
         && !WORDS.contains(&value.to_ascii_lowercase().as_str())
-        && !(digits && value.len() < 4)
 }
 
 /// Whether a text is of a form that only secrets have.
