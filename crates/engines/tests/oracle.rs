@@ -138,12 +138,11 @@ fn check(source: &str, data: &[u8], core: usize) {
                 let listed = matches.iter().filter(|m| m.pattern as usize == i);
                 let listed: Vec<_> = listed.map(|m| (m.offset, m.len)).collect();
                 if info.class.is_positional() {
-                    assert_eq!(
-                        listed,
-                        pattern[..pattern.len().min(listed.len())],
-                        "{source}"
-                    );
-                    assert_eq!(listed.len(), pattern.len().min(16));
+                    // The first ones, and behind them those of the tightest set.
+                    let head = pattern.len().min(16);
+                    assert!(listed.len() >= head, "{source}");
+                    assert_eq!(listed[..head], pattern[..head], "{source}");
+                    assert!(listed.iter().all(|m| pattern.contains(m)), "{source}");
                 } else {
                     assert!(listed.iter().all(|m| pattern.contains(m)), "{source}");
                     assert_eq!(listed.is_empty(), pattern.is_empty());
