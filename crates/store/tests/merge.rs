@@ -47,7 +47,7 @@ async fn store(objects: &dyn Objects, key: &str, batch: RecordBatch) -> Segment 
     }
 }
 
-/// One large segment, which is copied, and two small ones that reach into one another.
+/// One large segment, which is copied, and two small ones that share 50 rows: each of these is told once.
 async fn sealed(dir: &Path, base: Option<u64>) -> (Merged, RecordBatch) {
     let objects: Arc<dyn Objects> = Arc::new(LocalObjects::open(dir).expect("store"));
     let segments = [
@@ -87,9 +87,9 @@ async fn addresses_count_from_where_memory_begins_and_nothing_else_changes() {
     let (plain, moved) = (tempfile::tempdir(), tempfile::tempdir());
     let (plain, moved) = (plain.expect("folder"), moved.expect("folder"));
     let (merged, before) = sealed(plain.path(), None).await;
-    assert_eq!((merged.rows, merged.copied), (6250, 6000));
+    assert_eq!((merged.rows, merged.copied), (6200, 6000));
     let (merged, after) = sealed(moved.path(), Some(BASE)).await;
-    assert_eq!((merged.rows, merged.copied), (6250, 6000));
+    assert_eq!((merged.rows, merged.copied), (6200, 6000));
     let (offsets, addresses) = (
         numbers(&after, "image_offset"),
         numbers(&after, "physical_address"),
