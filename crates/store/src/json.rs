@@ -14,8 +14,11 @@ use arrow::datatypes::DataType;
 use datafusion::common::{DFSchema, Result, ScalarValue};
 use datafusion::execution::FunctionRegistry;
 use datafusion::execution::context::SessionContext;
+use datafusion::logical_expr::expr::{BinaryExpr, InList};
 use datafusion::logical_expr::planner::{ExprPlanner, PlannerResult, RawBinaryExpr};
-use datafusion::logical_expr::{ColumnarValue, ScalarUDF, Volatility, cast, create_udf};
+use datafusion::logical_expr::{
+    Between, ColumnarValue, Expr, Like, ScalarUDF, Volatility, cast, create_udf,
+};
 use datafusion::sql::sqlparser::ast::BinaryOperator;
 use serde_json::Value;
 use std::sync::{Arc, LazyLock};
@@ -116,8 +119,33 @@ impl ExprPlanner for Arrows {
             BinaryOperator::LongArrow => &TEXT,
             _ => return Ok(PlannerResult::Original(expr)),
         };
-        let key = cast(expr.right, DataType::Utf8);
-        Ok(PlannerResult::Planned(function.call(vec![expr.left, key])))
+        let left = expr.left;
+        let call = |key| function.call(vec![left.clone(), cast(key, DataType::Utf8)]);
+        Ok(PlannerResult::Planned(at_key(expr.right, &call)))
+    }
+}
+
+/// The parser binds comparisons tighter than arrows: in `f->>'a' = 'b'` it takes `'a' = 'b'` for the key. No key is a
+/// comparison, so the arrow belongs to what stands first in it.
+fn at_key(right: Expr, call: &dyn Fn(Expr) -> Expr) -> Expr {
+    let inner = |e: Box<Expr>| Box::new(at_key(*e, call));
+    match right {
+        Expr::BinaryExpr(b) => Expr::BinaryExpr(BinaryExpr::new(inner(b.left), b.op, b.right)),
+        Expr::IsNull(e) => Expr::IsNull(inner(e)),
+        Expr::IsNotNull(e) => Expr::IsNotNull(inner(e)),
+        Expr::Like(l) => Expr::Like(Like {
+            expr: inner(l.expr),
+            ..l
+        }),
+        Expr::InList(l) => Expr::InList(InList {
+            expr: inner(l.expr),
+            ..l
+        }),
+        Expr::Between(b) => Expr::Between(Between {
+            expr: inner(b.expr),
+            ..b
+        }),
+        key => call(key),
     }
 }
 
@@ -174,12 +202,19 @@ mod tests {
             "true"
         );
         assert_eq!(answer("SELECT 'no json'->>'a'").await, "NULL");
-        assert_eq!(
-            answer(&format!(
-                "SELECT count(*) FROM (VALUES ({json}), ('{{}}')) AS t(f) WHERE f->>'host' = 'a'"
-            ))
-            .await,
-            "1"
-        );
+        for condition in [
+            "f->>'host' = 'a'",
+            "f->>'host' = 'a' AND f->>'n' = 7",
+            "f->>'host' LIKE 'a%'",
+            "f->>'host' IN ('a', 'b')",
+            "f->>'host' IS NOT NULL",
+            "f->>'host' || 'x' = 'ax'",
+            "f->'m'->0->>'o' = '5'",
+        ] {
+            let sql = format!(
+                "SELECT count(*) FROM (VALUES ({json}), ('{{}}')) AS t(f) WHERE {condition}"
+            );
+            assert_eq!(answer(&sql).await, "1", "{condition}");
+        }
     }
 }
