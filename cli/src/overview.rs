@@ -11,6 +11,7 @@ use arrow::util::display::{ArrayFormatter, FormatOptions};
 use indicatif::HumanBytes;
 use ramsift_store::job::read;
 use ramsift_store::query::Tables;
+use ramsift_store::tables::{kind_column, name};
 use ramsift_store::{Keys, Manifest};
 
 /// Rows of one section.
@@ -117,7 +118,7 @@ pub(crate) async fn run(config: &Config, args: OverviewArgs) -> Result<u8> {
         format!("{:<8} {} ({}x, {}{agrees})", r[0], r[1], r[4], r[2])
     };
     section("look at", &worth, shape, ROWS, &at("results"));
-    counts(&t).await;
+    counts(&t, &m).await;
     next(&t, &at).await;
     Ok(0)
 }
@@ -188,8 +189,8 @@ async fn people(t: &Tables, job: &str) {
         5,
         &format!("ramsift logins {job}"),
     );
-    let typed = "SELECT time, comm, pid, command FROM linux_bash ORDER BY time DESC LIMIT 200";
-    let shape = |r: &[String]| format!("{} {}[{}] {}", r[0], r[1], r[2], r[3]);
+    let typed = "SELECT time, \"user\", program, command FROM linux_history ORDER BY time DESC NULLS LAST LIMIT 200";
+    let shape = joined;
     section(
         "typed",
         &texts(t, typed).await,
@@ -228,21 +229,36 @@ async fn network(t: &Tables, job: &str) {
     );
 }
 
-async fn counts(t: &Tables) {
-    for (title, table, column) in [
-        ("findings", "findings", "kind"),
-        ("events", "events", "source"),
-        ("artifacts", "artifacts", "kind"),
-    ] {
-        let rows = texts(
-            t,
-            &format!("SELECT {column}, count(*) FROM {table} GROUP BY {column} ORDER BY 2 DESC, 1"),
-        )
-        .await;
-        let n = |r: &Vec<String>| r[1].parse::<u64>().map_or_else(|_| r[1].clone(), count);
-        let shown: Vec<String> = rows.iter().map(|r| format!("{} {}", r[0], n(r))).collect();
+/// Rows by kind: counted when the job was sealed, or now where the program that did so was an older one.
+async fn counts(t: &Tables, m: &Manifest) {
+    for table in [name::FINDINGS, name::EVENTS, name::ARTIFACTS] {
+        let Some(column) = kind_column(table) else {
+            continue;
+        };
+        let sealed = m
+            .files
+            .iter()
+            .find(|f| f.key.ends_with(&format!("/{table}.parquet")));
+        let mut kinds: Vec<(String, u64)> = match sealed {
+            Some(f) if !f.kinds.is_empty() || f.rows == Some(0) => {
+                f.kinds.clone().into_iter().collect()
+            }
+            _ => texts(
+                t,
+                &format!("SELECT {column}, count(*) FROM {table} GROUP BY {column}"),
+            )
+            .await
+            .into_iter()
+            .filter_map(|mut r| Some((r.first_mut().map(std::mem::take)?, r.get(1)?.parse().ok()?)))
+            .collect(),
+        };
+        kinds.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+        let shown: Vec<String> = kinds
+            .iter()
+            .map(|(kind, n)| format!("{kind} {}", count(*n)))
+            .collect();
         say!(
-            "{title:<12} {}",
+            "{table:<12} {}",
             Shown(if shown.is_empty() {
                 "none".to_owned()
             } else {
@@ -256,20 +272,27 @@ async fn counts(t: &Tables) {
 async fn next(t: &Tables, at: &impl Fn(&str) -> String) {
     let mut hints = Vec::new();
     let has = async |sql: &str| !texts(t, sql).await.is_empty();
-    if has("SELECT 1 FROM findings WHERE kind = 'anomaly' LIMIT 1").await {
+    if has("SELECT 1 FROM groups WHERE kind = 'anomaly' LIMIT 1").await {
         hints.push(at("results --kind anomaly"));
     }
     if has("SELECT 1 FROM linux_pslist LIMIT 1").await {
         hints.push(at("view pstree"));
     }
     if has("SELECT 1 FROM events LIMIT 1").await {
-        let last = texts(t, "SELECT to_char(max(coalesce(time, inferred_time)) - interval '1 hour', '%Y-%m-%dT%H:%M:%SZ') FROM events WHERE source NOT LIKE 'linux/%'").await;
-        if let Some(since) = last
-            .first()
-            .and_then(|r| r.first())
-            .filter(|s| !s.is_empty())
-        {
-            hints.push(format!("{} --since {since}", at("results")));
+        // The last hour before the capture; where the machine's clock is not known, before the newest event.
+        for (newest, table) in [
+            ("captured", "linux_boottime"),
+            ("coalesce(time, inferred_time)", "events"),
+        ] {
+            let sql = format!(
+                "SELECT to_char(max({newest}) - interval '1 hour', '%Y-%m-%dT%H:%M:%SZ') FROM {table}"
+            );
+            let last = texts(t, &sql).await;
+            let last = last.first().and_then(|r| r.first());
+            if let Some(since) = last.filter(|s| !s.is_empty()) {
+                hints.push(format!("{} --since {since}", at("results")));
+                break;
+            }
         }
     }
     if terminal::closed() {

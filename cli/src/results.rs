@@ -55,8 +55,9 @@ pub(crate) async fn results(config: &Config, args: ResultsArgs) -> Result<u8> {
             jobs.first().map_or("", String::as_str)
         );
     }
-    check_names(&t, &args).await?;
-    let ask = Ask::of(&args, there.iter().any(|n| n == name::GROUPS));
+    let grouped = there.iter().any(|n| n == name::GROUPS);
+    check_names(&t, &args, grouped).await?;
+    let ask = Ask::of(&args, grouped);
     let n = rows::print(t.stream(&ask.sql(args.limit)).await?, &args.how, false).await?;
     // A list that ends where it was cut must say so, but nobody counts for a program that reads on.
     if args.limit > 0 && n == args.limit as u64 {
@@ -67,7 +68,9 @@ pub(crate) async fn results(config: &Config, args: ResultsArgs) -> Result<u8> {
 }
 
 /// A kind, a rule or a source that is none in these results, with what may have been meant.
-async fn check_names(t: &Tables, a: &ResultsArgs) -> Result<()> {
+async fn check_names(t: &Tables, a: &ResultsArgs, grouped: bool) -> Result<()> {
+    // Groups hold every name that findings do, in fewer rows.
+    let findings = if grouped { "groups" } else { "findings" };
     let known = async |sql: String| -> Result<Vec<String>> {
         let mut out = Vec::new();
         for b in t.collect(&sql).await? {
@@ -82,14 +85,18 @@ async fn check_names(t: &Tables, a: &ResultsArgs) -> Result<()> {
         Ok(out)
     };
     let timeline = a.since.is_some() || a.until.is_some();
-    if let Some(kind) = &a.kind {
+    if let Some(kind) = a
+        .kind
+        .as_ref()
+        .filter(|k| timeline || !KINDS.contains(&k.as_str()))
+    {
         let (column, table) = if timeline {
             ("source", "events")
         } else {
-            ("kind", "findings")
+            ("kind", findings)
         };
         let all = known(format!("SELECT DISTINCT {column} FROM {table} ORDER BY 1")).await?;
-        if !all.iter().any(|k| k == kind) && !KINDS.contains(&kind.as_str()) {
+        if !all.iter().any(|k| k == kind) {
             let mut names: Vec<&str> = all.iter().map(String::as_str).collect();
             names.extend(KINDS.iter().filter(|_| !timeline));
             names.dedup();
@@ -101,9 +108,10 @@ async fn check_names(t: &Tables, a: &ResultsArgs) -> Result<()> {
         }
     }
     if let Some(rule) = &a.rule {
-        let sql =
-            "SELECT DISTINCT value FROM findings WHERE detector IN ('yara', 'clamav') ORDER BY 1";
-        let all = known(sql.to_owned()).await?;
+        let sql = format!(
+            "SELECT DISTINCT value FROM {findings} WHERE detector IN ('yara', 'clamav') ORDER BY 1"
+        );
+        let all = known(sql).await?;
         if !all.iter().any(|r| r == rule) {
             let names: Vec<&str> = all.iter().map(String::as_str).collect();
             bail!(suggest::unknown(
@@ -125,14 +133,20 @@ const KINDS: &[&str] = &[
 struct Ask {
     /// The statement without LIMIT.
     select: String,
-    order: &'static str,
+    order: Order,
     /// What the rows are, for people.
     what: &'static str,
 }
 
-/// The order of groups in a finished table.
-const BY_POSITION: &str = "position";
-/// The same over several captures.
+/// How rows are ordered.
+enum Order {
+    /// As the seal ordered the groups that this condition chooses.
+    Groups(String),
+    /// By columns; the first may be one that only orders.
+    By(&'static str),
+}
+
+/// Groups over several captures.
 const BY_RANK: &str = "severity_rank DESC, captures, rank DESC, count, value";
 /// Groups of jobs that have no table of them.
 const BY_SEVERITY: &str = "severity_rank DESC, count, first_offset";
@@ -149,7 +163,7 @@ impl Ask {
                     "SELECT severity, detector, kind, value, image_offset, physical_address, length, scope, \
                      owner, path, artifact, fields, severity_rank FROM findings WHERE {filter}"
                 ),
-                order: "severity_rank DESC, image_offset",
+                order: Order::By("severity_rank DESC, image_offset"),
                 what: "findings",
             };
         }
@@ -160,17 +174,14 @@ impl Ask {
                      max(rank) AS rank, min(place) AS place, min(agrees) AS agrees, min(capture) AS first_capture, \
                      severity_rank FROM groups WHERE {filter} GROUP BY severity, severity_rank, kind, value"
                 ),
-                order: BY_RANK,
+                order: Order::By(BY_RANK),
                 what: "values",
             };
         }
         if grouped {
             return Self {
-                select: format!(
-                    "SELECT severity, kind, value, count, place, agrees, reserved, array_to_string(owners, '; ') AS owners, \
-                     first_offset, detector, position FROM groups WHERE {filter}"
-                ),
-                order: BY_POSITION,
+                select: format!("SELECT * FROM groups WHERE {filter}"),
+                order: Order::Groups(filter),
                 what: "values",
             };
         }
@@ -179,25 +190,30 @@ impl Ask {
                 "SELECT severity, kind, value, count(*) AS count, min(image_offset) AS first_offset, detector, severity_rank \
                  FROM findings WHERE {filter} GROUP BY severity, severity_rank, kind, value, detector"
             ),
-            order: BY_SEVERITY,
+            order: Order::By(BY_SEVERITY),
             what: "values",
         }
     }
 
     /// The columns that only order are left out of what is printed.
     fn sql(&self, limit: usize) -> String {
+        let order = match &self.order {
+            Order::Groups(filter) => return ramsift_store::groups::list(filter, limit),
+            Order::By(order) => order,
+        };
         let limit = if limit == 0 {
             String::new()
         } else {
             format!(" LIMIT {limit}")
         };
-        let helper = ["position", "severity_rank"]
-            .into_iter()
-            .find(|h| self.order.starts_with(h))
-            .map_or(String::new(), |h| format!(" EXCLUDE ({h})"));
+        let helper = if order.starts_with("severity_rank") {
+            " EXCLUDE (severity_rank)"
+        } else {
+            ""
+        };
         format!(
-            "SELECT *{helper} FROM ({}) ORDER BY {}{limit}",
-            self.select, self.order
+            "SELECT *{helper} FROM ({}) ORDER BY {order}{limit}",
+            self.select
         )
     }
 
@@ -208,7 +224,7 @@ impl Ask {
 
 /// The conditions that the flags ask for.
 fn findings_where(a: &ResultsArgs) -> String {
-    let mut all = vec!["true".to_owned()];
+    let mut all = Vec::new();
     if let Some(k) = &a.kind {
         all.push(format!("kind = {}", quote(k)));
     }
@@ -223,6 +239,9 @@ fn findings_where(a: &ResultsArgs) -> String {
     }
     if let Some(text) = &a.text {
         all.push(format!("strpos(value, {}) > 0", quote(text)));
+    }
+    if all.is_empty() {
+        all.push("true".to_owned());
     }
     all.join(" AND ")
 }
@@ -258,7 +277,7 @@ fn timeline(a: &ResultsArgs) -> Ask {
                 "SELECT {at} AS at, time IS NULL AS inferred, source, host, program, pid, message, owner, image_offset \
                  FROM events WHERE {filter}"
             ),
-            order: "at, image_offset",
+            order: Order::By("at, image_offset"),
             what: "events",
         };
     }
@@ -270,7 +289,7 @@ fn timeline(a: &ResultsArgs) -> Ask {
              FROM events WHERE {filter} \
              GROUP BY date_trunc('second', {at}), program, pid, message"
         ),
-        order: "at, image_offset",
+        order: Order::By("at, image_offset"),
         what: "events",
     }
 }

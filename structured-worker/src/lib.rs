@@ -377,15 +377,20 @@ fn build_part(
     base: Option<u64>,
     rows: &mut Collector,
 ) -> Result<(), String> {
+    let mut damage = None;
     if d.impossible.is_none() {
         match open(input, &d) {
-            Ok(kernel) => part.build(&kernel, input.runs, rows)?,
+            Ok(kernel) => {
+                damage = kernel.damage();
+                part.build(&kernel, input.runs, rows)?;
+            }
             Err(e) => d.impossible = Some(e.to_string()),
         }
     }
     if part == Part::System {
         let row = SystemRow {
             physical_base: base,
+            damage,
             ..system_row(&d)
         };
         let batch = system_batch(&row).map_err(|e| e.to_string())?;
@@ -472,5 +477,6 @@ fn system_row(d: &Discovery) -> SystemRow {
         page_tables: serde_json::Value::from(tables).to_string(),
         anchors: serde_json::to_string(&d.anchors).unwrap_or_else(|_| "{}".into()),
         physical_base: None,
+        damage: None,
     }
 }

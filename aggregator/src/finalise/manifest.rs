@@ -78,6 +78,7 @@ pub(super) fn manifest_of(plan: &Plan, chosen: &Chosen, info: &FinaliseInfo, f: 
                     .unwrap_or_default()
                     .to_owned(),
                 rows: None,
+                kinds: BTreeMap::new(),
             })
             .collect(),
         started_micros: plan.spec.submitted_micros,

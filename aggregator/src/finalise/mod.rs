@@ -163,7 +163,9 @@ pub async fn finalise(
         }
     }
     let recognised = system.as_ref().is_some_and(|s| s.status == "recognised");
-    let (coverage, gaps) = covered.finish(&plan, recognised);
+    let (coverage, mut gaps) = covered.finish(&plan, recognised);
+    let damage = system.as_ref().and_then(|s| s.damage.as_deref());
+    gaps.extend(damage.map(|d| format!("views: the kernel is damaged: {d}")));
     let manifest = manifest_of(
         &plan,
         &chosen,
@@ -257,8 +259,12 @@ async fn store_table(
     path: &std::path::Path,
     made: Merged,
 ) -> Result<ManifestFile, FinaliseError> {
-    let hashed = path.to_owned();
-    let blake3 = tokio::task::spawn_blocking(move || hash_file(&hashed)).await??;
+    let (hashed, kind) = (path.to_owned(), tables::kind_column(table));
+    let (blake3, kinds) = tokio::task::spawn_blocking(move || {
+        let kinds = kind.map(|column| tables::count_by(&hashed, column));
+        Ok::<_, FinaliseError>((hash_file(&hashed)?, kinds.transpose()?.unwrap_or_default()))
+    })
+    .await??;
     let key = keys.table(table);
     objects
         .put_file(&key, path)
@@ -269,6 +275,7 @@ async fn store_table(
         bytes: made.bytes,
         blake3,
         rows: Some(made.rows),
+        kinds,
     })
 }
 
@@ -323,6 +330,7 @@ async fn captures_table(
         bytes: data.len() as u64,
         blake3: blake3::hash(&data).to_hex().to_string(),
         rows: Some(1),
+        kinds: BTreeMap::new(),
     };
     objects
         .put(&key, data.into())

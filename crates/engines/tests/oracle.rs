@@ -342,6 +342,97 @@ proptest! {
     }
 }
 
+/// Conditions that more matches never undo, over three texts.
+const GROWING: [&str; 12] = [
+    "$_a",
+    "any of them",
+    "all of them",
+    "2 of them",
+    "$_a and $_b",
+    "$_a or ($_b and $_c)",
+    "#_a >= 2",
+    "#_b > 2 or #_c > 1",
+    "#_a + #_b + #_c >= 4",
+    "for all of them : (# >= 2)",
+    "for any of them : (# >= 3)",
+    "$_c and not #_a < 2",
+];
+
+/// Three texts, none of which is a part of another or of what lies between.
+const TEXTS: [&str; 3] = ["alpha", "bravo", "delta"];
+
+/// The narrowest ranges whose texts alone make the rule fire, by trying every range: `(span, first bytes)`.
+fn narrowest(rules: &yara_x::Rules, texts: &[(u64, usize)], len: usize) -> (u64, BTreeSet<u64>) {
+    let mut scanner = yara_x::Scanner::new(rules);
+    let (mut span, mut first) = (u64::MAX, BTreeSet::new());
+    for (i, low) in texts.iter().enumerate() {
+        for high in &texts[i..] {
+            let mut data = vec![b'.'; len];
+            for (at, text) in texts {
+                if (low.0..=high.0).contains(at) {
+                    let text = TEXTS[*text].as_bytes();
+                    data[*at as usize..][..text.len()].copy_from_slice(text);
+                }
+            }
+            let fires = scanner.scan(&data).unwrap().matching_rules().len() > 0;
+            if fires && high.0 - low.0 <= span {
+                if high.0 - low.0 < span {
+                    first.clear();
+                }
+                span = high.0 - low.0;
+                first.insert(low.0);
+            }
+        }
+    }
+    (span, first)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+
+    /// A verdict lies where the fewest bytes hold matches that suffice.
+    #[test]
+    fn a_verdict_lies_at_its_tightest_matches(
+        condition in 0..GROWING.len(),
+        texts in prop::collection::vec((0_usize..3, 8_u64..400), 1..14),
+        core in 64_usize..3000,
+    ) {
+        let source = format!(
+            "rule r {{ strings: $_a = \"{}\" $_b = \"{}\" $_c = \"{}\" condition: {} }}",
+            TEXTS[0], TEXTS[1], TEXTS[2], GROWING[condition]
+        );
+        let mut at = 0;
+        let texts: Vec<(u64, usize)> = texts
+            .into_iter()
+            .map(|(text, gap)| {
+                at += gap;
+                (at, text)
+            })
+            .collect();
+        let len = at as usize + 16;
+        let mut data = vec![b'.'; len];
+        for (at, text) in &texts {
+            let text = TEXTS[*text].as_bytes();
+            data[*at as usize..][..text.len()].copy_from_slice(text);
+        }
+        let (span, firsts) = narrowest(&yara_x::compile(source.as_str()).unwrap(), &texts, len);
+        let rules = RuleSet::from_source("r.yar", &source).unwrap();
+        let matches = chunked(&rules, &data, core);
+        let groups = plan_verdicts(&rules, &[(0, matches.len() as u64)]);
+        for verdict in groups.iter().flat_map(|g| {
+            evaluate(&rules, g, &matches, &Incomplete::default())
+        }) {
+            match verdict.outcome {
+                Outcome::Fired { first, span: told, .. } => {
+                    prop_assert_eq!(told, span, "{}", source);
+                    prop_assert!(first.is_some_and(|f| firsts.contains(&f)), "{}", source);
+                }
+                other => prop_assert!(firsts.is_empty(), "{:?} of {}", other, source),
+            }
+        }
+    }
+}
+
 #[test]
 fn realistic_rules_agree_on_realistic_data() {
     let mut data = support::memory(4 << 20, 11);

@@ -17,6 +17,7 @@ use ramsift_layers::translate::{
 };
 use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
 use ramsift_symbols::VmCoreInfo;
+use ramsift_symbols::kallsyms::image_delta;
 use std::collections::BTreeMap;
 
 /// Where x86-64 links its kernel.
@@ -71,6 +72,9 @@ pub struct Discovery {
     pub impossible: Option<String>,
 }
 
+/// Source of a candidate that no walk confirms, since its tables are damaged or not in the image.
+pub(crate) const BY_ARITHMETIC: &str = "VMCOREINFO, by arithmetic: its tables can't be read";
+
 /// Looks at the anchors and reads what they point at.
 pub fn discover(input: &ViewInput<'_>) -> Discovery {
     let mut d = Discovery {
@@ -86,6 +90,9 @@ pub fn discover(input: &ViewInput<'_>) -> Discovery {
         .collect();
     for (at, v) in &infos {
         from_vmcoreinfo(input.memory, *at, v, &mut d);
+    }
+    if !d.page_tables.iter().any(|t| t.confirmed) {
+        by_arithmetic(input.memory, &infos, &mut d);
     }
     d.page_tables.sort_by_key(|p| (!p.confirmed, p.dtb));
     let of = |t: &PageTable| {
@@ -223,11 +230,17 @@ fn from_vmcoreinfo(memory: &dyn PhysRead, at: u64, v: &VmCoreInfo, d: &mut Disco
     if d.page_tables.iter().any(|p| p.dtb == dtb) {
         return;
     }
-    let confirmed = v.symbol("init_uts_ns").is_some_and(|va| {
-        let want = PhysAddr(to_pa(va));
-        walk(memory, &shape, dtb, VirtAddr(va)).is_ok_and(|t| t.pa == want)
-            && v.release().is_some_and(|r| holds(memory, want, r))
+    let leads = |name: &str| {
+        v.symbol(name).is_some_and(|va| {
+            walk(memory, &shape, dtb, VirtAddr(va)).is_ok_and(|t| t.pa.0 == to_pa(va))
+        })
+    };
+    let named = v.symbol("init_uts_ns").is_some_and(|va| {
+        v.release()
+            .is_some_and(|r| holds(memory, PhysAddr(to_pa(va)), r))
     });
+    // The page with the release may be damaged: three places in three parts of the image do as well.
+    let confirmed = leads("init_uts_ns") && (named || (leads("_stext") && leads("swapper_pg_dir")));
     d.page_tables.push(PageTable {
         dtb,
         shape: shape.name,
@@ -235,6 +248,25 @@ fn from_vmcoreinfo(memory: &dyn PhysRead, at: u64, v: &VmCoreInfo, d: &mut Disco
         vmcoreinfo: Some(at),
         confirmed,
     });
+}
+
+/// Takes a candidate whose table does not lead anywhere, if the release stands where VMCOREINFO says: pages of the
+/// tables are missing, and the kernel's image needs none.
+fn by_arithmetic(memory: &dyn PhysRead, infos: &[(u64, VmCoreInfo)], d: &mut Discovery) {
+    for t in &mut d.page_tables {
+        let own = infos.iter().find(|(at, _)| Some(*at) == t.vmcoreinfo);
+        let Some((_, v)) = own else { continue };
+        let names = image_delta(v)
+            .zip(v.symbol("init_uts_ns"))
+            .map(|(delta, va)| PhysAddr(va.wrapping_sub(delta)));
+        let stands = names
+            .zip(v.release())
+            .is_some_and(|(pa, r)| holds(memory, pa, r));
+        if stands {
+            t.confirmed = true;
+            t.source = BY_ARITHMETIC;
+        }
+    }
 }
 
 /// Physical memory whose addresses begin at `base`.

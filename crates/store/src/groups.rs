@@ -163,6 +163,8 @@ struct Found {
     /// Owners beyond those named, as far as they were told apart.
     more_owners: bool,
     reserved: Option<String>,
+    /// No place of it is beyond doubt.
+    doubtful: bool,
 }
 
 impl Found {
@@ -199,6 +201,7 @@ impl Mergeable for Found {
         }
         self.more_owners |= other.more_owners;
         self.reserved = self.reserved.take().or(other.reserved);
+        self.doubtful &= other.doubtful;
     }
 
     fn bytes(&self) -> usize {
@@ -229,6 +232,22 @@ static SCHEMA: LazyLock<SchemaRef> = LazyLock::new(|| {
     ]))
 });
 
+/// The statement that lists the groups that a condition chooses, in their order. The columns are those of `results`.
+pub fn list(filter: &str, limit: usize) -> String {
+    let columns = "severity, kind, value, count, place, agrees, reserved, array_to_string(owners, '; ') AS owners, \
+                   first_offset, detector";
+    match (filter, limit) {
+        (_, 0) => format!("SELECT {columns} FROM groups WHERE {filter} ORDER BY position"),
+        // The first rows by position are those that are asked for: what lies behind is not even opened.
+        ("true", n) => {
+            format!("SELECT {columns} FROM groups WHERE position < {n} ORDER BY position LIMIT {n}")
+        }
+        (_, n) => {
+            format!("SELECT {columns} FROM groups WHERE {filter} ORDER BY position LIMIT {n}")
+        }
+    }
+}
+
 /// Schema of the table `groups`.
 pub fn groups_schema() -> SchemaRef {
     SCHEMA.clone()
@@ -254,6 +273,11 @@ fn reserved(fields: Option<&str>) -> Option<String> {
     let fields = fields.filter(|f| f.contains("\"reserved\""))?;
     let parsed: serde_json::Value = serde_json::from_str(fields).ok()?;
     parsed.get("reserved")?.as_str().map(str::to_owned)
+}
+
+/// Whether a carver doubts that the value is one: a fragment, or a number that may be something else.
+fn doubtful(fields: Option<&str>) -> bool {
+    fields.is_some_and(|f| f.contains("\"doubt\":\""))
 }
 
 /// Reads the finished table of findings and groups them.
@@ -347,10 +371,13 @@ fn gather(path: &Path, all: &mut External<Found>) -> Result<(), StoreError> {
                 owners: Vec::new(),
                 more_owners: false,
                 reserved: reserved(opt(fields, i).as_deref()),
+                doubtful: true,
             };
+            let doubted = fields.is_valid(i) && doubtful(Some(fields.value(i)));
             all.add(&key, make, |f| {
                 f.count += 1;
                 f.agree = f.agree.max(agree);
+                f.doubtful &= doubted;
                 if rank.value(i) > f.severity_rank {
                     f.severity_rank = rank.value(i);
                     severity.value(i).clone_into(&mut f.severity);
@@ -419,6 +446,7 @@ impl Builder {
         let mut rank = f.score + 10 * i32::from(f.agree.saturating_sub(1).min(3));
         rank += if agrees.is_some() { 40 } else { 0 };
         rank -= if f.reserved.is_some() { 30 } else { 0 };
+        rank -= if f.doubtful { 50 } else { 0 };
         for (b, v) in self
             .text
             .iter_mut()

@@ -251,6 +251,9 @@ pub struct ManifestFile {
     pub blake3: String,
     /// Rows, for tables.
     pub rows: Option<u64>,
+    /// Rows of each kind, for tables whose rows have one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kinds: BTreeMap<String, u64>,
 }
 
 /// What was done to which evidence by whom, with the hashes that let anyone check it.

@@ -27,6 +27,15 @@ pub enum Source {
     Isf(String),
     /// The debug information of this file.
     Dwarf(String),
+    /// One of the above, parts of which lie in pages that are missing or overwritten.
+    Damaged {
+        /// Where it is.
+        of: Box<Source>,
+        /// What of it can't be read.
+        lost: usize,
+        /// How many there are.
+        all: usize,
+    },
 }
 
 impl fmt::Display for Source {
@@ -39,6 +48,9 @@ impl fmt::Display for Source {
             Self::BtfCarved => f.write_str("BTF carved"),
             Self::Isf(name) => write!(f, "ISF {name}"),
             Self::Dwarf(name) => write!(f, "DWARF of {name}"),
+            Self::Damaged { of, lost, all } => {
+                write!(f, "{of}, {lost} of {all} in damaged pages")
+            }
         }
     }
 }

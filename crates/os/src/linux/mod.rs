@@ -42,6 +42,7 @@ mod kmsg;
 mod kprobes;
 mod ld_preload;
 mod library_list;
+mod linear;
 mod link_map;
 mod login_records;
 mod logins;
@@ -116,7 +117,7 @@ pub use xarray::{Slot, Visit};
 use crate::table::{Column, Table};
 use ramsift_symbols::{SymbolTable, TypeError, VmCoreInfo};
 use std::cell::OnceCell;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::ControlFlow;
 
 /// A view of an opened kernel.
@@ -213,6 +214,9 @@ pub fn by_name(name: &str) -> Option<&'static LinuxView> {
     VIEWS.iter().find(|v| v.name == name)
 }
 
+/// Processes at most: the largest number that one can have (`PID_MAX_LIMIT`).
+const MAX_TASKS: usize = 1 << 22;
+
 /// A kernel that can be read.
 #[derive(Debug)]
 pub struct Kernel<'a> {
@@ -253,13 +257,79 @@ impl Kernel<'_> {
         Object::new(self, ty, va)
     }
 
-    /// The processes of the task list, in its order. What breaks the list off is a doubt.
-    pub fn processes(&self, doubts: &mut Vec<String>) -> Result<Vec<Object<'_>>, LinuxError> {
+    /// The task list as it is.
+    pub(crate) fn task_list(&self) -> Result<Walk, LinuxError> {
         let init = self.object("task_struct", self.address("init_task")?);
-        let walk = self.list(init.at("tasks")?, "task_struct", "tasks")?;
+        self.list(init.at("tasks")?, "task_struct", "tasks")
+    }
+
+    /// The processes of the task list, in its order. What breaks the list off is a doubt; what lies behind the break
+    /// is taken from the tasks' families and from the table of process ids.
+    pub fn processes(&self, doubts: &mut Vec<String>) -> Result<Vec<Object<'_>>, LinuxError> {
+        let mut walk = self.task_list()?;
+        if walk.broken.is_some() {
+            let init = self.object("task_struct", self.address("init_task")?);
+            self.relatives(init.va, &mut walk.items);
+            let seen: HashSet<u64> = walk.items.iter().copied().collect();
+            let table = psxview::pid_table(self, &init, doubts).ok().flatten();
+            let mut more: Vec<u64> = table.into_iter().flatten().collect();
+            more.sort_unstable();
+            let leads = |va: &u64| {
+                let leader = self.object("task_struct", *va).number("group_leader");
+                leader.is_ok_and(|l| l == *va)
+            };
+            walk.items.extend(
+                more.into_iter()
+                    .filter(|va| !seen.contains(va) && leads(va)),
+            );
+        }
         doubts.extend(walk.broken);
         let object = |va: &u64| self.object("task_struct", *va);
         Ok(walk.items.iter().map(object).collect())
+    }
+
+    /// Adds processes that a broken list no longer reaches and that parents, children and siblings still know.
+    fn relatives(&self, init: u64, known: &mut Vec<u64>) {
+        let types = self.symbols.types();
+        let offset = |member| types.field("task_struct", member).ok().map(|f| f.offset);
+        let (Some(tasks), Some(sibling), Some(children), Some(parent)) = (
+            offset("tasks"),
+            offset("sibling"),
+            offset("children"),
+            offset("real_parent"),
+        ) else {
+            return;
+        };
+        // The pointer, and what to take off for the task that it leads to.
+        let ways = [
+            (tasks, tasks),
+            (tasks + 8, tasks),
+            (sibling, sibling),
+            (sibling + 8, sibling),
+            (children, sibling),
+            (children + 8, sibling),
+            (parent, 0),
+        ];
+        let mut seen: HashSet<u64> = known.iter().copied().chain([init]).collect();
+        let mut open: Vec<u64> = known.iter().copied().chain([init]).collect();
+        while let Some(task) = open.pop() {
+            for (pointer, back) in ways {
+                let Ok(to) = self.space.u64(task.wrapping_add(pointer)) else {
+                    continue;
+                };
+                let other = to.wrapping_sub(back);
+                // What is no task has no neighbours that know it as one.
+                if !seen.contains(&other)
+                    && other.is_multiple_of(8)
+                    && self.is_node(other.wrapping_add(tasks))
+                    && known.len() < MAX_TASKS
+                {
+                    seen.insert(other);
+                    known.push(other);
+                    open.push(other);
+                }
+            }
+        }
     }
 
     /// A string of the kernel's own, up to its NUL or 4 KiB.

@@ -1,7 +1,7 @@
 //! From what discovery confirmed to a kernel that can be read.
 
-use super::{AddressSpace, Kernel, module_types, unnamed};
-use crate::kernel::Discovery;
+use super::{AddressSpace, Kernel, linear, module_types, unnamed};
+use crate::kernel::{BY_ARITHMETIC, Discovery};
 use crate::view::ViewInput;
 use ramsift_layers::translate::{AARCH64_4K_48, Shape, X86_64, X86_64_LA57};
 use ramsift_layers::{ImageOffset, PhysAddr, VirtAddr};
@@ -66,10 +66,19 @@ pub fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a>, Open
     let delta = image_delta(&info).ok_or(OpenError::NoVmCoreInfo)?;
     let (symbols, types) = match carried(input, d, &info, delta) {
         Ok((symbols, types)) => (symbols, Some(types)),
-        Err(e) => (from_file(input, d, &info)?.ok_or(e)?, None),
+        Err(e) => match from_file(input, d, &info)? {
+            Some(symbols) => (symbols, None),
+            None => damaged(input, d, &info, delta).ok_or(e)?,
+        },
     };
+    let provenance = symbols.provenance();
+    let torn = [&provenance.symbols, &provenance.types]
+        .iter()
+        .any(|s| matches!(s, Source::Damaged { .. }))
+        || table.source == BY_ARITHMETIC;
+    let linear = linear::of(input, &info, &symbols, delta);
     let mut kernel = Kernel {
-        space: AddressSpace::new(input.memory, shape, table.dtb),
+        space: AddressSpace::new(input.memory, shape, table.dtb).with_linear(linear, torn),
         symbols,
         info,
         scanned: OnceCell::new(),
@@ -79,10 +88,30 @@ pub fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a>, Open
     };
     unnamed::complete(input, &mut kernel, delta);
     // Those of modules go on from the kernel's own blob, and from nothing else.
-    if let Some(base) = types {
+    if let Some(base) = types.filter(|t| t.has_end()) {
         module_types::add(&mut kernel, &base);
     }
     Ok(kernel)
+}
+
+impl Kernel<'_> {
+    /// What of the kernel's own tables could not be read, in words; `None` when all of it could.
+    pub fn damage(&self) -> Option<String> {
+        let p = self.symbols.provenance();
+        let mut out: Vec<String> = [("symbols", &p.symbols), ("types", &p.types)]
+            .into_iter()
+            .filter(|(_, s)| matches!(s, Source::Damaged { .. }))
+            .map(|(what, s)| format!("{what}: {s}"))
+            .collect();
+        if self.space.prefers_linear() {
+            out.push(
+                "addresses of the kernel's image and of its map of all memory are translated by arithmetic, \
+                 without page tables"
+                    .into(),
+            );
+        }
+        (!out.is_empty()).then(|| out.join("; "))
+    }
 }
 
 /// What the kernel carries itself, and its types as they lie in it.
@@ -107,6 +136,65 @@ fn carried(
     };
     let table = SymbolTable::from_kernel(&symbols, btf::to_types(&types), provenance);
     Ok((table.with_banner(d.banner.clone()), Arc::new(types)))
+}
+
+/// What the kernel carries itself, as far as it is sound.
+fn damaged(
+    input: &ViewInput<'_>,
+    d: &Discovery,
+    info: &VmCoreInfo,
+    delta: u64,
+) -> Option<(SymbolTable, Option<Arc<Btf>>)> {
+    let (symbols, from) = read_symbols(input, info, delta).ok().or_else(|| {
+        let known = known(info);
+        let hints = Hints {
+            known: &known,
+            delta: Some(delta),
+        };
+        let places = Places::from_vmcoreinfo(info, delta).ok()?;
+        let k = kallsyms::decode_damaged(input.memory, &places, &hints).ok()?;
+        let from = damaged_source(Source::KallsymsVmcoreinfo, k.lost(), k.len());
+        Some((k, from))
+    })?;
+    let (types, types_from) = read_types(input, &symbols, delta)
+        .ok()
+        .or_else(|| damaged_types(input, &symbols, delta))?;
+    let provenance = Provenance {
+        symbols: from,
+        types: types_from,
+    };
+    let table = SymbolTable::from_kernel(&symbols, btf::to_types(&types), provenance);
+    Some((table.with_banner(d.banner.clone()), Some(Arc::new(types))))
+}
+
+fn damaged_source(of: Source, lost: usize, read: usize) -> Source {
+    Source::Damaged {
+        of: Box::new(of),
+        lost,
+        all: lost + read,
+    }
+}
+
+fn damaged_types(input: &ViewInput<'_>, symbols: &Kallsyms, delta: u64) -> Option<(Btf, Source)> {
+    let place = |name: &str| {
+        let va = symbols.find(name)?.address.0;
+        Some(PhysAddr(va.wrapping_sub(delta)))
+    };
+    let start = place("__start_BTF");
+    let total = start
+        .zip(place("__stop_BTF"))
+        .and_then(|(start, stop)| usize::try_from(stop.0.checked_sub(start.0)?).ok());
+    let told = start
+        .and_then(|pa| btf::read_damaged(input.memory, pa, total).ok())
+        .map(|b| (b, Source::BtfSymbol));
+    let carved = || {
+        let mut all = places(input, "btf");
+        all.find_map(|pa| btf::read_damaged(input.memory, pa, None).ok())
+            .map(|b| (b, Source::BtfCarved))
+    };
+    let (types, from) = told.or_else(carved)?;
+    let (lost, read) = (types.lost(), types.len() - types.lost());
+    Some((types, damaged_source(from, lost, read)))
 }
 
 /// The table of a symbol file for exactly this kernel, moved to where the kernel is.
@@ -168,15 +256,17 @@ pub(super) fn places<'i>(
 /// its neighbour has the same address.
 const KNOWN: [&str; 3] = ["_stext", "init_uts_ns", "clear_seq"];
 
+fn known(info: &VmCoreInfo) -> Vec<(&'static str, VirtAddr)> {
+    let known = |name: &&'static str| Some((*name, VirtAddr(info.symbol(name)?)));
+    KNOWN.iter().filter_map(known).collect()
+}
+
 fn read_symbols(
     input: &ViewInput<'_>,
     info: &VmCoreInfo,
     delta: u64,
 ) -> Result<(Kallsyms, Source), String> {
-    let known: Vec<(&str, VirtAddr)> = KNOWN
-        .iter()
-        .filter_map(|name| Some((*name, VirtAddr(info.symbol(name)?))))
-        .collect();
+    let known = known(info);
     let hints = Hints {
         known: &known,
         delta: Some(delta),

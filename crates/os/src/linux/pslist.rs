@@ -63,7 +63,7 @@ fn pslist(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
     let mut out = Table::new(PROCESSES);
     let clock = kernel.clock();
     for task in kernel.processes(&mut out.doubts)? {
-        match row(kernel, &task, clock.as_ref()) {
+        match row(kernel, &task, clock.as_ref(), &mut out.doubts) {
             Ok((r, start, name)) => {
                 out.push(r);
                 if let Some(at) = start {
@@ -81,34 +81,59 @@ fn pslist(kernel: &Kernel<'_>) -> Result<Table, LinuxError> {
 /// A row, when its process was started, and its name for people.
 type Row = (Vec<Value>, Option<i64>, String);
 
-fn row(kernel: &Kernel<'_>, task: &Object<'_>, clock: Option<&Clock>) -> Result<Row, LinuxError> {
-    let parent = task
-        .follow("real_parent", "task_struct")?
-        .map(|p| p.int("tgid"))
-        .transpose()?;
-    let cred = task.follow("cred", "cred")?;
-    let id = |path: &str| -> Result<Option<u64>, LinuxError> {
-        let Some(c) = &cred else { return Ok(None) };
-        c.number(path).map(Some)
-    };
-    let dtb = match task.follow("mm", "mm_struct")? {
-        Some(mm) => kernel.space.translate(mm.number("pgd")?).ok().map(|p| p.0),
-        None => None,
-    };
-    let start = start_ns(task)?;
-    let at = clock.and_then(|c| c.utc(start));
+fn row(
+    kernel: &Kernel<'_>,
+    task: &Object<'_>,
+    clock: Option<&Clock>,
+    doubts: &mut Vec<String>,
+) -> Result<Row, LinuxError> {
     let (pid, comm) = (task.int("tgid")?, task.text("comm")?);
     let name = format!("{comm}[{pid}]");
+    // What other objects tell is null where those can't be read.
+    let mut cells = Told {
+        task: task.va,
+        name: &name,
+        doubts,
+    };
+    let parent = cells.of((|| {
+        let parent = task.follow("real_parent", "task_struct")?;
+        parent.map(|p| p.int("tgid")).transpose()
+    })());
+    let ids = cells.of((|| {
+        let Some(cred) = task.follow("cred", "cred")? else {
+            return Ok(None);
+        };
+        let id = |path| cred.number(path);
+        let all = [
+            id("uid.val")?,
+            id("gid.val")?,
+            id("euid.val")?,
+            id("egid.val")?,
+        ];
+        Ok(Some(all))
+    })());
+    let dtb = cells.of((|| {
+        let Some(mm) = task.follow("mm", "mm_struct")? else {
+            return Ok(None);
+        };
+        let pgd = mm.number("pgd")?;
+        Ok(kernel.space.translate(pgd).ok().map(|p| p.0))
+    })());
+    let state = cells.of(state(task).map(Some));
+    let flags = cells.of(task.number("flags").map(Some));
+    let start = cells.of(start_ns(task).map(Some));
+    let at = clock.zip(start).and_then(|(c, s)| c.utc(s));
+    let id = |i: usize| Value::from(ids.and_then(|all| all.get(i).copied()));
     let row = vec![
         pid.into(),
         parent.into(),
         comm.into(),
-        state(task)?.into(),
-        id("uid.val")?.into(),
-        id("gid.val")?.into(),
-        id("euid.val")?.into(),
-        id("egid.val")?.into(),
-        (task.number("flags")? & PF_KTHREAD != 0).into(),
+        state.into(),
+        id(0),
+        id(1),
+        id(2),
+        id(3),
+        flags.map(|f| f & PF_KTHREAD != 0).into(),
         at.into(),
         start.into(),
         dtb.into(),
@@ -116,6 +141,24 @@ fn row(kernel: &Kernel<'_>, task: &Object<'_>, clock: Option<&Clock>) -> Result<
         task.physical().into(),
     ];
     Ok((row, at, name))
+}
+
+/// Takes what could be read of a task, and tells what could not.
+struct Told<'a> {
+    task: u64,
+    name: &'a str,
+    doubts: &'a mut Vec<String>,
+}
+
+impl Told<'_> {
+    fn of<T>(&mut self, read: Result<Option<T>, LinuxError>) -> Option<T> {
+        read.unwrap_or_else(|e| {
+            let Self { task, name, .. } = self;
+            self.doubts
+                .push(format!("{name} (task_struct at {task:#x}): {e}"));
+            None
+        })
+    }
 }
 
 /// The letter that /proc shows: the lowest bit of what is reported of `__state` and `exit_state`.

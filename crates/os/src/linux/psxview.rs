@@ -34,7 +34,11 @@ pub(super) const PSXVIEW: LinuxView = LinuxView {
 const COLUMNS: &[Column] = &[
     column("pid", Kind::Number, "process id (thread group)"),
     column("comm", Kind::Text, "name of the main thread"),
-    column("list", Kind::Flag, "whether the task list has it"),
+    column(
+        "list",
+        Kind::Flag,
+        "whether the task list has it; null where the list breaks off before it",
+    ),
     column(
         "pid_table",
         Kind::Flag,
@@ -43,7 +47,7 @@ const COLUMNS: &[Column] = &[
     column(
         "parent",
         Kind::Flag,
-        "whether it is among a parent's children",
+        "whether it is among a parent's children; null where such a list breaks off",
     ),
     column("cgroup", Kind::Flag, "whether a control group has it"),
     column("scan", Kind::Flag, "whether a scan of memory found it"),
@@ -67,6 +71,11 @@ const MAX_STEPS: usize = 1 << 22;
 #[derive(Debug, Default)]
 struct Seen {
     list: HashSet<u64>,
+    /// Whether the task list breaks off, and whether lists of children, or the table of process ids, do: then nobody
+    /// can say that they lack a process.
+    list_broken: bool,
+    parent_broken: bool,
+    table_broken: bool,
     pid_table: Option<HashSet<u64>>,
     parent: HashSet<u64>,
     cgroup: HashSet<u64>,
@@ -93,12 +102,16 @@ fn gather(
     let init = kernel.object("task_struct", kernel.address("init_task")?);
     let mut seen = Seen::default();
     let mut all = BTreeSet::from([init.va]);
+    let list = kernel.task_list()?;
+    seen.list_broken = list.broken.is_some();
+    seen.list = list.items.into_iter().collect();
     for process in kernel.processes(doubts)? {
-        seen.list.insert(process.va);
         let threads = kernel.threads(&process, doubts)?;
         all.extend(threads.iter().map(|t| t.va));
     }
+    let before = doubts.len();
     seen.pid_table = pid_table(kernel, &init, doubts)?;
+    seen.table_broken = doubts.len() > before;
     all.extend(seen.pid_table.iter().flatten());
     for va in scan(kernel, doubts)? {
         // What has ended leads nowhere.
@@ -129,7 +142,7 @@ fn gather(
 }
 
 /// The tasks that the process ids lead to; `None` where this kernel keeps them otherwise.
-fn pid_table(
+pub(super) fn pid_table(
     kernel: &Kernel<'_>,
     init: &Object<'_>,
     doubts: &mut Vec<String>,
@@ -168,6 +181,7 @@ fn related(
 ) -> Result<Vec<u64>, LinuxError> {
     let kernel = task.kernel();
     let children = kernel.list(task.at("children")?, "task_struct", "sibling")?;
+    seen.parent_broken |= children.broken.is_some();
     doubts.extend(children.broken);
     seen.parent.extend(&children.items);
     let mut out = children.items;
@@ -193,8 +207,11 @@ fn row(task: &Object<'_>, seen: &Seen, out: &mut Table) -> Result<(), LinuxError
         return Ok(());
     }
     let comm = task.text("comm")?;
-    let (list, parent) = (seen.list.contains(&va), seen.parent.contains(&va));
+    let known = |is: bool, broken: bool| (is || !broken).then_some(is);
+    let list = known(seen.list.contains(&va), seen.list_broken);
+    let parent = known(seen.parent.contains(&va), seen.parent_broken);
     let pids = seen.pid_table.as_ref().map(|t| t.contains(&va));
+    let pids = pids.and_then(|is| known(is, seen.table_broken));
     let (cgroup, scanned) = (seen.cgroup.contains(&va), seen.scan.contains(&va));
     let gone = ended(task)?;
     out.push(vec![
@@ -216,21 +233,21 @@ fn row(task: &Object<'_>, seen: &Seen, out: &mut Table) -> Result<(), LinuxError
     };
     let made = task.number(running)? & TASK_NEW != 0;
     let places = [
-        ("the task list", list),
+        ("the task list", list != Some(false)),
         (
             "the table of process ids, so that /proc does not show it",
             pids != Some(false),
         ),
-        ("its parent's children", parent),
+        ("its parent's children", parent != Some(false)),
     ];
     let missing: Vec<&str> = places.iter().filter(|p| !p.1).map(|p| p.0).collect();
     if missing.is_empty() || gone || made {
         return Ok(());
     }
     let found = [
-        ("the task list", list),
+        ("the task list", list == Some(true)),
         ("the table of process ids", pids == Some(true)),
-        ("its parent's children", parent),
+        ("its parent's children", parent == Some(true)),
         ("its control group", cgroup),
         ("a scan of memory", scanned),
     ];

@@ -1,5 +1,6 @@
 //! Virtual memory of the captured machine, through its own page tables.
 
+use super::linear::Linear;
 use super::{Kernel, LinuxError, Object};
 use ramsift_layers::translate::{PhysError, PhysRead, Shape, TranslateError, walk};
 use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
@@ -34,6 +35,9 @@ pub struct AddressSpace<'a> {
     shape: Shape,
     dtb: Dtb,
     known: RefCell<HashMap<u64, u64>>,
+    linear: Linear,
+    /// Whether arithmetic goes before page tables, since those are damaged.
+    linear_first: bool,
 }
 
 impl std::fmt::Debug for AddressSpace<'_> {
@@ -50,7 +54,21 @@ impl<'a> AddressSpace<'a> {
             shape,
             dtb,
             known: RefCell::default(),
+            linear: Linear::default(),
+            linear_first: false,
         }
+    }
+
+    /// The same with what is linear in it: taken where page tables are not in the image, or before them (`first`).
+    pub(super) fn with_linear(mut self, linear: Linear, first: bool) -> Self {
+        self.linear = linear;
+        self.linear_first = first;
+        self
+    }
+
+    /// Whether arithmetic goes before page tables.
+    pub(super) fn prefers_linear(&self) -> bool {
+        self.linear_first
     }
 
     /// The same machine below another table: the memory of a process.
@@ -76,10 +94,22 @@ impl<'a> AddressSpace<'a> {
     /// The physical address of a virtual one.
     pub fn translate(&self, va: u64) -> Result<PhysAddr, ReadError> {
         let (page, inside) = (va & !(PAGE - 1), va & (PAGE - 1));
+        if self.linear_first
+            && let Some(pa) = self.linear.translate(va)
+        {
+            return Ok(pa);
+        }
         if let Some(pa) = self.known.borrow().get(&page) {
             return Ok(PhysAddr(pa + inside));
         }
-        let t = walk(self.memory, &self.shape, self.dtb, VirtAddr(page))?;
+        let t = match walk(self.memory, &self.shape, self.dtb, VirtAddr(page)) {
+            Ok(t) => t,
+            // A table that the image lacks.
+            Err(e @ TranslateError::Phys(_)) => {
+                return self.linear.translate(va).ok_or_else(|| e.into());
+            }
+            Err(e) => return Err(e.into()),
+        };
         let mut known = self.known.borrow_mut();
         if known.len() >= KEPT {
             known.clear();

@@ -31,7 +31,8 @@ const BUDGET: usize = 1 << 16;
 
 /// Adds what can be found, where the table has no data.
 pub(super) fn complete(input: &ViewInput<'_>, kernel: &mut Kernel<'_>, delta: u64) {
-    if kernel.symbols.address("init_task").is_some() {
+    let whole = kernel.damage().is_none();
+    if whole && kernel.symbols.address("init_task").is_some() {
         return;
     }
     let told: Vec<(String, u64)> = kernel
@@ -41,13 +42,15 @@ pub(super) fn complete(input: &ViewInput<'_>, kernel: &mut Kernel<'_>, delta: u6
         .map(|(name, va)| (name.to_owned(), va))
         .collect();
     add(kernel, told);
-    let va = init_task(input, kernel, delta);
-    add(kernel, va.map(|va| ("init_task".to_owned(), va)));
+    if kernel.symbols.address("init_task").is_none() {
+        let va = init_task(input, kernel, delta);
+        add(kernel, va.map(|va| ("init_task".to_owned(), va)));
+    }
     if kernel.symbols.address("modules").is_none() {
         let va = modules(kernel);
         add(kernel, va.map(|va| ("modules".to_owned(), va)));
     }
-    if !is_x86(kernel) {
+    if whole && !is_x86(kernel) {
         referred::complete(kernel);
     }
 }

@@ -21,27 +21,62 @@ impl Kernel<'_> {
         let types = self.symbols.types();
         let offset = types.field(ty, member)?.offset;
         let next = types.field("list_head", "next")?.offset;
+        let prev = types.field("list_head", "prev")?.offset;
         let mut out = Walk::default();
         let mut seen = HashSet::new();
-        let mut at = self.space.u64(head.wrapping_add(next))?;
-        while at != head {
-            if !seen.insert(at) {
-                out.broken = Some(format!("the list runs into itself at {at:#x}"));
-                break;
-            }
-            if out.items.len() == MAX {
-                out.broken = Some(format!("the list has more than {MAX} members"));
-                break;
-            }
+        out.broken = self.follow(head, next, &mut seen, |at| {
             out.items.push(at.wrapping_sub(offset));
-            match self.space.u64(at.wrapping_add(next)) {
-                Ok(n) => at = n,
-                Err(e) => {
-                    out.broken = Some(format!("the list breaks off after {at:#x}: {e}"));
-                    break;
-                }
-            }
+        });
+        if out.broken.is_some() {
+            // What lies behind the break is reached from the other end.
+            let mut rest = Vec::new();
+            self.follow(head, prev, &mut seen, |at| {
+                rest.push(at.wrapping_sub(offset));
+            });
+            rest.reverse();
+            out.items.extend(rest);
         }
         Ok(out)
+    }
+
+    /// Follows one of the two pointers of `list_head`s from `head` until it comes back to it; gives why it did not.
+    fn follow(
+        &self,
+        head: u64,
+        pointer: u64,
+        seen: &mut HashSet<u64>,
+        mut visit: impl FnMut(u64),
+    ) -> Option<String> {
+        let mut from = head;
+        loop {
+            let at = match self.space.u64(from.wrapping_add(pointer)) {
+                Ok(at) => at,
+                Err(e) => return Some(format!("the list breaks off after {from:#x}: {e}")),
+            };
+            if at == head {
+                return None;
+            }
+            if self.damage().is_some() && !self.is_node(at) {
+                return Some(format!(
+                    "the list breaks off after {from:#x}: nothing of it at {at:#x}"
+                ));
+            }
+            if !seen.insert(at) {
+                return Some(format!("the list runs into itself at {at:#x}"));
+            }
+            if seen.len() > MAX {
+                return Some(format!("the list has more than {MAX} members"));
+            }
+            visit(at);
+            from = at;
+        }
+    }
+
+    /// Whether one of the neighbours of a node knows it.
+    pub(super) fn is_node(&self, at: u64) -> bool {
+        let read = |at: u64| self.space.u64(at).ok();
+        let next = read(at).and_then(|n| read(n.wrapping_add(8)));
+        let prev = read(at.wrapping_add(8)).and_then(read);
+        next == Some(at) || prev == Some(at)
     }
 }

@@ -18,3 +18,4 @@ mod processes;
 mod shell;
 mod system;
 mod tasks;
+mod torn;

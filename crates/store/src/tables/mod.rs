@@ -4,6 +4,7 @@
 
 mod artifacts;
 mod captures;
+mod count;
 mod events;
 mod findings;
 mod memory_matches;
@@ -15,6 +16,7 @@ mod yara_matches;
 
 pub use artifacts::{ArtifactRow, ArtifactsBuilder};
 pub use captures::captures_batch;
+pub use count::{count_by, kind_column};
 pub use events::{EventRow, EventsBuilder};
 pub use findings::{FindingRow, FindingsBuilder};
 pub use memory_matches::{MemoryMatchRow, MemoryMatchesBuilder, memory_match_rows};
@@ -305,6 +307,7 @@ static SYSTEM: Lazy = LazyLock::new(|| {
         text("page_tables"),
         text("anchors"),
         number_or_null("physical_base"),
+        text_or_null("damage"),
     ]))
 });
 

@@ -273,6 +273,8 @@ pub struct SystemRow {
     pub anchors: String,
     /// Where the memory of a raw image begins, when the kernel says that it is not at 0.
     pub physical_base: Option<u64>,
+    /// What of the kernel's own tables lies in damaged pages, and what is read without them.
+    pub damage: Option<String>,
 }
 
 /// The system view as a batch of one row.
@@ -291,6 +293,7 @@ pub fn system_batch(r: &SystemRow) -> Result<RecordBatch, ArrowError> {
         plain(&r.page_tables),
         plain(&r.anchors),
         Arc::new(UInt64Array::from(vec![r.physical_base])),
+        text(&r.damage),
     ];
     let schema =
         schema(SYSTEM).ok_or_else(|| ArrowError::SchemaError("system has no schema".into()))?;
@@ -322,6 +325,7 @@ pub fn system_row(b: &RecordBatch) -> Option<SystemRow> {
         page_tables: text(8)?,
         anchors: text(9)?,
         physical_base: number(10),
+        damage: text(11),
     })
 }
 

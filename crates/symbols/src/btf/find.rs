@@ -9,9 +9,9 @@ use ramsift_layers::translate::PhysRead;
 pub const MAGIC: u16 = 0xeb9f;
 
 /// A struct that every kernel's BTF has.
-const EVERY_KERNEL: &str = "task_struct";
+pub(super) const EVERY_KERNEL: &str = "task_struct";
 /// The kernel's BTF has some 4 million bytes of types; less than this is a module's.
-const KERNEL_TYPES: usize = 256 << 10;
+pub(super) const KERNEL_TYPES: usize = 256 << 10;
 
 /// Looks at the header at an address, which costs one small read. Blobs are aligned to 4 bytes.
 ///

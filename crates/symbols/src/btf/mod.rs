@@ -16,11 +16,13 @@
 //!
 //! Source: Linux, `Documentation/bpf/btf.rst`, `include/uapi/linux/btf.h`, `kernel/bpf/btf.c`.
 
+mod damaged;
 mod error;
 mod find;
 mod types;
 mod walk;
 
+pub use damaged::read_damaged;
 pub use error::BtfError;
 pub use find::{MAGIC, candidate, read_at, read_kernel_at};
 pub use types::{add_split, to_types};
@@ -185,6 +187,10 @@ pub struct Btf {
     first_id: u32,
     first_string: u32,
     base: Option<Arc<Btf>>,
+    /// Types that can't be read; their places say so.
+    lost: usize,
+    /// Whether types behind the last one that is known can't be read, nobody knows how many.
+    open_end: bool,
 }
 
 impl std::fmt::Debug for Btf {
@@ -256,6 +262,8 @@ impl Btf {
             first_id,
             first_string,
             base,
+            lost: 0,
+            open_end: false,
         };
         btf.check_strings()?;
         btf.walk()?;
@@ -284,6 +292,16 @@ impl Btf {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.at.is_empty()
+    }
+
+    /// Types that could not be read: [`read_damaged`] goes on behind damage. Their numbers stand for nothing.
+    pub fn lost(&self) -> usize {
+        self.lost
+    }
+
+    /// Whether it is known where the numbers of this blob end, and so where those of modules begin.
+    pub fn has_end(&self) -> bool {
+        !self.open_end
     }
 
     /// The number of the first type of this blob: 1, or behind the base's.
@@ -335,17 +353,22 @@ impl Btf {
     /// The three words at an offset and what follows them; `None` past the end or of no kind.
     fn raw(&self, id: u32, at: usize) -> Option<RawType<'_>> {
         let types = self.data.get(..self.header.types + self.header.types_len)?;
-        let info = u32_at(types, at + 4)?;
-        let kind = Kind::new(info >> 24 & 0x1f)?;
-        let count = (info & 0xffff) as usize;
-        Some(RawType {
-            id,
-            kind,
-            name: u32_at(types, at)?,
-            kind_flag: info >> 31 != 0,
-            count,
-            size_or_type: u32_at(types, at + 8)?,
-            extra: types.get(at + 12..at + 12 + kind.extra(count))?,
-        })
+        raw_at(types, id, at)
     }
+}
+
+/// The three words at an offset and what follows them.
+fn raw_at(types: &[u8], id: u32, at: usize) -> Option<RawType<'_>> {
+    let info = u32_at(types, at.checked_add(4)?)?;
+    let kind = Kind::new(info >> 24 & 0x1f)?;
+    let count = (info & 0xffff) as usize;
+    Some(RawType {
+        id,
+        kind,
+        name: u32_at(types, at)?,
+        kind_flag: info >> 31 != 0,
+        count,
+        size_or_type: u32_at(types, at + 8)?,
+        extra: types.get(at + 12..at + 12 + kind.extra(count))?,
+    })
 }

@@ -39,7 +39,18 @@ fn append(types: &mut Types, btf: &Btf, id: impl Fn(u32) -> u32, name: impl Fn(u
     let before = (types.nodes.len(), types.values.len(), types.variables.len());
     types.text.push_str(btf.strings().0);
     types.nodes.reserve(btf.len());
-    for t in btf.iter() {
+    let last = btf.first_id().saturating_add(btf.count_u32());
+    for number in btf.first_id()..last {
+        let Some(t) = btf.get(number) else {
+            // A type that is lost keeps its number.
+            types.nodes.push(Node {
+                shape: Shape::Void,
+                name: Str::NONE,
+                first: 0,
+                count: 0,
+            });
+            continue;
+        };
         let ty = |n: u32| TypeId(id(n));
         let string = |n: u32| Str(if n == 0 { 0 } else { name(n) });
         let own = TypeId(u32::try_from(types.nodes.len()).unwrap_or(u32::MAX));

@@ -33,6 +33,27 @@ pub enum Encoding {
 }
 
 impl Encoding {
+    /// The address that an entry of four bytes, of this number, stands for.
+    pub(super) fn address(self, entry: u32, i: usize, base: u64) -> u64 {
+        let signed = i64::from(entry.cast_signed());
+        match self {
+            Self::Absolute => u64::from(entry),
+            Self::AbsolutePerCpu => match u64::try_from(signed) {
+                Ok(absolute) => absolute,
+                Err(_) => base.wrapping_sub(1).wrapping_sub(signed.cast_unsigned()),
+            },
+            Self::Relative => base.wrapping_add(u64::from(entry)),
+            Self::PcRelative => base
+                .wrapping_add(4 * i as u64)
+                .wrapping_add(signed.cast_unsigned()),
+        }
+    }
+
+    /// The base with which an entry stands for this address.
+    pub(super) fn base_of(self, entry: u32, i: usize, va: u64) -> u64 {
+        va.wrapping_sub(self.address(entry, i, 0))
+    }
+
     fn width(self) -> usize {
         if self == Self::Absolute { 8 } else { 4 }
     }
@@ -95,18 +116,9 @@ impl Way {
                 if !offsets().any(|o| o.cast_signed() < 0) {
                     return Err("no entry is negative".into());
                 }
-                let up = |o: u32| match u64::try_from(o.cast_signed()) {
-                    Ok(absolute) => absolute,
-                    Err(_) => base
-                        .wrapping_sub(1)
-                        .wrapping_sub(i64::from(o.cast_signed()).cast_unsigned()),
-                };
-                (base, offsets().map(up).collect())
+                (base, self.all(offsets(), base))
             }
-            Encoding::Relative => {
-                let up = |o: u32| base.wrapping_add(u64::from(o));
-                (base, offsets().map(up).collect())
-            }
+            Encoding::Relative => (base, self.all(offsets(), base)),
             Encoding::PcRelative => {
                 let relative: Vec<u64> = offsets()
                     .enumerate()
@@ -129,6 +141,11 @@ impl Way {
             base,
             addresses,
         })
+    }
+
+    fn all(&self, entries: impl Iterator<Item = u32>, base: u64) -> Vec<u64> {
+        let address = |(i, o)| self.encoding.address(o, i, base);
+        entries.enumerate().map(address).collect()
     }
 
     /// Virtual address of a table whose entries count from themselves.

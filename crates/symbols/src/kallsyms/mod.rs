@@ -16,12 +16,14 @@
 //! Source: Linux, `scripts/kallsyms.c`, `kernel/kallsyms.c`, `kernel/crash_core.c`.
 
 mod address;
+mod damaged;
 mod error;
 mod markers;
 mod names;
 mod tokens;
 
 pub use address::Encoding;
+pub use damaged::decode_damaged;
 pub use error::KallsymsError;
 pub use names::NameLength;
 pub use tokens::DIGITS;
@@ -126,6 +128,8 @@ pub struct Kallsyms {
     base: u64,
     layout: Layout,
     places: Places,
+    /// Symbols of which the name or the address can't be read.
+    lost: usize,
 }
 
 /// One symbol of a [`Kallsyms`].
@@ -148,6 +152,11 @@ impl Kallsyms {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
+    }
+
+    /// How many symbols of the table could not be read: [`decode_damaged`] goes on behind damage.
+    pub fn lost(&self) -> usize {
+        self.lost
     }
 
     /// How the tables were laid out.
@@ -383,6 +392,7 @@ fn finish(
             entries: names.entries,
             addresses: decoded.addresses,
             base: decoded.base,
+            lost: 0,
         });
     }
     Err(KallsymsError::NoAddresses {

@@ -30,7 +30,7 @@ pub enum NameLength {
 
 impl NameLength {
     /// Bytes of the length, and tokens that follow.
-    fn read(self, b: &[u8], at: usize) -> Option<(usize, usize)> {
+    pub(super) fn read(self, b: &[u8], at: usize) -> Option<(usize, usize)> {
         let first = *b.get(at)?;
         if self == Self::Uleb128 && first & 0x80 != 0 {
             let second = *b.get(at + 1)?;

@@ -78,6 +78,65 @@ impl Tokens {
         })
     }
 
+    /// Reads a table and its index of which bytes may be overwritten. A token that is not whole is empty, which no
+    /// token of a kernel is. Where the index is torn the strings themselves tell where they begin.
+    pub(super) fn damaged(
+        mem: &dyn PhysRead,
+        table: PhysAddr,
+        index: PhysAddr,
+    ) -> Result<Self, KallsymsError> {
+        if let Ok(sound) = Self::at(mem, table, index) {
+            return Ok(sound);
+        }
+        let len = usize::try_from(index.since(table)).unwrap_or(usize::MAX);
+        if !(256..=MAX_TABLE + 8).contains(&len) {
+            let expected = format!("256 to {MAX_TABLE} bytes behind the token table at {table}");
+            return Err(malformed("token_index", index, expected, len));
+        }
+        let text = window(mem, table, len);
+        let idx = window(mem, index, INDEX_BYTES);
+        let starts: Vec<usize> = (0..256)
+            .map(|i| usize::from(u16_at(&idx, 2 * i).unwrap_or(0)))
+            .collect();
+        let rises = starts.first() == Some(&0) && starts.windows(2).all(|w| w[0] < w[1]);
+        let mut spans: Spans = if rises {
+            let ends = starts.iter().skip(1).copied();
+            let last = starts.last().copied().unwrap_or(0);
+            let rest = text.get(last..).unwrap_or_default();
+            let end = last + rest.iter().position(|b| *b == 0).unwrap_or(0) + 1;
+            let both = starts.iter().zip(ends.chain([end]));
+            both.map(|(a, b)| {
+                (
+                    u32::try_from(*a).unwrap_or(0),
+                    u32::try_from(b - 1).unwrap_or(0),
+                )
+            })
+            .collect()
+        } else {
+            let (spans, _) = strings(&text, 0, table)?;
+            printable(&text, &spans, table)?;
+            spans
+        };
+        for span in &mut spans {
+            let whole = text.get(span.0 as usize..span.1 as usize);
+            let is = whole.is_some_and(|t| t.iter().all(|c| (0x21..0x7f).contains(c)));
+            if !is || text.get(span.1 as usize) != Some(&0) {
+                *span = (0, 0);
+            }
+        }
+        let lost = spans.iter().filter(|s| s.0 == s.1).count();
+        if lost > 192 {
+            let expected = "64 tokens at least";
+            return Err(malformed("token table", table, expected, 256 - lost));
+        }
+        Ok(Self {
+            text,
+            spans,
+            table,
+            index,
+        })
+    }
+
     /// Finds the table around a hit of [`DIGITS`]. The index, which must repeat the offsets of all
     /// 256 strings, proves it and says where the first one begins.
     pub(super) fn around(mem: &dyn PhysRead, digits: PhysAddr) -> Result<Self, KallsymsError> {
