@@ -683,6 +683,21 @@ pub(crate) enum RulesCommand {
         #[arg(long)]
         all: bool,
     },
+    /// Compile rules into one file, which `--rules` takes.
+    #[command(
+        after_help = "Examples:\n  ramsift rules compile rules/ -o all.rules\n  ramsift scan image.mem --rules all.rules"
+    )]
+    Compile {
+        /// Files and folders.
+        #[arg(required = true)]
+        paths: Vec<PathBuf>,
+        /// The file to write.
+        #[arg(short, long, value_name = "SET")]
+        output: PathBuf,
+        /// An external variable of rules; may be repeated.
+        #[arg(long, value_name = "NAME=VALUE")]
+        define: Vec<String>,
+    },
 }
 
 /// `ramsift symbols`

@@ -57,7 +57,7 @@ pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
         tell!("skipped {}: {}", Shown(name), Shown(why));
     }
     let objects = glue::store(&config.store.url, &sources).await?;
-    let rules = glue::compile_rules(objects.as_ref(), &args.job).await?;
+    let rules = glue::compile_rules(config, objects.as_ref(), &args.job).await?;
     let mut client = client(config)?;
     let mut jobs = Vec::new();
     for source in found.captures {

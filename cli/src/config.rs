@@ -23,6 +23,7 @@ pub(crate) struct Config {
     pub(crate) aggregator: Aggregator,
     pub(crate) worker: Worker,
     pub(crate) symbols: Symbols,
+    pub(crate) rules: Rules,
     pub(crate) http: Http,
     pub(crate) log: Log,
 }
@@ -234,6 +235,24 @@ impl Default for Worker {
             kernels: String::new(),
             patience_seconds: 600,
             grace_seconds: 25,
+        }
+    }
+}
+
+/// YARA rules.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Rules {
+    /// Folder for compiled sets; empty: one of the user's; `off`: none.
+    pub(crate) cache: String,
+}
+
+impl Rules {
+    pub(crate) fn folder(&self) -> Option<PathBuf> {
+        match self.cache.as_str() {
+            "" => crate::evidence::user_cache("rules"),
+            "off" => None,
+            dir => Some(dir.into()),
         }
     }
 }

@@ -184,17 +184,20 @@ impl NamedJob {
 /// The user's folder for records.
 fn folder(config: &Config) -> Option<PathBuf> {
     match config.worker.kernels.as_str() {
-        "" => {
-            let set = |k: &str| {
-                std::env::var_os(k)
-                    .filter(|v| !v.is_empty())
-                    .map(PathBuf::from)
-            };
-            let base = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
-            Some(base.join("ramsift/kernels"))
-        }
+        "" => user_cache("kernels"),
         dir => Some(dir.into()),
     }
+}
+
+/// A folder of the user's for what can be made again (XDG Base Directory Specification).
+pub(crate) fn user_cache(what: &str) -> Option<PathBuf> {
+    let set = |k: &str| {
+        std::env::var_os(k)
+            .filter(|v| !v.is_empty())
+            .map(PathBuf::from)
+    };
+    let base = set("XDG_CACHE_HOME").or_else(|| Some(set("HOME")?.join(".cache")))?;
+    Some(base.join("ramsift").join(what))
 }
 
 impl Evidence {

@@ -9,7 +9,9 @@ use ramsift_aggregator::{Aggregator, FinaliseInfo, finalise};
 use ramsift_carvers::{CarverOptions, CarverSet};
 use ramsift_coordinator::{Finaliser, VerdictPlanner};
 use ramsift_engines::clamav::{Clamd, ClamdOptions};
-use ramsift_engines::yara::{External, RuleSet, load_rules, parse_define, plan_verdicts};
+use ramsift_engines::yara::{
+    External, RuleSet, load_rules, load_rules_cached, parse_define, plan_verdicts,
+};
 use ramsift_layers::source::{DiskCaches, DiskLimits, Sources, split_s3_url};
 use ramsift_proto::v1::{JobSpec, Label, RuleCount};
 use ramsift_store::job::{now_micros, rules_key};
@@ -84,6 +86,7 @@ pub(crate) async fn pick_job(objects: &dyn Objects, job: Option<&str>) -> Result
 
 /// Compiles rules and stores the set. Returns it; what can't be compiled is printed.
 pub(crate) async fn compile_rules(
+    config: &Config,
     objects: &dyn Objects,
     args: &JobArgs,
 ) -> Result<Option<RuleSet>> {
@@ -92,7 +95,12 @@ pub(crate) async fn compile_rules(
     }
     let paths = args.rules.clone();
     let defined = defines(&args.define)?;
-    let set = tokio::task::spawn_blocking(move || load_rules(&paths, defined)).await??;
+    let cache = config.rules.folder();
+    let load = move || match cache {
+        Some(folder) => load_rules_cached(&paths, defined, &folder),
+        None => load_rules(&paths, defined),
+    };
+    let set = tokio::task::spawn_blocking(load).await??;
     for w in set.warnings() {
         tell!("rule taken as YARA 4 did: {}", Shown(w.to_string()));
     }

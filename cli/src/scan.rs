@@ -100,7 +100,7 @@ pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
         .await
         .context("results store")?;
     let clamd = glue::clamd(args.clamd.as_deref().unwrap_or(&config.clamd.address)).await?;
-    let rules = glue::compile_rules(objects.as_ref(), &args.job).await?;
+    let rules = glue::compile_rules(config, objects.as_ref(), &args.job).await?;
     let mut todo = Vec::new();
     let mut worst = 0;
     for source in found.captures {

@@ -10,6 +10,7 @@
 //! Every other rule is *file-oriented* and runs on whole files only. `docs/yara.md` tells more.
 
 mod bounds;
+mod cache;
 mod compile;
 mod cond;
 mod eval;
@@ -27,6 +28,7 @@ mod tightest;
 mod value;
 mod verdict;
 
+pub use cache::load_rules_cached;
 pub use externals::{External, FileFacts, parse_define};
 pub use file::{FileHit, FileMatch, FileScan, FileScanner};
 pub use info::{ConditionKind, MetaValue, RuleClass, RuleError, RuleInfo, RulesError};

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt,
+    io::Read,
     path::PathBuf,
     sync::{Arc, OnceLock},
 };
@@ -82,7 +83,38 @@ pub fn load_rules(
     paths: &[PathBuf],
     defined: Vec<(String, External)>,
 ) -> Result<RuleSet, RulesError> {
+    if let Some(set) = compiled(paths, &defined)? {
+        return Ok(set);
+    }
     RuleSet::build(read_sources(paths)?, Externals { defined })
+}
+
+/// The set that `ramsift rules compile` or a job left in a file, if that is what is named.
+pub(super) fn compiled(
+    paths: &[PathBuf],
+    defined: &[(String, External)],
+) -> Result<Option<RuleSet>, RulesError> {
+    let is_set = |path: &&PathBuf| {
+        let mut first = [0; MAGIC.len()];
+        let read = std::fs::File::open(path).and_then(|mut f| f.read_exact(&mut first));
+        path.is_file() && read.is_ok() && first == *MAGIC
+    };
+    let Some(path) = paths.iter().find(is_set) else {
+        return Ok(None);
+    };
+    if paths.len() > 1 || !defined.is_empty() {
+        return Err(RulesError::Format {
+            reason: format!(
+                "{} is a compiled set and stands alone, with the variables that it was compiled with",
+                path.display()
+            ),
+        });
+    }
+    let bytes = std::fs::read(path).map_err(|source| RulesError::Read {
+        path: path.clone(),
+        source,
+    })?;
+    RuleSet::from_bytes(&bytes).map(Some)
 }
 
 impl RuleSet {
@@ -109,7 +141,7 @@ impl RuleSet {
         Self::build(sources, Externals { defined })
     }
 
-    fn build(sources: Sources, externals: Externals) -> Result<Self, RulesError> {
+    pub(super) fn build(sources: Sources, externals: Externals) -> Result<Self, RulesError> {
         let digest = digest(&sources, &externals);
         let Compiled {
             infos,
@@ -428,7 +460,7 @@ struct Header {
     full: Vec<u32>,
 }
 
-fn digest(sources: &Sources, externals: &Externals) -> [u8; 32] {
+pub(super) fn digest(sources: &Sources, externals: &Externals) -> [u8; 32] {
     let mut hasher = blake3::Hasher::new();
     let mut part = |bytes: &[u8]| {
         hasher.update(&(bytes.len() as u64).to_le_bytes());
