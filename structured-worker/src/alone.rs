@@ -5,7 +5,7 @@ use ramsift_layers::format::Layout;
 use ramsift_layers::run::RunMap;
 use ramsift_layers::source::CachedPhys;
 use ramsift_layers::{ByteSource, SourceError};
-use ramsift_os::kernel::{Anchor, Discovery, discover, raw_base};
+use ramsift_os::discover::{Anchor, Discovery, discover, raw_base};
 use ramsift_os::linux::{self, Kernel, LinuxError, LinuxView, OpenError};
 use ramsift_os::table::Table;
 use ramsift_os::view::{KernelSymbols, ViewInput};

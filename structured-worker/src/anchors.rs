@@ -7,7 +7,7 @@ use ramsift_carvers::api::{
 use ramsift_carvers::{CarverOptions, CarverSet};
 use ramsift_layers::format::Layout;
 use ramsift_layers::{ByteSource, FileOffset, ImageOffset, SourceError};
-use ramsift_os::kernel::{Anchor, discover};
+use ramsift_os::discover::{Anchor, discover};
 use ramsift_os::linux;
 use ramsift_os::view::ViewInput;
 use ramsift_store::job;

@@ -18,7 +18,7 @@ use linux::{Collector, Part};
 use lists::Asked;
 use prost::Message as _;
 use ramsift_layers::source::{DiskCaches, SourceError, Sources};
-use ramsift_os::kernel::{Discovery, discover};
+use ramsift_os::discover::{Discovery, discover};
 use ramsift_os::linux::open;
 use ramsift_os::view::ViewInput;
 use ramsift_proto::TaskId;

@@ -1,6 +1,6 @@
 //! What whoever looks for a kernel, or builds a view of it, may read.
 
-use crate::kernel::Anchor;
+use crate::discover::Anchor;
 use ramsift_layers::run::RunMap;
 use ramsift_layers::translate::PhysRead;
 use ramsift_symbols::store::Files;

@@ -7,93 +7,18 @@
 //!
 //! Which fields a struct has decides how it is read, never the kernel's version.
 
-mod aarch64;
-mod areas;
-mod arguments;
-mod bash;
-mod boottime;
-mod cached;
-mod check_afinfo;
-mod check_fops;
-mod check_idt;
-mod check_syscall;
-mod code;
-mod command_lines;
-mod credentials;
-mod ebpf;
-mod elf;
-mod elfs;
-mod exe;
-mod fields;
-mod files;
-mod fits;
+mod discover;
 mod frames;
-mod ftrace;
-mod hidden_modules;
-mod history;
-mod history_files;
-mod hlist;
-mod hooks;
-mod inline_hooks;
-mod inode;
-mod kallsyms;
-mod keyboard_notifiers;
-mod kmsg;
-mod kprobes;
-mod ld_preload;
-mod library_list;
 mod linear;
-mod link_map;
-mod login_records;
-mod logins;
-mod lsmod;
-mod lsof;
-mod machine;
-mod malfind;
-mod maps;
-mod memory;
-mod module;
-mod module_extract;
-mod module_parameters;
-mod module_types;
-mod mountinfo;
-mod namespaces;
-mod neighbours;
-mod netdev;
-mod netfilter;
-mod object;
+mod objects;
 mod open;
-mod pagecache;
-mod pages;
-mod path;
-mod procdump;
-mod programs;
-mod pslist;
-mod psscan;
-mod pstree;
-mod psxview;
-mod ptrace;
 mod recover;
-mod referred;
-mod registers;
 mod resident;
-mod routes;
-mod secrets;
-mod sock;
-mod sockstat;
 mod space;
-mod suspicious;
+mod symbols;
 #[cfg(test)]
 mod testing;
-mod threads;
-mod time;
-mod tree;
-mod tty_check;
-mod uname;
-mod unnamed;
-mod vmas;
-mod walk;
-mod xarray;
+mod views;
 
 pub use code::{CodeMap, Owner};
 pub use fields::Fields;
@@ -115,10 +40,31 @@ pub use walk::Walk;
 pub use xarray::{Slot, Visit};
 
 use crate::table::{Column, Table};
+use objects::{
+    areas, cached, code, elf, fields, files, history_files, hooks, inode, link_map, login_records,
+    memory, module, object, pages, path, programs, registers, sock, time, tree, vmas, walk, xarray,
+};
 use ramsift_symbols::{SymbolTable, TypeError, VmCoreInfo};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::ControlFlow;
+use symbols::{aarch64, fits, module_types, referred, unnamed};
+use views::files::{logins, lsof, mountinfo, pagecache};
+use views::kernel::{
+    boottime, check_afinfo, check_fops, check_idt, check_syscall, ebpf, ftrace, hidden_modules,
+    inline_hooks, kallsyms, keyboard_notifiers, kmsg, kprobes, lsmod, module_extract,
+    module_parameters, tty_check, uname,
+};
+use views::memory::{elfs, malfind, maps};
+use views::network::{neighbours, netdev, netfilter, routes, sockstat};
+use views::process::{
+    arguments, bash, command_lines, credentials, exe, history, ld_preload, library_list,
+    namespaces, procdump, pslist, psscan, pstree, psxview, ptrace, secrets, suspicious, threads,
+};
+
+/// The system.
+#[derive(Clone, Copy, Debug)]
+pub struct Linux;
 
 /// A view of an opened kernel.
 #[derive(Clone, Copy, Debug)]

@@ -1,7 +1,8 @@
 //! From what discovery confirmed to a kernel that can be read.
 
+use super::discover::BY_ARITHMETIC;
 use super::{AddressSpace, Kernel, linear, module_types, unnamed};
-use crate::kernel::{BY_ARITHMETIC, Discovery};
+use crate::discover::Discovery;
 use crate::view::ViewInput;
 use ramsift_layers::translate::{AARCH64_4K_48, Shape, X86_64, X86_64_LA57};
 use ramsift_layers::{ImageOffset, PhysAddr, VirtAddr};

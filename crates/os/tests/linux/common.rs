@@ -4,7 +4,7 @@ use memmap2::Mmap;
 use ramsift_layers::PhysAddr;
 use ramsift_layers::run::{Run, RunMap};
 use ramsift_layers::translate::{PhysError, PhysRead};
-use ramsift_os::kernel::{Anchor, Discovery, discover};
+use ramsift_os::discover::{Anchor, Discovery, discover};
 use ramsift_os::linux::{self, Kernel};
 use ramsift_os::table::{Table, Value};
 use ramsift_os::view::ViewInput;

@@ -3,7 +3,7 @@
 use crate::common::{Image, captures, has_data_symbols};
 use ramsift_layers::PhysAddr;
 use ramsift_layers::translate::{PhysError, PhysRead, X86_64};
-use ramsift_os::kernel::discover;
+use ramsift_os::discover::discover;
 use ramsift_os::linux::{self, AddressSpace, FileTree};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};

@@ -4,7 +4,7 @@
 use crate::common::{
     Capture, build, captures, each, each_with_tasks, has_data_symbols, number, text,
 };
-use ramsift_os::kernel::discover;
+use ramsift_os::discover::discover;
 use ramsift_os::linux::{self, CodeMap, Kernel, LinuxError, Owner};
 use ramsift_os::table::{Anomaly, Table, Value};
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,7 +3,7 @@
 use crate::common::{build, captures, each, each_with_tasks, has_data_symbols, number, text};
 use ramsift_layers::translate::{PhysError, PhysRead};
 use ramsift_layers::{ImageOffset, PhysAddr};
-use ramsift_os::kernel::discover;
+use ramsift_os::discover::discover;
 use ramsift_os::linux::{self, Kernel};
 use ramsift_os::view::KernelSymbols;
 use ramsift_symbols::{SymbolTable, isf};

@@ -5,7 +5,7 @@ use crate::common::{
 };
 use ramsift_layers::translate::{PhysError, PhysRead};
 use ramsift_layers::{ImageOffset, PhysAddr};
-use ramsift_os::kernel::{Anchor, discover};
+use ramsift_os::discover::{Anchor, discover};
 use ramsift_os::linux::{self, Kernel};
 use ramsift_os::view::ViewInput;
 use std::cell::Cell;

@@ -3,7 +3,7 @@
 use crate::common::{Image, build, captures, each_with_tasks, has_data_symbols, number, text};
 use ramsift_layers::PhysAddr;
 use ramsift_layers::translate::{PhysError, PhysRead, X86_64};
-use ramsift_os::kernel::discover;
+use ramsift_os::discover::discover;
 use ramsift_os::linux::{self, AddressSpace, Kernel, Recovered};
 use ramsift_os::table::{Table, Value};
 use std::ops::ControlFlow;

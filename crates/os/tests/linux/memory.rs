@@ -5,7 +5,7 @@ use crate::common::{
 };
 use ramsift_layers::PhysAddr;
 use ramsift_layers::translate::{PhysError, PhysRead};
-use ramsift_os::kernel::discover;
+use ramsift_os::discover::discover;
 use ramsift_os::linux::{AddressSpace, Kernel};
 use ramsift_os::table::{Table, Value};
 use std::collections::BTreeMap;

@@ -5,7 +5,7 @@ use crate::common::{
 };
 use ramsift_layers::PhysAddr;
 use ramsift_layers::translate::{PhysError, PhysRead, X86_64};
-use ramsift_os::kernel::discover;
+use ramsift_os::discover::discover;
 use ramsift_os::linux::AddressSpace;
 use ramsift_os::table::{Table, Value};
 use std::collections::{BTreeMap, BTreeSet};

@@ -3,7 +3,7 @@
 use crate::common::{Capture, captures, number};
 use ramsift_layers::PhysAddr;
 use ramsift_layers::translate::{PhysError, PhysRead};
-use ramsift_os::kernel::discover;
+use ramsift_os::discover::discover;
 use ramsift_os::linux;
 use ramsift_os::view::ViewInput;
 use std::collections::{BTreeMap, BTreeSet};
