@@ -8,7 +8,7 @@
 //! A file that is not whole, or of another version, is made anew. The folder is the user's own: nobody else may write to
 //! it, since yara-x's compiled form isn't made for hostile input.
 
-use super::external::{External, Externals};
+use super::externals::{External, Externals};
 use super::info::RulesError;
 use super::load::{Sources, read_sources};
 use super::rules::{RuleSet, compiled, digest};

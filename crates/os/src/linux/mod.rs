@@ -53,7 +53,7 @@ use views::files::{logins, lsof, mountinfo, pagecache};
 use views::kernel::{
     boottime, check_afinfo, check_fops, check_idt, check_syscall, ebpf, ftrace, hidden_modules,
     inline_hooks, kallsyms, keyboard_notifiers, kmsg, kprobes, lsmod, module_extract,
-    module_parameters, tty_check, uname,
+    module_parameters, tracepoints, tty_check, uname,
 };
 use views::memory::{elfs, malfind, maps};
 use views::network::{neighbours, netdev, netfilter, routes, sockstat};
@@ -135,6 +135,7 @@ pub const VIEWS: &[LinuxView] = &[
     netfilter::NETFILTER,
     ftrace::FTRACE,
     kprobes::KPROBES,
+    tracepoints::TRACEPOINTS,
     keyboard_notifiers::KEYBOARD_NOTIFIERS,
     tty_check::TTY_CHECK,
     inline_hooks::INLINE_HOOKS,

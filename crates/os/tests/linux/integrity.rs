@@ -19,6 +19,7 @@ const VIEWS: [&str; 11] = [
     "linux/netfilter",
     "linux/ftrace",
     "linux/kprobes",
+    "linux/tracepoints",
     "linux/keyboard_notifiers",
     "linux/tty_check",
     "linux/inline_hooks",

@@ -195,6 +195,18 @@ impl<'k> CodeMap<'k> {
         Ok(map)
     }
 
+    /// A map of no code.
+    #[cfg(test)]
+    pub(in crate::linux) fn empty(kernel: &'k Kernel<'k>) -> Self {
+        Self {
+            kernel,
+            regions: BTreeMap::new(),
+            hidden: Vec::new(),
+            generated: Vec::new(),
+            symbols: RefCell::default(),
+        }
+    }
+
     fn add(&mut self, start: u64, end: u64, text: u64, whose: Whose) {
         if start < end && !self.regions.contains_key(&start) {
             self.regions.insert(start, Region { end, text, whose });

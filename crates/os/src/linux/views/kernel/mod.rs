@@ -16,5 +16,6 @@ pub(in crate::linux) mod kprobes;
 pub(in crate::linux) mod lsmod;
 pub(in crate::linux) mod module_extract;
 pub(in crate::linux) mod module_parameters;
+pub(in crate::linux) mod tracepoints;
 pub(in crate::linux) mod tty_check;
 pub(in crate::linux) mod uname;
