@@ -13,5 +13,5 @@ mod finalise;
 mod server;
 
 pub use commit::{Aggregator, CommitLimits, Held};
-pub use finalise::{FinaliseError, FinaliseInfo, finalise};
+pub use finalise::{Committed, FinaliseError, FinaliseInfo, SoFar, finalise, so_far};
 pub use server::serve;

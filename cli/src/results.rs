@@ -2,10 +2,11 @@
 
 use crate::args::{QueryArgs, ResultsArgs};
 use crate::config::Config;
-use crate::terminal::tell;
+use crate::terminal::{Shown, tell};
 use crate::{glue, rows, suggest};
 use anyhow::{Result, bail};
 use arrow::array::{AsArray, RecordBatch};
+use ramsift_aggregator::so_far;
 use ramsift_os::linux::VIEWS;
 use ramsift_os::table::Table;
 use ramsift_store::query::{QueryLimits, Tables};
@@ -24,8 +25,11 @@ pub(crate) async fn session(
     objects: Arc<dyn Objects>,
     jobs: &[String],
 ) -> Result<(Tables, Vec<String>)> {
-    let t = Tables::new(objects, &QueryLimits::default())?;
+    let t = Tables::new(objects.clone(), &QueryLimits::default())?;
     let mut there = t.register_jobs(jobs).await?;
+    if let ([job], true) = (jobs, there.is_empty()) {
+        there = unfinished(&t, objects.as_ref(), job).await?;
+    }
     if there.iter().any(|n| n == name::VIEWS) {
         for v in VIEWS {
             let table = table_name(v.name);
@@ -38,6 +42,28 @@ pub(crate) async fn session(
     }
     there.sort();
     Ok((t, there))
+}
+
+/// Registers what a job that is not sealed has committed, and says how much that is. Gives the names of its tables.
+async fn unfinished(t: &Tables, objects: &dyn Objects, job: &str) -> Result<Vec<String>> {
+    let Some(now) = so_far(objects, job).await? else {
+        return Ok(Vec::new());
+    };
+    if now.tables.is_empty() {
+        return Ok(Vec::new());
+    }
+    tell!(
+        "so far: {:.0} % of the chunks of {}; it is not finished: owners, order and verdicts come at its end",
+        100.0 * now.share,
+        Shown(job)
+    );
+    for (name, rows) in &now.tables {
+        t.register_unfinished(name, &rows.segments, rows.rows.clone())
+            .await?;
+    }
+    let there: Vec<String> = now.tables.into_keys().collect();
+    t.register_empty(&there)?;
+    Ok(there)
 }
 
 /// `ramsift results`

@@ -8,6 +8,7 @@ use crate::{rows, suggest, symbols};
 use anyhow::{Result, bail};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
+use ramsift_aggregator::so_far;
 use ramsift_os::linux::{LinuxView, VIEWS};
 use ramsift_os::table::Kind;
 use ramsift_store::query::{QueryLimits, Tables};
@@ -225,11 +226,33 @@ fn memory_table(b: RecordBatch) -> Result<Tables> {
     Ok(t)
 }
 
+/// The rows of a view that a job has committed, though it is not sealed.
+async fn so_far_of(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
+    let now = so_far(j.objects.as_ref(), &j.job).await?;
+    let Some(mut now) = now else { return Ok(None) };
+    let Some(rows) = now.tables.remove(&table_name(view.name)) else {
+        return Ok(None);
+    };
+    let tables = Tables::new(j.objects.clone(), &QueryLimits::default())?;
+    tables
+        .register_unfinished("v", &rows.segments, rows.rows)
+        .await?;
+    Ok(Some(Answer {
+        tables,
+        from: "v",
+        exclude: "capture, pass, row",
+        doubts: vec![format!(
+            "the job is not finished; {:.0} % of its chunks are done",
+            100.0 * now.share
+        )],
+    }))
+}
+
 /// The table of a job that is sealed.
 async fn sealed(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
     let key = Keys::new(&j.job).table(&table_name(view.name));
     if j.objects.head(&key).await.is_err() {
-        return Ok(None);
+        return so_far_of(j, view).await;
     }
     let tables = Tables::new(j.objects.clone(), &QueryLimits::default())?;
     tables.register("v", &[key], None).await?;

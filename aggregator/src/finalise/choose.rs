@@ -1,5 +1,7 @@
 //! Which attempts count, and the segments that hold their rows.
 
+use arrow::array::RecordBatch;
+use arrow::datatypes::SchemaRef;
 use ramsift_proto::TaskId;
 use ramsift_proto::v1::{CommitRecord, SegmentRef, TaskReport, Wishes};
 use ramsift_store::job::{self, to_json};
@@ -178,14 +180,13 @@ pub(super) async fn segments_of(
     Ok(out)
 }
 
-/// Writes a segment again with the rows of the attempts that count.
-async fn keep(
+/// The rows of a segment that are of attempts that count.
+pub(super) async fn rows_that_count(
     objects: &dyn Objects,
-    keys: &Keys,
     commit: &str,
     s: &SegmentRef,
     counts: &(dyn Fn(&str, &str, &str) -> bool + Sync),
-) -> Result<Segment, StoreError> {
+) -> Result<(SchemaRef, Vec<RecordBatch>), StoreError> {
     let damaged = |source| StoreError::Segment {
         what: s.key.clone(),
         source,
@@ -207,7 +208,23 @@ async fn keep(
         }
         at += n;
     }
-    let data = tables::write_segment(&s.table, schema, &kept).map_err(damaged)?;
+    Ok((schema, kept))
+}
+
+/// Writes a segment again with the rows of the attempts that count.
+async fn keep(
+    objects: &dyn Objects,
+    keys: &Keys,
+    commit: &str,
+    s: &SegmentRef,
+    counts: &(dyn Fn(&str, &str, &str) -> bool + Sync),
+) -> Result<Segment, StoreError> {
+    let (schema, kept) = rows_that_count(objects, commit, s, counts).await?;
+    let data =
+        tables::write_segment(&s.table, schema, &kept).map_err(|source| StoreError::Segment {
+            what: s.key.clone(),
+            source,
+        })?;
     let key = keys.segment(&format!("kept-{commit}"), &s.table);
     let bytes = data.len() as u64;
     objects.put(&key, data.into()).await?;

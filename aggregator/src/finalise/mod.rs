@@ -9,6 +9,9 @@ mod coverage;
 mod evidence;
 mod manifest;
 mod reference;
+mod so_far;
+
+pub use so_far::{Committed, SoFar, so_far};
 
 use crate::Aggregator;
 use choose::{Groups, choose, expected, freeze, segments_of, splits};

@@ -98,6 +98,19 @@ impl Tables {
         keys: &[String],
         schema: Option<SchemaRef>,
     ) -> Result<(), StoreError> {
+        let provider = self.listing(keys, schema).await?;
+        self.context
+            .register_table(table, Arc::new(provider))
+            .map_err(fail)?;
+        Ok(())
+    }
+
+    /// Parquet objects of one schema together.
+    async fn listing(
+        &self,
+        keys: &[String],
+        schema: Option<SchemaRef>,
+    ) -> Result<ListingTable, StoreError> {
         let urls = keys
             .iter()
             .map(|k| ListingTableUrl::parse(format!("{BASE}{k}")).map_err(fail))
@@ -114,9 +127,47 @@ impl Tables {
                 .await
                 .map_err(fail)?,
         };
-        let provider = ListingTable::try_new(config).map_err(fail)?;
+        ListingTable::try_new(config).map_err(fail)
+    }
+
+    /// Registers rows of a job that is not sealed as a table: `keys` are segments, `rows` others in memory. What sealing
+    /// adds (capture, owners) is null.
+    pub async fn register_unfinished(
+        &self,
+        table: &str,
+        keys: &[String],
+        rows: Vec<RecordBatch>,
+    ) -> Result<(), StoreError> {
+        use datafusion::prelude::{cast, col, lit};
+        use datafusion::scalar::ScalarValue;
+        let mut all: Option<DataFrame> = None;
+        let mut add = |more: DataFrame| {
+            all = Some(match all.take() {
+                Some(frame) => frame.union(more).map_err(fail)?,
+                None => more,
+            });
+            Ok::<(), StoreError>(())
+        };
+        if !keys.is_empty() {
+            let segments = self.listing(keys, tables::schema(table)).await?;
+            add(self.context.read_table(Arc::new(segments)).map_err(fail)?)?;
+        }
+        if let Some(schema) = rows.first().map(RecordBatch::schema) {
+            let rows = MemTable::try_new(schema, vec![rows]).map_err(fail)?;
+            add(self.context.read_table(Arc::new(rows)).map_err(fail)?)?;
+        }
+        let Some(frame) = all else { return Ok(()) };
+        let own: SchemaRef = Arc::new(frame.schema().as_arrow().clone());
+        let stamped = tables::finished_schema(table, &own);
+        let columns = stamped.fields().iter().map(|f| {
+            if own.field_with_name(f.name()).is_ok() {
+                return col(format!("\"{}\"", f.name()));
+            }
+            cast(lit(ScalarValue::Null), f.data_type().clone()).alias(f.name())
+        });
+        let frame = frame.select(columns).map_err(fail)?;
         self.context
-            .register_table(table, Arc::new(provider))
+            .register_table(table, frame.into_view())
             .map_err(fail)?;
         Ok(())
     }
@@ -145,22 +196,24 @@ impl Tables {
         for (name, keys) in &by_table {
             self.register(name, keys, None).await?;
         }
-        if !by_table.is_empty() {
-            self.register_empty(&by_table)?;
+        let there: Vec<String> = by_table.into_keys().collect();
+        if !there.is_empty() {
+            self.register_empty(&there)?;
         }
-        Ok(by_table.into_keys().collect())
+        Ok(there)
     }
 
     /// Tables that no job has rows of are there all the same: a query of them gives no rows, not an error.
-    fn register_empty(&self, there: &BTreeMap<String, Vec<String>>) -> Result<(), StoreError> {
-        for table in tables::FINAL.iter().filter(|t| !there.contains_key(**t)) {
+    pub fn register_empty(&self, there: &[String]) -> Result<(), StoreError> {
+        let is = |table: &str| there.iter().any(|t| t == table);
+        for table in tables::FINAL.iter().filter(|t| !is(t)) {
             let Some(schema) = tables::schema(table) else {
                 continue;
             };
             let stamped = tables::finished_schema(table, &schema);
             self.register_batch(table, RecordBatch::new_empty(stamped))?;
         }
-        if !there.contains_key(tables::name::GROUPS) {
+        if !is(tables::name::GROUPS) {
             let empty = RecordBatch::new_empty(crate::groups::groups_schema());
             self.register_batch(tables::name::GROUPS, empty)?;
         }

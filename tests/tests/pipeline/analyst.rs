@@ -647,3 +647,45 @@ fn all_matches_can_be_had() {
     assert_eq!(got, places.iter().map(|p| *p as u64).collect::<Vec<_>>());
     assert_eq!(rows[0]["pattern"], "$a");
 }
+
+#[test]
+fn a_job_that_is_not_sealed_can_be_asked() {
+    let p = planted();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let out = dir.path().join("out");
+    let cut = ["--set", "scan.chunk_size=16777216"];
+    ok(&scan(&p.image, &out, &cut));
+    let job = job_of(&out);
+    let counts = || {
+        let sql = "SELECT count(*) AS n FROM findings WHERE detector <> 'yara'";
+        let n = query(&out, sql)[0]["n"].as_u64().expect("a number");
+        let sql = "SELECT count(*) AS n FROM events";
+        (n, query(&out, sql)[0]["n"].as_u64().expect("a number"))
+    };
+    let sealed = counts();
+    assert!(sealed.0 > 0 && sealed.1 > 0);
+    // As it was before its end: records and segments, no tables.
+    let folder = out.join("jobs").join(&job);
+    std::fs::remove_file(folder.join("manifest.json")).expect("a manifest");
+    std::fs::remove_dir_all(folder.join("tables")).expect("tables");
+    assert_eq!(counts(), sealed, "the segments hold what the tables held");
+    let r = ramsift(&out, &["results", &job, "--kind", "url"]);
+    assert_eq!(r.code, 0, "{}", r.err);
+    assert!(r.err.contains("so far: 100 %"), "{}", r.err);
+    assert!(r.out.contains("url"), "{}", r.out);
+    // With fewer records there is less, and it says so.
+    let mut records: Vec<_> = std::fs::read_dir(folder.join("commits"))
+        .expect("records")
+        .map(|e| e.expect("a record").path())
+        .collect();
+    records.sort();
+    for r in &records[1..] {
+        std::fs::remove_file(r).expect("a record");
+    }
+    let r = ramsift(&out, &["query", "SELECT count(*) FROM findings"]);
+    assert_eq!(r.code, 0, "{}", r.err);
+    assert!(r.err.contains("so far: "), "{}", r.err);
+    assert!(counts().0 <= sealed.0);
+    // Nothing was written.
+    assert!(!folder.join("tables").exists());
+}
