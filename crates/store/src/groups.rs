@@ -23,7 +23,7 @@ use arrow::array::{
     UInt64Builder,
 };
 use arrow::compute::SortOptions;
-use arrow::datatypes::{DataType, Field, Schema, SchemaRef, UInt8Type, UInt64Type};
+use arrow::datatypes::{DataType, Field, Int32Type, Schema, SchemaRef, UInt8Type, UInt64Type};
 use futures::StreamExt;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
@@ -446,7 +446,7 @@ impl Builder {
         let mut rank = f.score + 10 * i32::from(f.agree.saturating_sub(1).min(3));
         rank += if agrees.is_some() { 40 } else { 0 };
         rank -= if f.reserved.is_some() { 30 } else { 0 };
-        rank -= if f.doubtful { 50 } else { 0 };
+        rank -= if f.doubtful { DOUBT } else { 0 };
         for (b, v) in self
             .text
             .iter_mut()
@@ -569,6 +569,54 @@ impl Output {
     }
 }
 
+/// Kinds whose values may be told with their beginning overwritten, as freed memory leaves them.
+const FRAGMENTS: &[&str] = &["domain", "email", "ipv4"];
+/// A value that is found more often than this is none.
+const FEW: u64 = 2;
+/// What a doubt takes off the rank.
+const DOUBT: i32 = 50;
+
+/// Lowers the rank of rare values that are the end of another one, cut within a word: `ample.net` beside `example.net`.
+fn without_fragments(b: RecordBatch) -> Result<RecordBatch, StoreError> {
+    let text = |name: &str| b.column_by_name(name).map(|c| c.as_string::<i32>());
+    let (Some(kind), Some(value)) = (text("kind"), text("value")) else {
+        return Err(fail("a group lacks a column"));
+    };
+    let (Some(count), Some(rank)) = (b.column_by_name("count"), b.column_by_name("rank")) else {
+        return Err(fail("a group lacks a column"));
+    };
+    let count = count.as_primitive::<UInt64Type>();
+    let mut ranks = rank.as_primitive::<Int32Type>().values().to_vec();
+    // By their last byte first, a value stands before those that it is the end of.
+    let mut all: Vec<(&str, Vec<u8>, usize)> = (0..b.num_rows())
+        .filter(|i| FRAGMENTS.contains(&kind.value(*i)))
+        .map(|i| (kind.value(i), value.value(i).bytes().rev().collect(), i))
+        .collect();
+    all.sort_unstable();
+    for (at, (kind, own, i)) in all.iter().enumerate() {
+        let longer = all
+            .iter()
+            .skip(at + 1)
+            .take_while(|(k, other, _)| k == kind && other.starts_with(own));
+        let cut = |other: &Vec<u8>| {
+            other
+                .get(own.len())
+                .is_some_and(|c| c.is_ascii_alphanumeric() || *c == b'-')
+        };
+        let whole = |(_, other, j): &(&str, Vec<u8>, usize)| {
+            cut(other) && count.value(*j) >= count.value(*i)
+        };
+        // A few are enough to see.
+        if count.value(*i) <= FEW && longer.take(64).any(whole) {
+            ranks[*i] -= DOUBT;
+        }
+    }
+    let at = b.schema().index_of("rank").map_err(fail)?;
+    let mut columns = b.columns().to_vec();
+    columns[at] = Arc::new(arrow::array::Int32Array::from(ranks));
+    RecordBatch::try_new(b.schema(), columns).map_err(fail)
+}
+
 fn sorted(b: &RecordBatch) -> Result<RecordBatch, StoreError> {
     let columns = ORDER.iter().map(|(name, descending)| {
         let values = b
@@ -626,7 +674,7 @@ pub async fn group_findings(
             return Ok(None);
         }
         let mut out = Output::create(&target, &c)?;
-        let all = sorted(&rest)?;
+        let all = sorted(&without_fragments(rest)?)?;
         for at in (0..all.num_rows()).step_by(8192) {
             out.write(&all.slice(at, 8192.min(all.num_rows() - at)))?;
         }
@@ -689,5 +737,50 @@ mod tests {
             assert_eq!(a.of(v), Some("command line"), "{v}");
         }
         assert_eq!(a.of("good.example"), None);
+    }
+
+    #[test]
+    fn the_end_of_another_value_ranks_below_it() {
+        let values = [
+            ("domain", "example.net", 9),
+            ("domain", "ample.net", 1),
+            ("domain", "net-example.net", 1),
+            ("domain", "sample.net", 5),
+            ("email", "x@example.net", 1),
+            ("ipv4", "192.0.2.10", 3),
+            ("ipv4", "92.0.2.10", 1),
+            ("ipv4", "92.0.2.1", 1),
+        ];
+        let column = |f: &dyn Fn(usize) -> &'static str| -> ArrayRef {
+            Arc::new(arrow::array::StringArray::from_iter_values(
+                (0..values.len()).map(f),
+            ))
+        };
+        let b = RecordBatch::try_from_iter([
+            ("kind", column(&|i| values[i].0)),
+            ("value", column(&|i| values[i].1)),
+            (
+                "count",
+                Arc::new(arrow::array::UInt64Array::from_iter_values(
+                    values.iter().map(|v| v.2),
+                )) as ArrayRef,
+            ),
+            (
+                "rank",
+                Arc::new(arrow::array::Int32Array::from(vec![60; values.len()])) as ArrayRef,
+            ),
+        ])
+        .unwrap();
+        let b = without_fragments(b).unwrap();
+        let rank = b
+            .column_by_name("rank")
+            .unwrap()
+            .as_primitive::<Int32Type>();
+        let lowered: Vec<&str> = (0..values.len())
+            .filter(|i| rank.value(*i) < 60)
+            .map(|i| values[i].1)
+            .collect();
+        // `example.net` is the end of `net-example.net` too, but there more often.
+        assert_eq!(lowered, ["ample.net", "92.0.2.10"]);
     }
 }

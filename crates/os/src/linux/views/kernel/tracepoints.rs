@@ -43,6 +43,10 @@ const COLUMNS: &[Column] = &[
     column("physical", Kind::Hex, "physical address of that"),
 ];
 
+/// Functions that note the names of tasks while anything is traced: they say nothing more
+/// (`kernel/trace/trace_sched_switch.c`).
+const BOOKKEEPING: [&str; 2] = ["probe_sched_switch", "probe_sched_wakeup"];
+
 /// Tracepoints of the kernel or of a module at most; kernels have 1,000 to 3,000.
 const MAX: u64 = 1 << 16;
 /// Functions of one tracepoint at most.
@@ -156,7 +160,9 @@ fn listeners(
             point.physical().into(),
         ]);
         let what = format!("the tracepoint {name} at {:#x}", point.va);
-        if judge(out, code, "tracepoint_hook", &what, handler).is_known() {
+        let known = judge(out, code, "tracepoint_hook", &what, handler).is_known();
+        let notes = |name: &&str| kernel.symbols.address(name).is_some_and(|a| a.0 == handler);
+        if known && !BOOKKEEPING.iter().any(notes) {
             let reason = format!(
                 "{what} calls {owner}: somebody listens there. perf, ftrace, eBPF and programs that watch a machine do that"
             );
