@@ -709,6 +709,7 @@ pub async fn group_findings(
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed test says where")]
     use super::*;
 
     #[test]

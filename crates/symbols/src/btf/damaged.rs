@@ -598,6 +598,7 @@ fn fits(r: &Reference, t: &RawType<'_>) -> bool {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used, reason = "a failed test says where")]
     use super::*;
     use ramsift_layers::translate::PhysError;
 
