@@ -424,14 +424,12 @@ fn candidates(
 /// Line ends and colons after ten digits.
 #[inline(always)]
 fn ten_digits(prev: &Masks, m: &Masks) -> u64 {
-    let mut bits = m.end | m.colon;
-    for n in 1..=10 {
-        bits &= before(m.digit, prev.digit, n);
-        if bits == 0 {
-            break;
-        }
-    }
-    bits
+    // Bits behind one digit, behind two, four, eight and ten: no branch for each digit.
+    let one = (u128::from(m.digit) << 64 | u128::from(prev.digit)) << 1;
+    let two = one & one << 1;
+    let four = two & two << 2;
+    let ten = (four & four << 4) & two << 8;
+    (m.end | m.colon) & (ten >> 64) as u64
 }
 
 /// The colons of `.ddd:d`.
@@ -492,14 +490,23 @@ static SIDES: ([u8; 256], [u8; 256]) = {
     (left, right)
 };
 
-/// False for what [`odd`] has no use for, as two bytes tell: most dots and `@` are in no text.
+/// False for what [`odd`] has no use for, as two bytes tell, or four beyond ASCII: most dots and `@`
+/// are in no text.
 #[inline(always)]
 fn may_be_odd<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> bool {
     let b = chars.0;
     let at = |i: usize| b.get(i).copied().unwrap_or(0);
     let (x, y) = (at(p.wrapping_sub(STEP)), at(p + STEP));
     let fits = SIDES.0[usize::from(x)] & SIDES.1[usize::from(y)] != 0;
-    fits | (STEP == 2 && at(p.wrapping_sub(1)) | at(p + 3) | ((x | y) & 0x80) != 0)
+    if STEP == 2 {
+        return fits | (at(p.wrapping_sub(1)) | at(p + 3) | ((x | y) & 0x80) != 0);
+    }
+    // In UTF-8 no byte beyond ASCII is alone: one that goes on is behind one of these, and one that
+    // begins a character is before one.
+    let (w, z) = (at(p.wrapping_sub(2)), at(p + 2));
+    let left = (x < 0x80) | ((0x80..0xf5).contains(&w) & (w & 0xfe != 0xc0));
+    let right = (y < 0x80) | (z & 0xc0 == 0x80);
+    fits & left & right
 }
 
 /// Where a name may go on around the dot or `@` at byte `p`, which is not between plain characters

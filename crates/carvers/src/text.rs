@@ -19,6 +19,8 @@ use std::ops::Range;
 pub(crate) const VERSION: u32 = 2;
 /// Shortest region, in bytes.
 const SHORTEST: usize = 256;
+/// Whole blocks that a region has at least, wherever it begins.
+const BLOCKS: usize = SHORTEST / BLOCK - 1;
 /// Regions end at multiples of this.
 pub(crate) const CUT: u64 = 64 << 10;
 
@@ -73,6 +75,11 @@ impl Text<'_> {
         // Everything before is done with.
         let mut done = 0;
         for run in &runs.0 {
+            // Most runs are blocks of bytes that happen to be text. (In UTF-16 a region's other
+            // blocks may be of other scripts.)
+            if STEP == 1 && run.end - run.start < BLOCKS * BLOCK {
+                continue;
+            }
             let mut at = self.begin::<STEP>(run.start + odd, done);
             while at < run.end && at < self.core.end {
                 if STEP == 2 {
