@@ -376,24 +376,26 @@ fn candidates(
         }
         if scans.text {
             if m.text == !0 {
-                runs[0].push(at);
+                // Most are bytes that happen to be text. (In UTF-16 a region's other blocks may be
+                // of other scripts.)
+                runs[0].push::<{ crate::text::BLOCKS }>(at);
             } else if m.zero == !EVEN {
                 // Every other byte is zero, and the others are text.
                 if m.text == EVEN {
-                    runs[1].push(at);
+                    runs[1].push::<1>(at);
                 }
             } else if m.zero == EVEN && m.text == !EVEN {
-                runs[2].push(at);
+                runs[2].push::<1>(at);
             }
         }
-        if scans.log && m.brace != 0 {
-            each(m.brace, at, |p| match place.data.get(p + 1) {
+        // One branch for both: they are rare, and in random bytes nothing foretells them.
+        let stamps = (m.end | m.colon) & before(m.digit, prev.digit, 1);
+        if scans.log && m.brace | stamps != 0 {
+            each(braces(m, next), at, |p| match place.data.get(p + 1) {
                 Some(0) => lines.brace::<2>(p, place.sink),
                 Some(b'"' | b' ' | b'\t') => lines.brace::<1>(p, place.sink),
                 _ => {}
             });
-        }
-        if scans.log && (m.end | m.colon) & before(m.digit, prev.digit, 1) != 0 {
             each(ten_digits(prev, m), at, |p| lines.stamped(p, place.sink));
             each(audit(prev, m, next), at, |p| lines.audit(p, place.sink));
         }
@@ -419,6 +421,14 @@ fn candidates(
             }
         }
     }
+}
+
+/// Braces before a quote or a space, in ASCII or in UTF-16, or what else is no letter.
+#[inline(always)]
+fn braces(m: &Masks, next: &Masks) -> u64 {
+    let mark = after(m.text & !m.named, next.text & !next.named, 1);
+    let zero = |n| after(m.zero, next.zero, n);
+    m.brace & (mark | (zero(1) & !zero(2) & zero(3)))
 }
 
 /// Line ends and colons after ten digits.
