@@ -298,6 +298,17 @@ mod tests {
         assert_eq!(trust("foo.txt"), None);
         assert!(known("x.onion") && known("x.xn--p1ai"));
         assert_eq!(trust("foo.photography"), Some(Trust::Plain));
+        for n in NAMES.split_ascii_whitespace() {
+            assert!(
+                known(n) && known(&format!("x.{}", n.to_ascii_uppercase())),
+                "{n}"
+            );
+            assert!(
+                !known(&format!("{n}-")) && !known(&format!("x.-{n}")),
+                "{n}"
+            );
+        }
+        assert!(!known("") && !known("com."));
         for n in WORD_NAMES
             .split_ascii_whitespace()
             .chain(FILE_NAMES.split_ascii_whitespace())
