@@ -25,15 +25,22 @@ const SIZE: usize = 384;
 /// Where the line begins in it, and its bytes.
 const LINE: usize = 8;
 const LINE_LEN: usize = 32;
-/// What the lines of terminals have in them; `~` is the line of boots and runlevels.
+/// Where the user begins.
+const USER: usize = 44;
+/// What the lines of terminals have in them. Boots and runlevels have `~` there, and are found by
+/// their users: a search for one letter and zeros stops too often.
 const LITERALS: &[&[u8]] = &[
     b"pts/",
     b"tty",
     b"hvc",
     b"console\0",
     b":0\0\0\0\0\0\0",
-    b"~\0\0\0\0\0\0\0",
+    b"reboot\0\0",
+    b"runlevel\0",
+    b"shutdown\0",
 ];
+/// How many of them are of lines.
+const LINES: usize = 5;
 /// From 1995 to 2100: Linux is hardly older than that.
 const SECONDS: std::ops::Range<u32> = 788_918_400..4_102_444_800;
 /// The largest process id that Linux gives on 64-bit systems (`PID_MAX_LIMIT`).
@@ -66,36 +73,40 @@ impl Carver for Utmp {
     }
 
     fn reach(&self) -> usize {
-        LINE + LINE_LEN
+        USER
     }
 
     fn visit(&self, at: usize, hit: &mut Hit<'_, '_>) {
         let data = hit.source.data;
-        // The line may begin before the literal (`ssh:notty`); the top byte of the id before it,
-        // which no process has, is zero.
-        let low = at.saturating_sub(LINE_LEN);
-        let named = |b: &&u8| (0x21..0x7f).contains(*b);
-        let line = at - data[low..at].iter().rev().take_while(named).count();
-        let Some(start) = line.checked_sub(LINE) else {
+        let Some(start) = start(data, at).filter(|s| hit.owns(*s)) else {
             return;
         };
-        let head = &data[start..line];
-        let known = (1..=9).contains(&head[0]) && head[1..4] == [0; 3] && head[7] == 0;
-        if !known || !hit.owns(start) {
-            return;
-        }
-        // Of several literals in a line the first tells.
-        let before = &data[line..at];
-        let earlier = |l: &&[u8]| memchr::memmem::find(before, l).is_some();
-        if LITERALS.iter().any(earlier) {
-            return;
-        }
         if let Some(r) = record_at(data, start)
             && (!r.user.is_empty() || in_a_row(data, start))
         {
             r.report(start, hit);
         }
     }
+}
+
+/// Where the record begins that the literal at `at` is in, by what stands around it.
+fn start(data: &[u8], at: usize) -> Option<usize> {
+    let (of_lines, of_users) = LITERALS.split_at(LINES);
+    if of_users.iter().any(|l| data[at..].starts_with(l)) {
+        let start = at.checked_sub(USER)?;
+        return data[start + LINE..].starts_with(b"~\0").then_some(start);
+    }
+    // The line may begin before the literal (`ssh:notty`); the top byte of the process id before
+    // it is zero.
+    let low = at.saturating_sub(LINE_LEN);
+    let named = |b: &&u8| (0x21..0x7f).contains(*b);
+    let line = at - data[low..at].iter().rev().take_while(named).count();
+    let start = line.checked_sub(LINE)?;
+    let head = &data[start..line];
+    let known = (1..=9).contains(&head[0]) && head[1..4] == [0; 3] && head[7] == 0;
+    // Of several literals in a line the first tells.
+    let earlier = |l: &&[u8]| memchr::memmem::find(&data[line..at], l).is_some();
+    (known && !of_lines.iter().any(earlier)).then_some(start)
 }
 
 /// A record.
