@@ -187,9 +187,13 @@ fn foreign<const STEP: usize>(
         return;
     }
     let mut name = idn::refang(&value);
-    // What is ASCII stays as it is: most of these end in no top-level domain.
+    // The last label is told first: most of these end in no top-level domain.
     let last = name.rsplit('.').next().unwrap_or_default();
-    let hopeless = last.is_ascii() && !tld::known(last);
+    let hopeless = if last.is_ascii() {
+        !tld::known(last)
+    } else {
+        !idn::ascii(last).is_some_and(|l| tld::known(&l))
+    };
     if hopeless || !tld::known(&idn::ascii(&name).unwrap_or_default()) {
         let Some(n) = idn::cut(&value) else { return };
         value.truncate(n);

@@ -376,24 +376,26 @@ fn candidates(
         }
         if scans.text {
             if m.text == !0 {
-                runs[0].push(at);
+                // Most are bytes that happen to be text. (In UTF-16 a region's other blocks may be
+                // of other scripts.)
+                runs[0].push::<{ crate::text::BLOCKS }>(at);
             } else if m.zero == !EVEN {
                 // Every other byte is zero, and the others are text.
                 if m.text == EVEN {
-                    runs[1].push(at);
+                    runs[1].push::<1>(at);
                 }
             } else if m.zero == EVEN && m.text == !EVEN {
-                runs[2].push(at);
+                runs[2].push::<1>(at);
             }
         }
-        if scans.log && m.brace != 0 {
-            each(m.brace, at, |p| match place.data.get(p + 1) {
+        // One branch for both: they are rare, and in random bytes nothing foretells them.
+        let stamps = (m.end | m.colon) & before(m.digit, prev.digit, 1);
+        if scans.log && m.brace | stamps != 0 {
+            each(braces(m, next), at, |p| match place.data.get(p + 1) {
                 Some(0) => lines.brace::<2>(p, place.sink),
                 Some(b'"' | b' ' | b'\t') => lines.brace::<1>(p, place.sink),
                 _ => {}
             });
-        }
-        if scans.log && (m.end | m.colon) & before(m.digit, prev.digit, 1) != 0 {
             each(ten_digits(prev, m), at, |p| lines.stamped(p, place.sink));
             each(audit(prev, m, next), at, |p| lines.audit(p, place.sink));
         }
@@ -421,17 +423,23 @@ fn candidates(
     }
 }
 
+/// Braces before a quote or a space, in ASCII or in UTF-16, or what else is no letter.
+#[inline(always)]
+fn braces(m: &Masks, next: &Masks) -> u64 {
+    let mark = after(m.text & !m.named, next.text & !next.named, 1);
+    let zero = |n| after(m.zero, next.zero, n);
+    m.brace & (mark | (zero(1) & !zero(2) & zero(3)))
+}
+
 /// Line ends and colons after ten digits.
 #[inline(always)]
 fn ten_digits(prev: &Masks, m: &Masks) -> u64 {
-    let mut bits = m.end | m.colon;
-    for n in 1..=10 {
-        bits &= before(m.digit, prev.digit, n);
-        if bits == 0 {
-            break;
-        }
-    }
-    bits
+    // Bits behind one digit, behind two, four, eight and ten: no branch for each digit.
+    let one = (u128::from(m.digit) << 64 | u128::from(prev.digit)) << 1;
+    let two = one & one << 1;
+    let four = two & two << 2;
+    let ten = (four & four << 4) & two << 8;
+    (m.end | m.colon) & (ten >> 64) as u64
 }
 
 /// The colons of `.ddd:d`.
@@ -492,14 +500,23 @@ static SIDES: ([u8; 256], [u8; 256]) = {
     (left, right)
 };
 
-/// False for what [`odd`] has no use for, as two bytes tell: most dots and `@` are in no text.
+/// False for what [`odd`] has no use for, as two bytes tell, or four beyond ASCII: most dots and `@`
+/// are in no text.
 #[inline(always)]
 fn may_be_odd<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> bool {
     let b = chars.0;
     let at = |i: usize| b.get(i).copied().unwrap_or(0);
     let (x, y) = (at(p.wrapping_sub(STEP)), at(p + STEP));
     let fits = SIDES.0[usize::from(x)] & SIDES.1[usize::from(y)] != 0;
-    fits | (STEP == 2 && at(p.wrapping_sub(1)) | at(p + 3) | ((x | y) & 0x80) != 0)
+    if STEP == 2 {
+        return fits | (at(p.wrapping_sub(1)) | at(p + 3) | ((x | y) & 0x80) != 0);
+    }
+    // In UTF-8 no byte beyond ASCII is alone: one that goes on is behind one of these, and one that
+    // begins a character is before one.
+    let (w, z) = (at(p.wrapping_sub(2)), at(p + 2));
+    let left = (x < 0x80) | ((0x80..0xf5).contains(&w) & (w & 0xfe != 0xc0));
+    let right = (y < 0x80) | (z & 0xc0 == 0x80);
+    fits & left & right
 }
 
 /// Where a name may go on around the dot or `@` at byte `p`, which is not between plain characters

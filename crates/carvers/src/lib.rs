@@ -45,6 +45,7 @@ mod sqlite;
 mod text;
 mod tld;
 mod url;
+mod utmp;
 mod zip;
 mod zone;
 mod zones;
@@ -67,6 +68,7 @@ static REGISTRY: &[&dyn Carver] = &[
     &pe::Pe,
     &png::Png,
     &sqlite::Sqlite,
+    &utmp::Utmp,
     &zip::Zip,
 ];
 

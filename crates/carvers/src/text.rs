@@ -19,6 +19,8 @@ use std::ops::Range;
 pub(crate) const VERSION: u32 = 2;
 /// Shortest region, in bytes.
 const SHORTEST: usize = 256;
+/// Whole blocks that a region has at least, wherever it begins.
+pub(crate) const BLOCKS: usize = SHORTEST / BLOCK - 1;
 /// Regions end at multiples of this.
 pub(crate) const CUT: u64 = 64 << 10;
 
@@ -27,11 +29,12 @@ pub(crate) const CUT: u64 = 64 << 10;
 pub(crate) struct Runs(Vec<Range<usize>>);
 
 impl Runs {
-    /// Notes the block at byte `at`.
+    /// Notes the block at byte `at`. A run of fewer than `LEAST` blocks gives way to the next.
     #[inline]
-    pub(crate) fn push(&mut self, at: usize) {
+    pub(crate) fn push<const LEAST: usize>(&mut self, at: usize) {
         match self.0.last_mut() {
             Some(last) if last.end == at => last.end = at + BLOCK,
+            Some(last) if last.end - last.start < LEAST * BLOCK => *last = at..at + BLOCK,
             _ => self.0.push(at..at + BLOCK),
         }
     }
@@ -251,7 +254,7 @@ mod tests {
         let first = span.start.next_multiple_of(BLOCK);
         (first..span.end - BLOCK)
             .step_by(BLOCK)
-            .for_each(|at| runs.push(at));
+            .for_each(|at| runs.push::<1>(at));
         let core = 0..data.len();
         let text = Text {
             data: &data,

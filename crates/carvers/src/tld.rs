@@ -3,8 +3,6 @@
 //! The list is the IANA root zone database (<https://www.iana.org/domains/root/db>), in the form
 //! in which the Public Suffix List's ICANN section has its single labels, plus `onion` (RFC 7686).
 
-use std::sync::LazyLock;
-
 /// How much a top-level domain says by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Trust {
@@ -18,58 +16,115 @@ pub(crate) enum Trust {
     File,
 }
 
-/// All of them, as numbers where they fit into one: compared in one step.
-struct Table {
-    short: Vec<(u64, Trust)>,
-    long: Vec<&'static str>,
+/// Slots of [`Short`], about twice as many as names of up to eight letters.
+const SLOTS: usize = 2048;
+
+/// Names of up to eight letters as numbers, in slots by their hash or the next free ones.
+struct Short {
+    names: [u64; SLOTS],
+    trust: [Trust; SLOTS],
 }
 
-static TABLE: LazyLock<Table> = LazyLock::new(|| {
-    let listed = |list: &'static str, n: &str| list.split_ascii_whitespace().any(|x| x == n);
-    let mut t = Table {
-        short: Vec::new(),
-        long: Vec::new(),
-    };
-    for n in NAMES.split_ascii_whitespace() {
-        let trust = match n {
-            n if listed(CODE_NAMES, n) => Trust::Code,
-            n if listed(FILE_NAMES, n) => Trust::File,
-            n if listed(WORD_NAMES, n) => Trust::Word,
-            _ => Trust::Plain,
-        };
-        match number(n.as_bytes()) {
-            Some(x) => t.short.push((x, trust)),
-            None => t.long.push(n),
-        }
-    }
-    t.short.sort_unstable_by_key(|x| x.0);
-    t.long.sort_unstable();
-    t
-});
+static SHORT: Short = short();
 
-/// Up to eight letters in lower case as a number.
-fn number(label: &[u8]) -> Option<u64> {
-    let mut b = [0u8; 8];
-    b.get_mut(..label.len())?.copy_from_slice(label);
-    b.make_ascii_lowercase();
-    Some(u64::from_le_bytes(b))
+/// Where the names of more than eight letters lie in [`NAMES`], in its order.
+static LONG: [(u16, u16); longs::<512>().1] = longs::<{ longs::<512>().1 }>().0;
+
+/// The slot that the search for a number begins at.
+const fn slot(number: u64) -> usize {
+    (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (64 - SLOTS.trailing_zeros())) as usize
+}
+
+/// Where a number is, or the free slot where the search for it ends.
+const fn place(names: &[u64; SLOTS], number: u64) -> usize {
+    let mut i = slot(number);
+    while names[i] != 0 && names[i] != number {
+        i = (i + 1) % SLOTS;
+    }
+    i
+}
+
+/// The word of `list` that begins at `at`: its number, its length, and where the next begins.
+const fn word(list: &[u8], at: usize) -> (u64, usize, usize) {
+    let (mut number, mut i) = (0u64, at);
+    while i < list.len() && list[i] != b' ' {
+        number = number << 8 | list[i] as u64;
+        i += 1;
+    }
+    (number, i - at, i + 1)
+}
+
+const fn short() -> Short {
+    let mut t = Short {
+        names: [0; SLOTS],
+        trust: [Trust::Plain; SLOTS],
+    };
+    let lists = [
+        (NAMES, Trust::Plain),
+        (WORD_NAMES, Trust::Word),
+        (FILE_NAMES, Trust::File),
+        (CODE_NAMES, Trust::Code),
+    ];
+    // The last list that has a name decides.
+    let mut k = 0;
+    while k < lists.len() {
+        let (list, mut at) = (lists[k].0.as_bytes(), 0);
+        while at < list.len() {
+            let (number, len, next) = word(list, at);
+            if len <= 8 {
+                let i = place(&t.names, number);
+                assert!(k == 0 || t.names[i] == number, "not in the root zone");
+                t.names[i] = number;
+                t.trust[i] = lists[k].1;
+            }
+            at = next;
+        }
+        k += 1;
+    }
+    t
+}
+
+const fn longs<const N: usize>() -> ([(u16, u16); N], usize) {
+    let (mut out, mut n) = ([(0, 0); N], 0);
+    let (list, mut at) = (NAMES.as_bytes(), 0);
+    while at < list.len() {
+        let (_, len, next) = word(list, at);
+        if len > 8 {
+            out[n] = (at as u16, (at + len) as u16);
+            n += 1;
+        }
+        at = next;
+    }
+    (out, n)
 }
 
 /// How much the name's last label says; `None` when it is no top-level domain. Those of more than
 /// eight letters are hardly words of code: they count as plain.
 pub(crate) fn trust(name: &str) -> Option<Trust> {
-    let label = name.rsplit('.').next()?;
-    let table = &*TABLE;
-    if let Some(x) = number(label.as_bytes()) {
-        let i = table.short.binary_search_by_key(&x, |e| e.0).ok()?;
-        return Some(table.short[i].1);
+    let bytes = name.as_bytes();
+    let label = bytes.iter().rev().take(9).take_while(|b| **b != b'.');
+    let (mut number, mut len) = (0u64, 0);
+    for b in label {
+        if len == 8 {
+            return long(bytes);
+        }
+        number |= u64::from(b.to_ascii_lowercase()) << (8 * len);
+        len += 1;
     }
-    let lower = label.to_ascii_lowercase();
-    table
-        .long
-        .binary_search(&lower.as_str())
-        .ok()
-        .map(|_| Trust::Plain)
+    let i = place(&SHORT.names, number);
+    (number != 0 && SHORT.names[i] == number).then(|| SHORT.trust[i])
+}
+
+/// The same for labels of more than eight letters.
+fn long(name: &[u8]) -> Option<Trust> {
+    let dot = memchr::memrchr(b'.', name).map_or(0, |d| d + 1);
+    let label = name.get(dot..)?;
+    let lower = || label.iter().map(u8::to_ascii_lowercase);
+    let found = LONG.binary_search_by(|&(from, to)| {
+        let known = &NAMES.as_bytes()[usize::from(from)..usize::from(to)];
+        known.iter().copied().cmp(lower())
+    });
+    found.is_ok().then_some(Trust::Plain)
 }
 
 /// True when the name ends in a top-level domain.
@@ -243,6 +298,17 @@ mod tests {
         assert_eq!(trust("foo.txt"), None);
         assert!(known("x.onion") && known("x.xn--p1ai"));
         assert_eq!(trust("foo.photography"), Some(Trust::Plain));
+        for n in NAMES.split_ascii_whitespace() {
+            assert!(
+                known(n) && known(&format!("x.{}", n.to_ascii_uppercase())),
+                "{n}"
+            );
+            assert!(
+                !known(&format!("{n}-")) && !known(&format!("x.-{n}")),
+                "{n}"
+            );
+        }
+        assert!(!known("") && !known("com."));
         for n in WORD_NAMES
             .split_ascii_whitespace()
             .chain(FILE_NAMES.split_ascii_whitespace())

@@ -21,6 +21,10 @@ static FRAGMENTS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         b"PK\x03\x04",
         b"PK\x05\x06",
         b"PK\x01\x02",
+        b"#!/bin/sh\n",
+        b"\x07\0\0\0\x09\0\0\0pts/0",
+        b"ssh:notty",
+        b"~\0\0\0\0\0\0\0",
         b"\x7fELF\x02\x01\x01",
         b"MZ",
         b"PE\0\0\x64\x86",
@@ -105,6 +109,18 @@ static FRAGMENTS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
         b"(",
         b",",
     ];
+    // A login as utmp(5) lays it out, and a logout.
+    for kind in [7u8, 8] {
+        let mut login = vec![0u8; 384];
+        login[0] = kind;
+        login[4] = 9;
+        login[8..13].copy_from_slice(b"pts/0");
+        if kind == 7 {
+            login[44..47].copy_from_slice(b"ann");
+        }
+        login[340..344].copy_from_slice(&1_700_000_000u32.to_le_bytes());
+        all.push(login);
+    }
     all.extend(pieces.iter().map(|p| p.to_vec()));
     let wide: Vec<Vec<u8>> = pieces
         .iter()

@@ -26,7 +26,8 @@ fn parse_line(line: &str, emit: &mut Emit<'_>) -> Option<()> {
     }
     let micros = seconds.parse::<i64>().ok()? * 1_000_000 + milli.parse::<i64>().ok()? * 1_000;
     let message = body.strip_prefix(':')?.trim_start();
-    let kind = word(head, "type=").unwrap_or_default();
+    let before = Words::read(head);
+    let kind = before.get("type").unwrap_or_default();
     let known = head.is_empty() || !kind.is_empty() || head.ends_with("audit: ");
     if !known {
         return None;
@@ -36,16 +37,17 @@ fn parse_line(line: &str, emit: &mut Emit<'_>) -> Option<()> {
     let mut fields = Fields::new();
     fields.str("type", kind);
     fields.number("serial", serial);
-    let texts = Texts::read(record);
-    texts.add_to(&mut fields, record);
+    let words = Words::read(record);
+    let texts = Texts::read(&words);
+    texts.add_to(&mut fields, &words);
     fields.str("translated", translated);
     let program = texts.exe.as_deref().or(texts.comm.as_deref());
-    let pid = word(record, "pid=").and_then(|p| p.parse().ok());
+    let pid = words.get("pid").and_then(|p| p.parse().ok());
     emit(&Record {
         kind: "auditd",
         stamp: Stamp::Micros(micros),
         raw_time: time,
-        host: word(head, "node="),
+        host: before.get("node"),
         program,
         pid,
         message,
@@ -65,69 +67,87 @@ struct Texts {
 }
 
 impl Texts {
-    fn read(record: &str) -> Self {
-        let text = |key| word(record, key).map(decoded);
-        let arguments = arguments(record);
+    fn read(words: &Words<'_>) -> Self {
+        let text = |key| words.get(key).map(decoded);
+        let arguments = arguments(words);
         Self {
-            comm: text("comm="),
-            exe: text("exe="),
-            name: text("name="),
+            comm: text("comm"),
+            exe: text("exe"),
+            name: text("name"),
             command: arguments
-                .or_else(|| text("proctitle=").map(|t| t.replace('\0', " ")))
-                .or_else(|| text("cmd=")),
-            account: text("acct="),
+                .or_else(|| text("proctitle").map(|t| t.replace('\0', " ")))
+                .or_else(|| text("cmd")),
+            account: text("acct"),
         }
     }
 
-    fn add_to<'a>(&'a self, fields: &mut Fields<'a>, record: &'a str) {
+    fn add_to<'a>(&'a self, fields: &mut Fields<'a>, words: &Words<'a>) {
         fields.str("comm", self.comm.as_deref().unwrap_or_default());
         fields.str("exe", self.exe.as_deref().unwrap_or_default());
         fields.str("name", self.name.as_deref().unwrap_or_default());
         fields.str("command", self.command.as_deref().unwrap_or_default());
         fields.str("user", self.account.as_deref().unwrap_or_default());
         for (name, key) in [
-            ("uid", "uid="),
-            ("auid", "auid="),
-            ("ppid", "ppid="),
-            ("session", "ses="),
-            ("syscall", "syscall="),
+            ("uid", "uid"),
+            ("auid", "auid"),
+            ("ppid", "ppid"),
+            ("session", "ses"),
+            ("syscall", "syscall"),
         ] {
-            fields.number(name, word(record, key).unwrap_or_default());
+            fields.number(name, words.get(key).unwrap_or_default());
         }
         for (name, key) in [
-            ("op", "op="),
-            ("key", "key="),
-            ("success", "success="),
-            ("result", "res="),
-            ("terminal", "terminal="),
+            ("op", "op"),
+            ("key", "key"),
+            ("success", "success"),
+            ("result", "res"),
+            ("terminal", "terminal"),
         ] {
             fields.str(
                 name,
-                word(record, key)
-                    .unwrap_or_default()
-                    .trim_matches(['"', '\'']),
+                words.get(key).unwrap_or_default().trim_matches(['"', '\'']),
             );
         }
-        let address = word(record, "addr=").filter(|a| a.parse::<std::net::IpAddr>().is_ok());
+        let address = words
+            .get("addr")
+            .filter(|a| a.parse::<std::net::IpAddr>().is_ok());
         fields.str("src_ip", address.unwrap_or_default());
     }
 }
 
-/// The value behind `key`, which begins a word; with its quotes.
-fn word<'a>(text: &'a str, key: &str) -> Option<&'a str> {
-    let mut from = 0;
-    loop {
-        let at = from + text[from..].find(key)?;
-        let before = text[..at].chars().next_back();
-        if before.is_none_or(|c| matches!(c, ' ' | '\'' | '(' | ',')) {
-            let rest = &text[at + key.len()..];
-            let end = match rest.strip_prefix('"') {
-                Some(inner) => inner.find('"').map(|n| n + 2),
-                None => rest.find([' ', '\'']),
+/// The words of a record that have a value, in their order: keys, and what stands behind `=`.
+struct Words<'a>(Vec<(&'a str, &'a str)>);
+
+impl<'a> Words<'a> {
+    /// A word begins the text or is behind a space, a quote, a bracket or a comma, in a quoted
+    /// value too.
+    fn read(text: &'a str) -> Self {
+        let b = text.as_bytes();
+        let parts = |c: u8| matches!(c, b' ' | b'\'' | b'(' | b',');
+        let (mut words, mut at) = (Vec::with_capacity(32), 0);
+        while at < b.len() {
+            let named = |c: &u8| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'-');
+            let n = b[at..].iter().position(|c| !named(c));
+            let Some(end) = n.map(|n| at + n) else { break };
+            if b[end] == b'=' && end > at {
+                words.push((&text[at..end], &text[end + 1..]));
+            }
+            let Some(n) = b[end..].iter().position(|c| parts(*c)) else {
+                break;
             };
-            return Some(&rest[..end.unwrap_or(rest.len())]);
+            at = end + n + 1;
         }
-        from = at + key.len();
+        Self(words)
+    }
+
+    /// The value of the first word with this key; with its quotes.
+    fn get(&self, key: &str) -> Option<&'a str> {
+        let rest = self.0.iter().find(|w| w.0 == key)?.1;
+        let end = match rest.strip_prefix('"') {
+            Some(inner) => memchr::memchr(b'"', inner.as_bytes()).map(|n| n + 2),
+            None => memchr::memchr2(b' ', b'\'', rest.as_bytes()),
+        };
+        Some(&rest[..end.unwrap_or(rest.len())])
     }
 }
 
@@ -150,11 +170,11 @@ fn decoded(value: &str) -> String {
 }
 
 /// The arguments of an EXECVE record as one line.
-fn arguments(record: &str) -> Option<String> {
-    let count = word(record, "argc=")?.parse::<usize>().ok()?.min(64);
+fn arguments(words: &Words<'_>) -> Option<String> {
+    let count = words.get("argc")?.parse::<usize>().ok()?.min(64);
     let mut out = Vec::new();
     for i in 0..count {
-        let Some(a) = word(record, &format!("a{i}=")) else {
+        let Some(a) = words.get(&format!("a{i}")) else {
             break;
         };
         out.push(decoded(a));

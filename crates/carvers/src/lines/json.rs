@@ -182,13 +182,77 @@ const MEMBERS: usize = 64;
 /// Objects and arrays in one another, for an object that does not begin a line.
 const DEPTH: usize = 8;
 
-type Members<'a> = [(&'a str, Value<'a>)];
-
 /// The members of an object, and the bytes that it takes.
 struct Object<'a> {
     members: [(&'a str, Value<'a>); MEMBERS],
     n: usize,
     len: usize,
+    /// The signs of the keys that there are: most of those asked for are not.
+    signs: [u64; 4],
+}
+
+/// A key in few bits: a word of [`Object::signs`], and the bit in it.
+fn sign(key: &[u8]) -> (usize, u64) {
+    let ends = key.first().zip(key.last());
+    let ends = ends.map_or(0, |(a, b)| u32::from(*a) * 7 ^ u32::from(*b) * 43);
+    let sign = ends ^ key.len() as u32 * 29;
+    (sign as usize >> 6 & 3, 1 << (sign & 63))
+}
+
+impl<'a> Object<'a> {
+    fn push(&mut self, key: &'a str, value: Value<'a>) {
+        let Some(slot) = self.members.get_mut(self.n) else {
+            return;
+        };
+        *slot = (key, value);
+        self.n += 1;
+        let (word, bit) = sign(key.as_bytes());
+        self.signs[word] |= bit;
+    }
+
+    /// The value of the first member with this key.
+    fn own(&self, key: &str) -> Option<Value<'a>> {
+        let (word, bit) = sign(key.as_bytes());
+        if self.signs[word] & bit == 0 {
+            return None;
+        }
+        let members = self.members.get(..self.n)?;
+        members.iter().find(|m| m.0 == key).map(|m| m.1)
+    }
+
+    /// A member by its key, or by the key of an object and that of one in it.
+    fn get(&self, key: &str) -> Option<Value<'a>> {
+        if let Some(v) = self.own(key) {
+            return Some(v);
+        }
+        let dot = key.bytes().position(|b| b == b'.')?;
+        let value = self.own(&key[..dot])?;
+        if value.text || !value.raw.starts_with('{') {
+            return None;
+        }
+        object(value.raw.as_bytes(), DEPTH)?.get(&key[dot + 1..])
+    }
+
+    /// The first of the keys with a value of its own.
+    fn find(&self, keys: &[&str]) -> Option<Value<'a>> {
+        keys.iter()
+            .filter_map(|k| self.get(k))
+            .find(|v| !v.nested() && v.raw != "null" && !v.raw.is_empty())
+    }
+
+    /// The text of the first of the keys; of an array of texts its first.
+    fn first(&self, keys: &[&str]) -> Option<Cow<'a, str>> {
+        let value = keys.iter().filter_map(|k| self.get(k)).find_map(|v| {
+            if !v.nested() {
+                return (v.raw != "null" && !v.raw.is_empty()).then_some(v);
+            }
+            let inner = v.raw.strip_prefix('[')?;
+            let at = inner.find('"')?;
+            inner[..at].trim().is_empty().then_some(())?;
+            string(inner.as_bytes(), at).map(|s| s.0)
+        });
+        value.map(|v| v.string())
+    }
 }
 
 /// Reads the object that `line` begins with; how many bytes it takes, if it is a record. `alone`:
@@ -210,75 +274,36 @@ pub(super) fn parse(
     }
     let text = std::str::from_utf8(line.get(..object.len)?).ok()?;
     let plain = |c: char| c == '\t' || !c.is_control();
-    let members = object.members.get(..object.n)?;
-    let log_like = || find(members, MESSAGE).or(find(members, LEVEL)).is_some();
+    let log_like = || object.find(MESSAGE).or(object.find(LEVEL)).is_some();
     if !text.chars().all(plain) || !(alone || log_like()) {
         return None;
     }
-    record(text, members, &mut |r| emit(r, object.len))?;
+    record(text, &object, &mut |r| emit(r, object.len))?;
     Some(object.len)
 }
 
-/// A member by its key, or by the key of an object and that of one in it.
-fn get<'a>(members: &Members<'a>, key: &str) -> Option<Value<'a>> {
-    let same = |m: &&(&str, Value<'a>)| {
-        // Told by a byte before all of them are compared.
-        m.0.len() == key.len() && m.0.as_bytes().first() == key.as_bytes().first() && m.0 == key
-    };
-    if let Some(m) = members.iter().find(same) {
-        return Some(m.1);
-    }
-    let dot = key.bytes().position(|b| b == b'.')?;
-    let (outer, inner) = (&key[..dot], &key[dot + 1..]);
-    let value = members.iter().find(|m| m.0 == outer)?.1;
-    if value.text || !value.raw.starts_with('{') {
-        return None;
-    }
-    let object = object(value.raw.as_bytes(), DEPTH)?;
-    get(object.members.get(..object.n)?, inner)
-}
-
-/// The first of the keys with a value of its own.
-fn find<'a>(members: &Members<'a>, keys: &[&str]) -> Option<Value<'a>> {
-    keys.iter()
-        .filter_map(|k| get(members, k))
-        .find(|v| !v.nested() && v.raw != "null" && !v.raw.is_empty())
-}
-
-/// The text of the first of the keys; of an array of texts its first.
-fn first<'a>(members: &Members<'a>, keys: &[&str]) -> Option<Cow<'a, str>> {
-    let value = keys.iter().filter_map(|k| get(members, k)).find_map(|v| {
-        if !v.nested() {
-            return (v.raw != "null" && !v.raw.is_empty()).then_some(v);
-        }
-        let inner = v.raw.strip_prefix('[')?;
-        let at = inner.find('"')?;
-        inner[..at].trim().is_empty().then_some(())?;
-        string(inner.as_bytes(), at).map(|s| s.0)
-    });
-    value.map(|v| v.string())
-}
-
-fn record(line: &str, members: &Members<'_>, emit: &mut Emit<'_>) -> Option<()> {
+fn record(line: &str, object: &Object<'_>, emit: &mut Emit<'_>) -> Option<()> {
     let stamped = |nested: bool| {
         TIME.iter().find_map(|k| {
-            let value = get(members, k).filter(|v| v.nested() == nested)?;
+            let value = object.get(k).filter(|v| v.nested() == nested)?;
             Some((value, stamp(&value)?))
         })
     };
     // A plain time is surer than an object with numbers.
     let (raw, stamp) = stamped(false).or_else(|| stamped(true))?;
-    let text = |keys| find(members, keys).map(|v| v.string());
+    let text = |keys| object.find(keys).map(|v| v.string());
     let (host, program) = (text(HOST), text(PROGRAM));
     let mut message = text(MESSAGE);
     let others: [Option<Cow<'_, str>>; OTHERS.len()] =
-        std::array::from_fn(|i| first(members, OTHERS[i].1));
+        std::array::from_fn(|i| object.first(OTHERS[i].1));
     let other = |name: &str| {
         let i = OTHERS.iter().position(|o| o.0 == name)?;
         others[i].as_deref()
     };
-    let audit = get(members, "apiVersion").is_some_and(|v| v.raw.starts_with("audit.k8s.io"));
-    let journal = get(members, "__REALTIME_TIMESTAMP").is_some();
+    let audit = object
+        .get("apiVersion")
+        .is_some_and(|v| v.raw.starts_with("audit.k8s.io"));
+    let journal = object.get("__REALTIME_TIMESTAMP").is_some();
     let kind = match (audit, journal) {
         (true, _) => "kubernetes_audit",
         (_, true) => "journal",
@@ -303,7 +328,7 @@ fn record(line: &str, members: &Members<'_>, emit: &mut Emit<'_>) -> Option<()> 
         raw_time: raw.raw,
         host: host.as_deref(),
         program: program.as_deref(),
-        pid: find(members, PID).and_then(|v| v.raw.parse().ok()),
+        pid: object.find(PID).and_then(|v| v.raw.parse().ok()),
         message: message.trim_end_matches('\n'),
         fields,
     });
@@ -315,15 +340,14 @@ fn record(line: &str, members: &Members<'_>, emit: &mut Emit<'_>) -> Option<()> 
 fn stamp(value: &Value<'_>) -> Option<Stamp> {
     if value.nested() {
         let inner = object(value.raw.as_bytes(), DEPTH)?;
-        let members = inner.members.get(..inner.n)?;
         let keys = ["$date", "seconds", "epochSecond", "secs", "iso", "time"];
-        let plain = keys.iter().find_map(|k| get(members, k))?;
+        let plain = keys.iter().find_map(|k| inner.get(k))?;
         if plain.nested() {
             let inner = object(plain.raw.as_bytes(), DEPTH)?;
-            return number(get(inner.members.get(..inner.n)?, "$numberLong")?.raw);
+            return number(inner.get("$numberLong")?.raw);
         }
         let nanos = ["nanos", "nanoOfSecond", "nanoseconds", "nsec"];
-        let nanos = nanos.iter().find_map(|k| get(members, k));
+        let nanos = nanos.iter().find_map(|k| inner.get(k));
         return match (stamp(&plain)?, nanos) {
             (Stamp::Micros(t), Some(n)) => {
                 let n = n.raw.parse::<u32>().ok().filter(|n| *n < 1_000_000_000)?;
@@ -399,6 +423,7 @@ fn object(b: &[u8], depth: usize) -> Option<Object<'_>> {
         members: [("", Value::default()); MEMBERS],
         n: 0,
         len: 0,
+        signs: [0; 4],
     };
     let mut i = space(b, 1);
     loop {
@@ -408,10 +433,7 @@ fn object(b: &[u8], depth: usize) -> Option<Object<'_>> {
             return None;
         }
         let (value, next) = value(b, space(b, i + 1), depth)?;
-        if let Some(slot) = out.members.get_mut(out.n) {
-            *slot = (key.raw, value);
-            out.n += 1;
-        }
+        out.push(key.raw, value);
         i = space(b, next);
         match b.get(i)? {
             // A comma before the last brace is written by hand.

@@ -14,11 +14,15 @@
 //! two or more such entries is partial, from the first that none lies right before. Of a split
 //! archive each part is partial. Where offsets count from a program in front, the archive is what
 //! lies behind it, and whether it is whole isn't known.
+//!
+//! A shell script whose page the first entry is in is in front of it in the same file: the archive
+//! that unpacks itself is reported too, from the script's first byte.
 
 mod proof;
 
-use crate::carver::{Carver, Extent, Hit};
+use crate::carver::{Carver, Extent, Hit, Whole};
 use crate::ends::Ends;
+use crate::page::PAGE;
 
 use crate::source::Item;
 use memchr::memmem;
@@ -41,6 +45,8 @@ const BACK: usize = 32 << 10;
 const SEARCH: usize = 16 << 20;
 /// Zeros between two entries, for their alignment.
 const PADDING: usize = 4096;
+/// Longest first line of a script (`BINPRM_BUF_SIZE` of Linux).
+const SHEBANG: usize = 256;
 /// Largest directory that is walked.
 const DIRECTORY: usize = 16 << 20;
 /// Names that are looked at for what an archive is.
@@ -61,7 +67,7 @@ impl Carver for Zip {
     }
 
     fn version(&self) -> u32 {
-        2
+        3
     }
 
     fn literals(&self) -> &'static [&'static [u8]] {
@@ -69,7 +75,7 @@ impl Carver for Zip {
     }
 
     fn reach(&self) -> usize {
-        MARKERS[0].len()
+        PAGE
     }
 
     fn visit(&self, at: usize, hit: &mut Hit<'_, '_>) {
@@ -81,6 +87,11 @@ impl Carver for Zip {
         };
         let mut seen = std::mem::take(hit.seen);
         hit.follow(at - marker, |item| walk(item, marker, &mut seen.zip));
+        let script = script(hit.source.data, hit.source.base, at);
+        if let Some(front) = script.filter(|n| marker == 0 && hit.owns(at - n)) {
+            let walk = |item: &mut Item<'_, '_>| unpacks_itself(item, front, &mut seen.zip);
+            hit.follow_back(at, walk);
+        }
         *hit.seen = seen;
     }
 }
@@ -181,6 +192,35 @@ fn walk(item: &mut Item<'_, '_>, marker: usize, ends: &mut Ends) -> Option<Exten
         "its directory was not found"
     });
     extent.fields = vec![("entries", (run.entries as i64).into())];
+    Some(extent)
+}
+
+/// How many bytes before an entry at `at` a script begins that its page begins with: `#!`, a path.
+fn script(data: &[u8], base: u64, at: usize) -> Option<usize> {
+    let front = ((base + at as u64) % PAGE as u64) as usize;
+    let head = data.get(at.checked_sub(front)?..at)?;
+    let line = head.strip_prefix(b"#!")?;
+    let end = memchr::memchr(b'\n', line).filter(|n| *n < SHEBANG)?;
+    let text = line[..end].iter().all(|b| (0x20..0x7f).contains(b));
+    let path = line[..end].trim_ascii_start().starts_with(b"/");
+    (text && path).then_some(front)
+}
+
+/// An archive behind a script of `front` bytes, if it is one in whole.
+fn unpacks_itself(item: &mut Item<'_, '_>, front: usize, ends: &mut Ends) -> Option<Extent> {
+    let mut extent = walk(item, 0, ends)?;
+    let counted = extent.fields.iter().find(|f| f.0 == "prefix").map(|f| f.1);
+    extent.whole = match (&extent.whole, counted) {
+        (Whole::No(_), _) => return None,
+        // Offsets count from the script: the directory vouches for it.
+        (_, Some(n)) if n == (front as i64).into() => Whole::Yes,
+        (_, Some(_)) => return None,
+        _ => Whole::Unknown("nothing but its page tells that the script is its own".to_owned()),
+    };
+    extent.fields.retain(|f| f.0 != "prefix");
+    extent.fields.push(("script", (front as i64).into()));
+    extent.len += front;
+    extent.back = front;
     Some(extent)
 }
 
