@@ -10,7 +10,7 @@ use ramsift_os::table::{Anomaly, Table, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The views of this file.
-const VIEWS: [&str; 11] = [
+const VIEWS: [&str; 12] = [
     "linux/hidden_modules",
     "linux/check_syscall",
     "linux/check_idt",
