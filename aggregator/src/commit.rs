@@ -7,8 +7,9 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
 use async_trait::async_trait;
 use ramsift_proto::v1::{CommitRecord, SegmentPart, SegmentRef, TaskReport};
+use ramsift_proto::{MAX_LISTS, TaskId};
 use ramsift_store::job::{now_micros, to_json};
-use ramsift_store::tables::{accepted, is_view, place_columns, write_segment};
+use ramsift_store::tables::{accepted, is_view, place_columns, schema, write_segment};
 use ramsift_store::{Ack, Keys, Ledger, Objects, Report, ReportError, Reporter, StoreError};
 use ramsift_telemetry::{Carrier, Histogram, global};
 use std::collections::BTreeMap;
@@ -182,6 +183,9 @@ impl Aggregator {
             return Err("this aggregator is stopping".into());
         }
         let job = report.header.job.clone();
+        if let Err(why) = sound(&report) {
+            return Ok(Ack::Refused(why));
+        }
         if let Some(why) = self.sealed(&job).await.map_err(|e| e.to_string())? {
             return Ok(Ack::Refused(why));
         }
@@ -417,6 +421,63 @@ impl Aggregator {
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
     m.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// Whether what a report names are names, and of its own job: they become keys in the store and names of files.
+fn sound(r: &Report) -> Result<(), String> {
+    let h = &r.header;
+    let plain = |s: &str| {
+        let bad = |c: char| c.is_control() || matches!(c, '/' | '\\');
+        !s.is_empty() && s.len() <= NAME && !s.starts_with('.') && !s.contains(bad)
+    };
+    let within = |key: &str, folder: &str| {
+        let rest = key.strip_prefix(folder);
+        rest.is_some_and(|k| k.split('/').all(plain))
+    };
+    if !plain(&h.job) || !plain(&h.attempt) || h.task.parse::<TaskId>().is_err() {
+        return Err(format!("{:?}: a report of this name is none", h.task));
+    }
+    let keys = Keys::new(&h.job);
+    let (segments, packs) = (keys.segments(), keys.packs());
+    let stray = |key: &str| format!("{}: {key} is not its own to report", h.task);
+    for s in &h.segments {
+        if !within(&s.key, &segments) {
+            return Err(stray(&s.key));
+        }
+        if !is_table(&s.table) {
+            return Err(format!("{}: there is no table {}", h.task, s.table));
+        }
+    }
+    for o in &h.objects {
+        if !within(&o.key, &packs) && !within(&o.key, ARTIFACTS) {
+            return Err(stray(&o.key));
+        }
+    }
+    if let Some(w) = &h.wishes {
+        let folder = w.folder.strip_suffix('/').unwrap_or(&w.folder);
+        if !folder.is_empty() && !within(folder, &keys.all_lists()) {
+            return Err(stray(&w.folder));
+        }
+        if w.memory > MAX_LISTS || w.files > MAX_LISTS || w.views.len() > VIEWS {
+            return Err(format!("{}: asks for too many tasks", h.task));
+        }
+    }
+    match r.batches.iter().find(|(t, _)| !is_table(t)) {
+        Some((t, _)) => Err(format!("{}: there is no table {t}", h.task)),
+        None => Ok(()),
+    }
+}
+
+/// Whether rows of such a table can be reported.
+fn is_table(table: &str) -> bool {
+    is_view(table) || schema(table).is_some()
+}
+
+/// Where large artifacts lie.
+const ARTIFACTS: &str = "artifacts/";
+/// Characters of a name at most.
+const NAME: usize = 256;
+/// Views that one report may ask for.
+const VIEWS: usize = 64;
 
 /// Objects of a report looked up at a time.
 const CHECKS: usize = 16;

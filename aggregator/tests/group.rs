@@ -1,7 +1,7 @@
 //! When a group of reports is committed: here no group ever gets old or large.
 
 use ramsift_aggregator::{Aggregator, CommitLimits};
-use ramsift_proto::v1::{TaskReport, Wishes};
+use ramsift_proto::v1::{ObjectRef, SegmentRef, TaskReport, Wishes};
 use ramsift_store::job::commits;
 use ramsift_store::{Ack, Keys, Ledger, LocalObjects, MemoryLedger, Objects, Report};
 use std::sync::Arc;
@@ -115,4 +115,60 @@ async fn without_a_count_of_tasks_a_group_waits_and_a_stop_commits_it() {
     let done = timeout(HANGS, waits).await.expect("in time");
     assert_eq!(done.expect("handed over"), Ok(Ack::Durable));
     assert_eq!(w.committed().await, [["chunk-1"]]);
+}
+
+/// What a report names becomes keys and files: names that lead elsewhere are not taken, and nothing of them is stored.
+#[tokio::test]
+async fn a_report_names_what_is_its_own() {
+    let w = world().await;
+    let segment = |table: &str, key: &str| SegmentRef {
+        table: table.into(),
+        key: key.into(),
+        ..SegmentRef::default()
+    };
+    let with = |f: &dyn Fn(&mut TaskReport)| {
+        let mut r = report("chunk-0");
+        f(&mut r.header);
+        r
+    };
+    let memory = |n| Wishes {
+        folder: "jobs/j/lists/a/".into(),
+        memory: n,
+        ..Wishes::default()
+    };
+    let elsewhere = Wishes {
+        folder: "jobs/other/lists/a/".into(),
+        ..memory(1)
+    };
+    let forged = [
+        with(&|h| h.attempt = "../../frozen".into()),
+        with(&|h| h.attempt = String::new()),
+        with(&|h| h.task = "../spec".into()),
+        with(&|h| h.job = "../j".into()),
+        with(&|h| {
+            h.segments = vec![segment(
+                "findings",
+                "jobs/other/segments/a/findings.parquet",
+            )]
+        }),
+        with(&|h| h.segments = vec![segment("findings", "jobs/j/segments/../frozen.json")]),
+        with(&|h| h.segments = vec![segment("../../x", "jobs/j/segments/a/x.parquet")]),
+        with(&|h| {
+            h.objects = vec![ObjectRef {
+                key: "rules/x.rules".into(),
+                bytes: 1,
+            }];
+        }),
+        with(&|h| h.wishes = Some(memory(u32::MAX))),
+        with(&|h| h.wishes = Some(elsewhere.clone())),
+    ];
+    for r in forged {
+        let what = format!("{:?}", r.header);
+        let ack = timeout(HANGS, w.aggregator.take(r)).await.expect("in time");
+        assert!(matches!(ack, Ok(Ack::Refused(_))), "{what}: {ack:?}");
+    }
+    assert_eq!(w.committed().await, Vec::<Vec<String>>::new());
+    let stored = w.objects.list("").await.expect("a listing");
+    let keys: Vec<_> = stored.into_iter().map(|m| m.key).collect();
+    assert_eq!(keys, ["jobs/j/plan.json"]);
 }

@@ -28,9 +28,23 @@ pub enum ContextError {
     /// The evidence.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// There is no plan in this store.
+    #[error("{0}")]
+    NoPlan(String),
     /// The plan asks for something that this version can't do.
     #[error("{0}")]
     Unusable(String),
+}
+
+impl ContextError {
+    /// Whether every job would meet it.
+    pub(crate) fn is_outage(&self) -> bool {
+        match self {
+            Self::Store(e) => !e.is_content(),
+            Self::Source(e) => !e.is_fatal() && !e.is_content(),
+            Self::NoPlan(_) | Self::Unusable(_) => false,
+        }
+    }
 }
 
 /// What a worker keeps of a job.
@@ -93,7 +107,11 @@ impl JobCache {
 
     async fn load(&self, job: &str) -> Result<JobContext, ContextError> {
         let keys = Keys::new(job);
-        let (plan, _): (Plan, _) = job::read(self.objects.as_ref(), &keys.plan()).await?;
+        let found = job::read_opt::<Plan>(self.objects.as_ref(), &keys.plan()).await?;
+        let Some((plan, _)) = found else {
+            let at = self.objects.url(&keys.plan());
+            return Err(ContextError::NoPlan(format!("{at} does not exist")));
+        };
         let source = self.sources.open_pinned(&plan.pin).await?;
         let options = carver_options(&plan, self.max_artifact)?;
         let unusable = |e: ramsift_carvers::CarverError| ContextError::Unusable(e.to_string());

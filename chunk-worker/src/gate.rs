@@ -3,7 +3,7 @@
 
 use crate::Worker;
 use ramsift_layers::FileOffset;
-use ramsift_store::Keys;
+use ramsift_store::job;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
@@ -105,11 +105,11 @@ pub(crate) fn await_reach(worker: &Arc<Worker>, job: &str, at: u64) {
     if !worker.gate.shut() {
         return;
     }
-    let (worker, job) = (worker.clone(), job.to_owned());
+    let (worker, of) = (worker.clone(), job.to_owned());
     tokio::spawn(async move {
         let mut wait = Duration::from_secs(1);
         while !worker.stop.is_cancelled() {
-            match probe(&worker, &job, at).await {
+            match probe(&worker, &of, at).await {
                 Ok(()) => break,
                 Err(why) => worker.deps.readiness.block("work", why),
             }
@@ -124,18 +124,27 @@ pub(crate) fn await_reach(worker: &Arc<Worker>, job: &str, at: u64) {
     });
 }
 
-/// Tries everything that a task needs.
-async fn probe(worker: &Worker, job: &str, at: u64) -> Result<(), String> {
-    let spec = Keys::new(job).spec();
-    let head = worker.deps.objects.head(&spec).await;
-    head.map_err(|e| e.to_string())?;
+/// Tries everything that a task needs, as long as its job lives: what is wrong with one job alone is no outage.
+pub(crate) async fn probe(worker: &Worker, job: &str, at: u64) -> Result<(), String> {
+    let over = job::is_over(worker.deps.objects.as_ref(), job).await;
+    let over = match over {
+        Err(e) if !e.is_content() => return Err(e.to_string()),
+        other => other.unwrap_or(true),
+    };
     worker
         .deps
         .reporter
         .check()
         .await
         .map_err(|e| e.to_string())?;
-    let ctx = worker.jobs.get(job).await.map_err(|e| e.to_string())?;
+    if over {
+        return Ok(());
+    }
+    let ctx = match worker.jobs.get(job).await {
+        Ok(ctx) => ctx,
+        Err(e) if e.is_outage() => return Err(e.to_string()),
+        Err(_) => return Ok(()),
+    };
     let mut byte = [0];
     match ctx.source.read_at(FileOffset(at), &mut byte).await {
         // What no other try would change is for the task to say.

@@ -112,6 +112,7 @@ pub(crate) struct Worker {
     pub(crate) buffers: read::BufferPool,
     pub(crate) metrics: Metrics,
     pub(crate) gate: gate::Gate,
+    pub(crate) passed: task::Passed,
     /// Why the only clamd there is was given up.
     pub(crate) clamd_gone: Arc<OnceLock<String>>,
     pub(crate) stop: CancellationToken,
@@ -130,6 +131,7 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
         buffers: read::BufferPool::new(slots + slots.div_ceil(2)),
         metrics: Metrics::new(),
         gate: gate::Gate::new(),
+        passed: task::Passed::default(),
         clamd_gone: Arc::default(),
         stop: stop.clone(),
         abandon: abandon.clone(),

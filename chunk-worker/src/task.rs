@@ -13,12 +13,38 @@ use ramsift_queue::{Delivery, Lane};
 use ramsift_store::job;
 use ramsift_store::ledger::Wanted;
 use ramsift_store::lists::{FileList, MemoryList};
-use ramsift_store::{Ack, Report};
+use ramsift_store::{Ack, Report, StoreError};
 use ramsift_telemetry::{current, link, set_parent};
+use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::Instrument;
+
+/// How long a task that this worker can't do is kept before it is passed on.
+const PASS_ON: Duration = Duration::from_millis(500);
+/// How often a task is passed on by one worker.
+const PASSES: u32 = 2;
+/// Tasks that are remembered to have been passed on.
+const REMEMBERED: usize = 4096;
+
+/// Tasks that were passed on, and how often.
+#[derive(Debug, Default)]
+pub(crate) struct Passed(Mutex<BTreeMap<(String, String), u32>>);
+
+impl Passed {
+    /// Notes that a task is to be passed on; whether it was often enough.
+    fn often(&self, task: &Task) -> bool {
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (task.job.clone(), task.task.clone());
+        if !all.contains_key(&key) && all.len() >= REMEMBERED {
+            all.pop_first();
+        }
+        let n = all.entry(key).or_default();
+        *n += 1;
+        *n > PASSES
+    }
+}
 
 /// How a task ended.
 #[derive(Debug)]
@@ -27,6 +53,8 @@ enum End {
     Done,
     /// Not ours to finish: let another have it.
     HandBack(String),
+    /// Not begun, since this worker can't: let another have it, as if it had not been delivered.
+    PassOn(String),
     /// This attempt failed on its content, or on a defect of ours.
     GiveUp(String),
 }
@@ -34,9 +62,11 @@ enum End {
 /// What went wrong before there was a report.
 #[derive(Debug)]
 enum Trouble {
-    /// The job can't go on.
-    Fatal(String),
-    /// Worth another try, here or elsewhere.
+    /// Another try would find the same; the job can't go on, or this task of it can't.
+    Wrong { why: String, fatal: bool },
+    /// This worker can't; one that is set up otherwise may.
+    Elsewhere { why: String, fatal: bool },
+    /// What every job would meet: worth another try, here or elsewhere.
     Outage(String),
     /// Worth another try at once, which goes another way.
     Again,
@@ -44,12 +74,11 @@ enum Trouble {
 
 impl From<SourceError> for Trouble {
     fn from(e: SourceError) -> Self {
-        // What this worker may not read another may: only the coordinator's own look is final.
-        let denied = matches!(e, SourceError::Denied { .. });
-        if (e.is_fatal() && !denied) || e.is_content() {
-            Self::Fatal(e.to_string())
-        } else {
-            Self::Outage(e.to_string())
+        let why = e.to_string();
+        match e {
+            SourceError::Denied { .. } => Self::Elsewhere { why, fatal: false },
+            e if e.is_fatal() || e.is_content() => Self::Wrong { why, fatal: true },
+            _ => Self::Outage(why),
         }
     }
 }
@@ -69,8 +98,21 @@ impl From<ContextError> for Trouble {
         match e {
             ContextError::Source(e) => e.into(),
             // Another version of this program may be able to.
-            ContextError::Unusable(why) => Self::Outage(why),
-            ContextError::Store(e) => Self::Outage(e.to_string()),
+            ContextError::Unusable(why) => Self::Elsewhere { why, fatal: true },
+            // Perhaps the store of this worker is not the job's.
+            ContextError::NoPlan(why) => Self::Elsewhere { why, fatal: false },
+            ContextError::Store(e) => Self::of_store(&e, true),
+        }
+    }
+}
+
+impl Trouble {
+    fn of_store(e: &StoreError, fatal: bool) -> Self {
+        let why = e.to_string();
+        if e.is_content() {
+            Self::Wrong { why, fatal }
+        } else {
+            Self::Outage(why)
         }
     }
 }
@@ -97,6 +139,10 @@ pub(crate) async fn handle(worker: Arc<Worker>, lane: Lane, delivery: Delivery) 
         End::HandBack(why) => {
             tracing::info!(reason = %why, "task handed back");
             delivery.hand_back().await
+        }
+        End::PassOn(why) => {
+            tracing::info!(reason = %why, "task passed on");
+            delivery.put_back().await
         }
         End::GiveUp(why) => {
             tracing::error!(reason = %why, "attempt failed");
@@ -125,12 +171,32 @@ async fn attempt(worker: &Arc<Worker>, lane: Lane, task: &Task) -> End {
             Ok(Ok(report)) => report,
             Ok(Err(end)) => return end,
             Err(Trouble::Again) => continue,
-            Err(Trouble::Fatal(why)) => failed(worker, task, &attempt, why, true),
+            Err(Trouble::Wrong { why, fatal }) => failed(worker, task, &attempt, why, fatal),
+            Err(Trouble::Elsewhere { why, fatal }) => {
+                // There may be no other worker that can: then it is said, and holds up no other job.
+                if worker.config.fatal_outage || worker.passed.often(task) {
+                    failed(worker, task, &attempt, why, fatal)
+                } else {
+                    pause(worker, PASS_ON).await;
+                    return End::PassOn(why);
+                }
+            }
             Err(Trouble::Outage(why)) => {
                 worker.deps.readiness.block("work", why.clone());
                 let over = Instant::now() >= give_up_at;
+                if let Ok(true) = job::is_over(worker.deps.objects.as_ref(), &task.job).await {
+                    worker.deps.readiness.ready("work");
+                    return End::Done;
+                }
                 if over && worker.config.fatal_outage {
                     failed(worker, task, &attempt, why, true)
+                } else if over
+                    && gate::probe(worker, &task.job, first_byte(task))
+                        .await
+                        .is_ok()
+                {
+                    // Everything is in reach: it is this task.
+                    failed(worker, task, &attempt, why, false)
                 } else if over || worker.stop.is_cancelled() {
                     if over {
                         gate::await_reach(worker, &task.job, first_byte(task));
@@ -252,7 +318,7 @@ async fn perform(
             needs_clamd(worker, &ctx)?;
             let (list, _): (FileList, _) = job::read(worker.deps.objects.as_ref(), &work.list)
                 .await
-                .map_err(|e| Trouble::Outage(e.to_string()))?;
+                .map_err(|e| Trouble::of_store(&e, false))?;
             in_slot(worker, task, move || {
                 recovered::inspect(&w, &c, &list, &a).map_err(ScanError::Store)
             })
@@ -274,7 +340,10 @@ async fn perform(
 fn needs_clamd(worker: &Worker, ctx: &JobContext) -> Result<(), Trouble> {
     if ctx.plan.spec.clamav && worker.deps.clamd.is_none() {
         let why = "the job wants ClamAV and this worker has no clamd (clamd.address)";
-        return Err(Trouble::Outage(why.into()));
+        return Err(Trouble::Elsewhere {
+            why: why.into(),
+            fatal: false,
+        });
     }
     Ok(())
 }
@@ -316,7 +385,7 @@ async fn memory(
     needs_clamd(worker, ctx)?;
     let (list, _): (MemoryList, _) = job::read(worker.deps.objects.as_ref(), &work.list)
         .await
-        .map_err(|e| Trouble::Outage(e.to_string()))?;
+        .map_err(|e| Trouble::of_store(&e, false))?;
     // Counts among the buffers of chunks, which are about as large.
     let Some(mut buffer) = worker.buffers.take().await else {
         return Ok(Err(End::HandBack("stopping".into())));
@@ -348,9 +417,10 @@ async fn chunk(
     attempt: &str,
 ) -> Result<Result<Report, End>, Trouble> {
     let file = work.file_start..work.file_end;
-    task.task
-        .parse::<TaskId>()
-        .map_err(|e| Trouble::Fatal(e.to_string()))?;
+    task.task.parse::<TaskId>().map_err(|e| Trouble::Wrong {
+        why: e.to_string(),
+        fatal: false,
+    })?;
     needs_clamd(worker, ctx)?;
     let windows = ctx.plan.chunks.windows(&ctx.plan.layout.runs, file.clone());
     let Some(buffer) = worker.buffers.take().await else {

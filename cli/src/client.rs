@@ -49,8 +49,12 @@ fn job_name() -> String {
 /// `ramsift submit`
 pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
     let sources = Sources::new(config.s3.to_layers());
-    if let Some(local) = args.sources.iter().find(|s| split_s3_url(s).is_none()) {
-        bail!("{local} is not in S3: workers elsewhere can't read it; use ramsift scan");
+    let allowed = config.sources.allowed()?;
+    for local in args.sources.iter().filter(|s| split_s3_url(s).is_none()) {
+        // Where every machine has the folder, sources.allow may name it.
+        if let Err(e) = allowed.check(local) {
+            bail!("{local} is not in S3: workers elsewhere can't read it; use ramsift scan ({e})");
+        }
     }
     let found = capture::find(&args.sources, &sources).await?;
     for (name, why) in &found.skipped {
@@ -70,7 +74,14 @@ pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
             .map(|r| hex::encode(r.digest()))
             .unwrap_or_default();
         let r = client.submit(SubmitRequest { spec: Some(spec) }).await;
-        let job = r.map_err(|s| explain(config, &s))?.into_inner().job;
+        let taken = r.map_err(|s| explain(config, &s))?.into_inner();
+        if !taken.active.is_empty() {
+            tell!(
+                "taken by a coordinator that stands by; {} runs jobs and was told",
+                Shown(&taken.active)
+            );
+        }
+        let job = taken.job;
         say!("{job}  {}", Shown(&source));
         jobs.push(job);
     }

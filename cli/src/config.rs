@@ -4,7 +4,7 @@
 //! `--set section.key=value` on the command line.
 
 use anyhow::{Context, Result, anyhow, bail};
-use ramsift_layers::source::{S3Config, SignPayloads};
+use ramsift_layers::source::{Allowed, S3Config, SignPayloads};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -15,6 +15,7 @@ use toml::{Table, Value};
 pub(crate) struct Config {
     pub(crate) store: Store,
     pub(crate) s3: S3,
+    pub(crate) sources: Sources,
     pub(crate) queue: Queue,
     pub(crate) ledger: Ledger,
     pub(crate) clamd: Clamd,
@@ -66,6 +67,29 @@ impl S3 {
             path_style: self.path_style,
             sign_payloads: self.sign_payloads,
         }
+    }
+}
+
+/// Which evidence services read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Sources {
+    /// What jobs of a cluster may name, separated by commas: `s3://` (every object), `s3://bucket`,
+    /// `s3://bucket/prefix`, `/folder` (regular files below it, on each worker's machine).
+    pub(crate) allow: String,
+}
+
+impl Default for Sources {
+    fn default() -> Self {
+        Self {
+            allow: "s3://".into(),
+        }
+    }
+}
+
+impl Sources {
+    pub(crate) fn allowed(&self) -> Result<Allowed> {
+        Allowed::parse(&self.allow).map_err(anyhow::Error::msg)
     }
 }
 
@@ -158,7 +182,7 @@ impl Default for Coordinator {
             listen: "0.0.0.0:7400".into(),
             url: "http://127.0.0.1:7400".into(),
             window: 256,
-            lease_seconds: 15,
+            lease_seconds: 10,
             poll_milliseconds: 500,
             republish_seconds: 900,
             smallest_bytes: 1 << 20,
@@ -466,6 +490,22 @@ mod tests {
         assert!(e.to_string().contains("RAMSIFT_SCAN_CHUNKSIZE"));
         assert!(load(None, env(&[]), &["scan.x=1".into()]).is_err());
         assert!(load(None, env(&[("RAMSIFT_SCAN_OVERLAP", "many")]), &[]).is_err());
+    }
+
+    #[test]
+    fn services_read_objects_alone_unless_told_otherwise() {
+        let c = Config::default();
+        let allowed = c.sources.allowed().expect("valid");
+        assert!(allowed.check("s3://bucket/key").is_ok());
+        assert!(allowed.check("/etc/passwd").is_err());
+        let e = env(&[("RAMSIFT_SOURCES_ALLOW", "s3://evidence,/captures")]);
+        let c = load(None, e, &[]).expect("valid");
+        let allowed = c.sources.allowed().expect("valid");
+        assert!(allowed.check("/captures/a.mem").is_ok());
+        assert!(allowed.check("s3://other/a.mem").is_err());
+        let c = load(None, env(&[]), &["sources.allow=".into()]).expect("valid");
+        let e = c.sources.allowed().expect_err("nothing").to_string();
+        assert!(e.contains("sources.allow"), "{e}");
     }
 
     #[test]

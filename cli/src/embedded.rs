@@ -1,7 +1,7 @@
 //! All four services in one process: in-process queue and ledger, no port opened.
 
 use crate::config::Config;
-use crate::glue::{self, LocalFinaliser, YaraVerdicts, finalise_info};
+use crate::glue::{self, LocalFinaliser, Specs, YaraVerdicts, finalise_info};
 use anyhow::Result;
 use ramsift_aggregator::{Aggregator, CommitLimits};
 use ramsift_coordinator::Coordinator;
@@ -84,6 +84,7 @@ pub(crate) async fn start(
             objects: objects.clone(),
             sources: sources.clone(),
             verdicts: Arc::new(YaraVerdicts),
+            specs: Arc::new(Specs),
             finaliser: Arc::new(LocalFinaliser {
                 aggregator: aggregator.clone(),
                 info,

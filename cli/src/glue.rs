@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail};
 use async_trait::async_trait;
 use ramsift_aggregator::{Aggregator, FinaliseInfo, finalise};
 use ramsift_carvers::{CarverOptions, CarverSet};
-use ramsift_coordinator::{Finaliser, VerdictPlanner};
+use ramsift_coordinator::{Finaliser, SpecCheck, VerdictPlanner};
 use ramsift_engines::clamav::{Clamd, ClamdOptions};
 use ramsift_engines::yara::{
     External, RuleSet, load_rules, load_rules_cached, parse_define, plan_verdicts,
@@ -218,6 +218,33 @@ impl VerdictPlanner for YaraVerdicts {
             .iter()
             .map(|g| serde_json::to_value(g).map_err(|e| e.to_string()))
             .collect()
+    }
+}
+
+/// What jobs may ask of carvers and rule engine, for the coordinator.
+#[derive(Debug)]
+pub(crate) struct Specs;
+
+impl SpecCheck for Specs {
+    fn spec(&self, spec: &JobSpec) -> Result<(), String> {
+        if !spec.timezone.is_empty() {
+            ramsift_chunk_worker::parse_timezone(&spec.timezone)?;
+        }
+        if !spec.carvers.is_empty() {
+            let only = Some(spec.carvers.clone());
+            let options = CarverOptions {
+                only,
+                ..CarverOptions::default()
+            };
+            CarverSet::new(options).map_err(|e| e.to_string())?;
+        }
+        Ok(())
+    }
+
+    fn rules(&self, rules: &[u8]) -> Result<(), String> {
+        RuleSet::from_bytes(rules)
+            .map(|_| ())
+            .map_err(|e| e.to_string())
     }
 }
 

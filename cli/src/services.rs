@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::embedded::worker_config;
-use crate::glue::{self, YaraVerdicts, finalise_info};
+use crate::glue::{self, Specs, YaraVerdicts, finalise_info};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use ramsift_aggregator::{Aggregator, CommitLimits};
@@ -70,7 +70,7 @@ async fn shared(config: &Config, what: &str) -> Result<Shared> {
         .await
         .with_context(|| format!("http.listen {http}"))?;
     tracing::info!(address = %bound, "health endpoint");
-    let sources = Sources::new(config.s3.to_layers());
+    let sources = Sources::new(config.s3.to_layers()).only(config.sources.allowed()?);
     let objects = glue::store(&config.store.url, &sources).await?;
     let queue: Arc<dyn Queue> = Arc::new(RabbitQueue::new(RabbitConfig {
         url: config.queue.url.clone(),
@@ -204,6 +204,7 @@ pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
             objects: s.objects.clone(),
             sources: s.sources.clone(),
             verdicts: Arc::new(YaraVerdicts),
+            specs: Arc::new(Specs),
             finaliser: Arc::new(RemoteFinaliser {
                 channel: channel("aggregator.url", &config.aggregator.url)?,
             }),

@@ -3,12 +3,12 @@
 use crate::lost::Lost;
 use crate::{Config, Deps};
 use futures::{StreamExt, TryStreamExt};
-use ramsift_proto::TaskId;
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{
     ChunkWork, CommitRecord, FilesWork, JobPhase, JobProgress, JobSpec, JobState, MemoryWork,
     Outcome, RuleCount, RuleGap, Task, TaskReport, VerdictWork, ViewWork, Wishes,
 };
+use ramsift_proto::{MAX_LISTS, TaskId};
 use ramsift_queue::Lane;
 use ramsift_store::job::{self, now_micros, rules_key, to_json};
 use ramsift_store::lists::{LIST, PROCESSES, files_name, memory_name};
@@ -186,6 +186,17 @@ impl Job {
         Ok(())
     }
 
+    /// Takes the plan of a job that has ended.
+    pub(crate) fn ended_with(&mut self, plan: Plan) {
+        if matches!(
+            self.state.phase(),
+            JobPhase::Complete | JobPhase::CompleteWithGaps
+        ) {
+            self.bytes_done = plan.pin.size();
+        }
+        self.plan = Some(plan);
+    }
+
     /// Adds a task, or its halves where it was cut.
     fn add(&mut self, task: TaskId) {
         let name = task.to_string();
@@ -271,7 +282,7 @@ impl Job {
         self.open.remove(&id);
         self.out.remove(&id);
         self.pending.retain(|t| *t != id);
-        if let Some(w) = &r.wishes {
+        if let (Some(w), TaskId::View(_)) = (&r.wishes, &id) {
             self.wish(w.clone());
         }
         let name = r.task.clone();
@@ -284,7 +295,9 @@ impl Job {
     }
 
     /// Adds what a view asks for.
-    fn wish(&mut self, w: Wishes) {
+    fn wish(&mut self, mut w: Wishes) {
+        w.memory = w.memory.min(MAX_LISTS);
+        w.files = w.files.min(MAX_LISTS);
         if w.memory > 0 {
             self.lists[0].clone_from(&w.folder);
             self.memory_lists = w.memory;
@@ -565,7 +578,7 @@ impl Job {
             source: self.spec.source.clone(),
             bytes_total: total,
             bytes_done: self.bytes_done,
-            tasks_total: self.total,
+            tasks_total: self.total.max(self.settled.len() as u64),
             tasks_done: self.settled.len() as u64,
             tasks_failed: self.failed_tasks,
             running_seconds: running,
@@ -584,14 +597,15 @@ impl Job {
         self.settled.iter().cloned().collect()
     }
 
-    pub(crate) fn set_phase(&mut self, phase: JobPhase, reason: &str, epoch: u64) {
-        self.state = JobState {
+    /// The state that the job is to have.
+    pub(crate) fn state_as(&self, phase: JobPhase, reason: &str, epoch: u64) -> JobState {
+        JobState {
             job: self.spec.job.clone(),
             phase: phase.into(),
             reason: reason.to_owned(),
             epoch,
             updated_micros: now_micros(),
-        };
+        }
     }
 }
 

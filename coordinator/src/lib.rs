@@ -7,6 +7,7 @@
 //!                    \-> failed | cancelled
 //! ```
 
+mod check;
 mod job;
 mod lease;
 mod lost;
@@ -17,7 +18,8 @@ mod schedule;
 mod server;
 mod service;
 
-pub use lease::Lease;
+pub use check::{SpecCheck, SubmitError};
+pub use lease::{Lease, Watch};
 pub use plan::{PlanError, plan};
 pub use server::serve;
 pub use service::{Coordinator, Submitted};
@@ -43,7 +45,7 @@ pub struct Config {
     pub poll: Duration,
     /// How long a published task may stay unsettled before it is published again.
     pub republish: Duration,
-    /// How long the lease holds without renewal.
+    /// How long a standby must see the lease unchanged before it takes over.
     pub lease: Duration,
     /// Smallest part of a chunk that is tried on its own.
     pub smallest: u64,
@@ -58,7 +60,7 @@ impl Default for Config {
             window: 256,
             poll: Duration::from_millis(500),
             republish: Duration::from_secs(900),
-            lease: Duration::from_secs(15),
+            lease: Duration::from_secs(10),
             smallest: 1 << 20,
             only: None,
         }
@@ -92,6 +94,8 @@ pub struct Deps {
     pub sources: Sources,
     /// Groups rules.
     pub verdicts: Arc<dyn VerdictPlanner>,
+    /// Looks at what jobs ask for.
+    pub specs: Arc<dyn SpecCheck>,
     /// Seals jobs.
     pub finaliser: Arc<dyn Finaliser>,
     /// Told when the coordinator can and can't work.

@@ -43,26 +43,43 @@ impl PlanError {
     }
 }
 
-/// Opens a capture and plans its job. Reads a few KiB.
-pub async fn plan(
-    sources: &Sources,
-    spec: JobSpec,
-) -> Result<(Plan, Arc<dyn ByteSource>), PlanError> {
+/// Bytes of a chunk at most: a worker holds some in memory.
+const MAX_CHUNK: u64 = 1 << 30;
+/// Chunks of a job at most: the coordinator holds their names in memory.
+const MAX_CHUNKS: u64 = 1 << 20;
+
+/// The numbers of a job that can be judged without its capture.
+pub(crate) fn parameters(spec: &JobSpec) -> Result<ChunkParams, String> {
     let chunks = ChunkParams {
         size: spec.chunk_size,
         overlap: spec.overlap,
         ..ChunkParams::default()
     };
-    chunks
-        .validate()
-        .map_err(|e| PlanError::Parameters(e.to_string()))?;
+    chunks.validate().map_err(|e| e.to_string())?;
+    if chunks.size > MAX_CHUNK {
+        return Err(format!(
+            "a chunk of {} bytes is more than {MAX_CHUNK}",
+            chunks.size
+        ));
+    }
     if chunks.overlap > chunks.size {
-        let why = format!(
+        return Err(format!(
             "an overlap of {} bytes is more than a chunk",
             chunks.overlap
-        );
-        return Err(PlanError::Parameters(why));
+        ));
     }
+    match spec.hash.as_str() {
+        "" | "sha256" => Ok(chunks),
+        other => Err(format!("unknown hash {other:?}: use sha256")),
+    }
+}
+
+/// Opens a capture and plans its job. Reads a few KiB.
+pub async fn plan(
+    sources: &Sources,
+    spec: JobSpec,
+) -> Result<(Plan, Arc<dyn ByteSource>), PlanError> {
+    let chunks = parameters(&spec).map_err(PlanError::Parameters)?;
     let source = sources.open(&spec.source).await?;
     let layout = format::open(source.as_ref())
         .await
@@ -75,14 +92,8 @@ pub async fn plan(
     if spec.structured {
         views.push("system".to_owned());
     }
-    match spec.hash.as_str() {
-        "" => {}
-        "sha256" => views.push("sha256".to_owned()),
-        other => {
-            return Err(PlanError::Parameters(format!(
-                "unknown hash {other:?}: use sha256"
-            )));
-        }
+    if spec.hash == "sha256" {
+        views.push("sha256".to_owned());
     }
     let what = match &pin {
         ramsift_layers::SourcePin::S3 { .. } => "the object's last modification",
@@ -90,6 +101,13 @@ pub async fn plan(
     };
     let reference_time = pin.mtime_ns().map(|ns| (ns / 1000, what.to_owned()));
     let chunk_count = chunks.count(source.len());
+    if chunk_count > MAX_CHUNKS {
+        let why = format!(
+            "{chunk_count} chunks of {} bytes are too many; at most {MAX_CHUNKS}: use larger ones",
+            chunks.size
+        );
+        return Err(PlanError::Parameters(why));
+    }
     Ok((
         Plan {
             spec,

@@ -4,7 +4,7 @@ use crate::Deps;
 use crate::job::{Job, READS, Stage};
 use crate::plan::plan;
 use crate::schedule::Round;
-use crate::service::{Coordinator, Event};
+use crate::service::{Coordinator, Event, NEWS, lock};
 use futures::{StreamExt, TryStreamExt};
 use prost::Message as _;
 use ramsift_layers::{SourceError, SourcePin};
@@ -13,7 +13,6 @@ use ramsift_queue::Message;
 use ramsift_store::job::{read, read_opt, to_json};
 use ramsift_store::{Keys, Plan, StoreError};
 use std::collections::BTreeMap;
-use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
@@ -27,6 +26,12 @@ const EMBEDDED_PATIENCE: Duration = Duration::from_secs(30);
 const AGAIN: Duration = Duration::from_secs(1);
 /// Publishes in flight at a time.
 const BATCH: usize = 64;
+
+/// Tries to write a state that others write to.
+const WRITES: usize = 4;
+
+/// A job's state under this reign's epoch, and its tag.
+type Adopted = (JobState, String);
 
 /// Looks at the evidence once more before its job is sealed. The error says whether it is final.
 async fn unchanged(deps: &Deps, pin: Option<SourcePin>) -> Result<(), (String, bool)> {
@@ -47,6 +52,9 @@ pub(crate) struct Reign {
     pub(crate) events_in: mpsc::Sender<Event>,
     pub(crate) backlog: Vec<Event>,
     discover_at: Instant,
+    /// The note of those that stand by, as it was last seen, and when to look again.
+    news: Option<String>,
+    news_at: Instant,
 }
 
 impl Reign {
@@ -62,6 +70,8 @@ impl Reign {
             events_in,
             backlog: Vec::new(),
             discover_at: Instant::now(),
+            news: None,
+            news_at: Instant::now(),
         }
     }
 
@@ -80,7 +90,9 @@ impl Reign {
                 return Ok(false);
             }
         }
-        self.discover().await?;
+        if !self.discover().await? {
+            return Ok(false);
+        }
         let names: Vec<String> = self.jobs.keys().cloned().collect();
         for name in names {
             match self.step(&name).await {
@@ -112,11 +124,11 @@ impl Reign {
         self.retry(name, &e.to_string()).await
     }
 
-    /// Finds jobs in the store that are not known and not ended.
-    async fn discover(&mut self) -> Result<(), StoreError> {
-        let fresh = self.me.inner.config.lease.is_zero();
-        if Instant::now() < self.discover_at && !fresh {
-            return Ok(());
+    /// Finds jobs in the store that are not known and not ended. `false`: a later coordinator has written to one.
+    async fn discover(&mut self) -> Result<bool, StoreError> {
+        let embedded = self.me.inner.config.lease.is_zero();
+        if !embedded && !self.has_news().await && Instant::now() < self.discover_at {
+            return Ok(true);
         }
         self.discover_at = Instant::now() + DISCOVER;
         let deps = self.deps();
@@ -166,6 +178,18 @@ impl Reign {
                 self.ended.insert(job);
                 continue;
             }
+            if !embedded && state.epoch > self.epoch {
+                self.me.saw_epoch(state.epoch);
+                return Ok(false);
+            }
+            let adopted = match embedded {
+                true => Some((state, etag)),
+                false => self.adopt(state, etag).await?,
+            };
+            let Some((state, etag)) = adopted else {
+                self.discover_at = Instant::now();
+                continue;
+            };
             let spec = match read::<JobSpec>(objects, &Keys::new(&job).spec()).await {
                 Ok((spec, _)) => spec,
                 Err(e) => {
@@ -174,30 +198,20 @@ impl Reign {
                 }
             };
             let j = Job::new(spec, state, etag);
-            let mut all = self
-                .me
-                .inner
-                .progress
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let mut all = lock(&self.me.inner.progress);
             all.entry(job.clone())
                 .or_insert_with(|| watch::Sender::new(j.progress()));
             drop(all);
             self.jobs.insert(job, j);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Moves one job on.
     async fn step(&mut self, name: &str) -> Result<bool, StoreError> {
         let deps = self.deps();
         let asked = {
-            let c = self
-                .me
-                .inner
-                .cancels
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
+            let c = lock(&self.me.inner.cancels);
             c.get(name).cloned()
         };
         let Some(job) = self.jobs.get_mut(name) else {
@@ -439,20 +453,65 @@ impl Reign {
         if job.state.phase() == phase && !phase.is_final() {
             return Ok(true);
         }
-        job.set_phase(phase, why, self.epoch);
-        let data = to_json(&job.state)?;
-        match deps
-            .objects
-            .put_over(&job.keys.state(), data, &job.etag)
-            .await
-        {
-            Ok(etag) => {
-                job.etag = etag;
-                Ok(true)
+        let next = job.state_as(phase, why, self.epoch);
+        let (data, key) = (to_json(&next)?, job.keys.state());
+        for _ in 0..WRITES {
+            match deps.objects.put_over(&key, data.clone(), &job.etag).await {
+                Ok(etag) => {
+                    (job.state, job.etag) = (next, etag);
+                    return Ok(true);
+                }
+                Err(e) if e.is_conflict() => {}
+                Err(e) => return Err(e.into()),
             }
-            Err(e) if e.is_conflict() => Ok(false),
+            let (found, etag): (JobState, _) = read(deps.objects.as_ref(), &key).await?;
+            if self.epoch == 0 || found.epoch > self.epoch {
+                self.me.saw_epoch(found.epoch);
+                return Ok(false);
+            }
+            if found.phase().is_final() && found != next {
+                // An earlier reign ended it before this one had put its epoch there.
+                self.jobs.remove(name);
+                self.ended.insert(name.to_owned());
+                return Ok(true);
+            }
+            // Of an earlier reign, or of this one with its answer lost.
+            job.etag = etag;
+        }
+        Ok(false)
+    }
+
+    /// Puts this reign's epoch on the state that an earlier one left: what that one still writes is refused from then on.
+    /// `None`: the state has changed since it was read.
+    async fn adopt(&self, state: JobState, etag: String) -> Result<Option<Adopted>, StoreError> {
+        if state.epoch == 0 || state.epoch == self.epoch {
+            return Ok(Some((state, etag)));
+        }
+        let key = Keys::new(&state.job).state();
+        let mine = JobState {
+            epoch: self.epoch,
+            ..state
+        };
+        let deps = self.deps();
+        match deps.objects.put_over(&key, to_json(&mine)?, &etag).await {
+            Ok(etag) => Ok(Some((mine, etag))),
+            Err(e) if e.is_conflict() => Ok(None),
             Err(e) => Err(e.into()),
         }
+    }
+
+    /// Whether a coordinator that stands by has left word.
+    async fn has_news(&mut self) -> bool {
+        if Instant::now() < self.news_at {
+            return false;
+        }
+        self.news_at = Instant::now() + self.me.inner.config.poll;
+        // Without an answer the next look through the store finds out.
+        let Ok(now) = self.deps().objects.head(NEWS).await else {
+            return false;
+        };
+        let before = self.news.replace(now.etag.clone());
+        before.is_none_or(|b| b != now.etag)
     }
 
     /// Publishes what windows and fair share allow.
@@ -508,12 +567,7 @@ impl Reign {
 
     /// Tells watchers and metrics.
     fn tell(&self) {
-        let all = self
-            .me
-            .inner
-            .progress
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let all = lock(&self.me.inner.progress);
         let (mut backlog, mut oldest, mut eta) = (0, 0f64, 0f64);
         for (name, job) in &self.jobs {
             let p = job.progress();

@@ -1,6 +1,6 @@
 //! The coordinator over gRPC, with health checking.
 
-use crate::{Coordinator, Submitted};
+use crate::{Coordinator, SubmitError, Submitted};
 use ramsift_proto::MAX_MESSAGE;
 use ramsift_proto::v1::coordinator_server::{Coordinator as Service, CoordinatorServer};
 use ramsift_proto::v1::{
@@ -30,6 +30,13 @@ fn status(e: StoreError) -> Status {
     }
 }
 
+fn not_taken(e: SubmitError) -> Status {
+    match e {
+        SubmitError::Invalid(why) => Status::invalid_argument(why),
+        SubmitError::Store(e) => Status::unavailable(e.to_string()),
+    }
+}
+
 type ProgressStream = Pin<Box<dyn Stream<Item = Result<JobProgress, Status>> + Send>>;
 
 /// How often a job that another coordinator runs is looked at in the store.
@@ -42,16 +49,12 @@ impl Service for Server {
             .into_inner()
             .spec
             .ok_or_else(|| Status::invalid_argument("no job given"))?;
-        let ok = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        if spec.job.is_empty() || spec.job.starts_with('.') || !spec.job.chars().all(ok) {
-            return Err(Status::invalid_argument(format!(
-                "{:?} is no job name",
-                spec.job
-            )));
-        }
         let job = spec.job.clone();
-        match self.coordinator.submit(spec).await.map_err(status)? {
-            Submitted::New => Ok(Response::new(SubmitResponse { job })),
+        match self.coordinator.submit(spec).await.map_err(not_taken)? {
+            Submitted::New => {
+                let active = self.coordinator.active_elsewhere().unwrap_or_default();
+                Ok(Response::new(SubmitResponse { job, active }))
+            }
             Submitted::Known => Err(Status::already_exists(format!("job {job} exists already"))),
         }
     }

@@ -1,17 +1,21 @@
 //! The loop of the active coordinator, and what users call.
 
-use crate::lease::Lease;
+use crate::check::{SubmitError, check};
+use crate::job::Job;
+use crate::lease::{Lease, Watch};
 use crate::metrics::Metrics;
 use crate::reign::Reign;
 use crate::{Config, Deps};
+use futures::StreamExt;
 use prost::Message as _;
 use ramsift_proto::v1::{JobPhase, JobProgress, JobSpec, JobState, Task};
 use ramsift_queue::Lane;
-use ramsift_store::job::{now_micros, read, to_json};
+use ramsift_store::job::{now_micros, read, read_opt, to_json};
 use ramsift_store::{Keys, Plan, StoreError};
-use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -23,6 +27,12 @@ pub enum Submitted {
     /// A job of this name was there already.
     Known,
 }
+
+/// Jobs looked at side by side.
+const LOOKS: usize = 32;
+
+/// Changes when a coordinator that stands by has taken a job or a wish to end one.
+pub(crate) const NEWS: &str = "leases/news";
 
 /// Results of what runs apart from the loop.
 #[derive(Debug)]
@@ -40,6 +50,14 @@ pub(crate) struct Inner {
     wake: Notify,
     pub(crate) progress: Mutex<BTreeMap<String, watch::Sender<JobProgress>>>,
     pub(crate) cancels: Mutex<BTreeMap<String, String>>,
+    /// Who is active, while this one stands by.
+    pub(crate) active: Mutex<Option<String>>,
+    /// This one is active.
+    pub(crate) reigns: AtomicBool,
+    /// The highest epoch that states were seen with.
+    pub(crate) used_epoch: AtomicU64,
+    /// Digests of rule sets that were looked at.
+    pub(crate) good_rules: Mutex<BTreeSet<String>>,
 }
 
 /// A coordinator: active or standing by.
@@ -58,14 +76,19 @@ impl Coordinator {
             wake: Notify::new(),
             progress: Mutex::default(),
             cancels: Mutex::default(),
+            active: Mutex::default(),
+            reigns: AtomicBool::new(false),
+            used_epoch: AtomicU64::new(0),
+            good_rules: Mutex::default(),
         };
         Self {
             inner: Arc::new(inner),
         }
     }
 
-    /// Stores a job. The active coordinator takes it up.
-    pub async fn submit(&self, mut spec: JobSpec) -> Result<Submitted, StoreError> {
+    /// Checks a job and stores it. The active coordinator takes it up.
+    pub async fn submit(&self, mut spec: JobSpec) -> Result<Submitted, SubmitError> {
+        check(&self.inner, &spec).await?;
         let objects = self.inner.deps.objects.as_ref();
         let keys = Keys::new(&spec.job);
         if spec.submitted_micros == 0 {
@@ -74,7 +97,7 @@ impl Coordinator {
         let new = match objects.put_new(&keys.spec(), to_json(&spec)?).await {
             Ok(_) => true,
             Err(e) if e.is_conflict() => false,
-            Err(e) => return Err(e.into()),
+            Err(e) => return Err(StoreError::from(e).into()),
         };
         let state = JobState {
             job: spec.job.clone(),
@@ -83,10 +106,10 @@ impl Coordinator {
             ..JobState::default()
         };
         match objects.put_new(&keys.state(), to_json(&state)?).await {
-            Err(e) if !e.is_conflict() => return Err(e.into()),
+            Err(e) if !e.is_conflict() => return Err(StoreError::from(e).into()),
             _ => {}
         }
-        self.inner.wake.notify_one();
+        self.tell_active().await;
         Ok(if new {
             Submitted::New
         } else {
@@ -101,15 +124,23 @@ impl Coordinator {
         objects.head(&keys.spec()).await?;
         let note = serde_json::json!({ "reason": reason });
         objects.put(&keys.cancel(), to_json(&note)?).await?;
-        let mut cancels = self
-            .inner
-            .cancels
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        cancels.insert(job.to_owned(), reason.to_owned());
-        drop(cancels);
-        self.inner.wake.notify_one();
+        lock(&self.inner.cancels).insert(job.to_owned(), reason.to_owned());
+        self.tell_active().await;
         Ok(())
+    }
+
+    /// Wakes the loop, or leaves a note for the coordinator that is active.
+    async fn tell_active(&self) {
+        self.inner.wake.notify_one();
+        let inner = &self.inner;
+        if inner.reigns.load(Ordering::Relaxed) || inner.config.lease.is_zero() {
+            return;
+        }
+        let note = uuid::Uuid::now_v7().to_string();
+        if let Err(e) = inner.deps.objects.put(NEWS, note.into()).await {
+            // It looks through the store by itself every few seconds.
+            tracing::debug!(error = %e, "the active coordinator was not told");
+        }
     }
 
     /// Where a job stands, from the loop or else from the store.
@@ -117,34 +148,53 @@ impl Coordinator {
         if let Some(w) = self.subscribe(job) {
             return Ok(w.borrow().clone());
         }
+        self.stored(job, true).await
+    }
+
+    /// Where a job stands, by what lies in the store; the tasks of one that has ended only when asked for.
+    async fn stored(&self, job: &str, tasks: bool) -> Result<JobProgress, StoreError> {
         let keys = Keys::new(job);
-        let objects = self.inner.deps.objects.as_ref();
-        let (spec, _): (JobSpec, _) = read(objects, &keys.spec()).await?;
-        let (state, _): (JobState, _) = read(objects, &keys.state()).await?;
+        let deps = &self.inner.deps;
+        let objects = deps.objects.as_ref();
+        let (spec, state, plan) = (keys.spec(), keys.state(), keys.plan());
+        let (spec, state, plan) = tokio::try_join!(
+            read::<JobSpec>(objects, &spec),
+            read::<JobState>(objects, &state),
+            read_opt::<Plan>(objects, &plan),
+        )?;
+        let mut job = Job::new(spec.0, state.0, state.1);
+        match plan {
+            Some((plan, _)) if tasks || !job.is_final() => job.begin(deps, plan).await?,
+            Some((plan, _)) => job.ended_with(plan),
+            None => {}
+        }
         Ok(JobProgress {
-            state: Some(state),
-            source: spec.source,
-            priority: spec.priority,
-            eta_seconds: -1.0,
-            ..JobProgress::default()
+            // Nobody here has seen it run.
+            running_seconds: 0.0,
+            ..job.progress()
         })
     }
 
     /// Progress of a job as it changes, when this coordinator runs it.
     pub fn subscribe(&self, job: &str) -> Option<watch::Receiver<JobProgress>> {
-        let p = self
-            .inner
-            .progress
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let p = lock(&self.inner.progress);
         p.get(job).map(watch::Sender::subscribe)
     }
 
     /// All jobs in the store.
     pub async fn jobs(&self) -> Result<Vec<JobProgress>, StoreError> {
+        let jobs = self.inner.deps.objects.list_folders("jobs/").await?;
+        let mut looks = futures::stream::iter(jobs)
+            .map(|job| async move {
+                match self.subscribe(&job) {
+                    Some(w) => Ok(w.borrow().clone()),
+                    None => self.stored(&job, false).await,
+                }
+            })
+            .buffered(LOOKS);
         let mut out = Vec::new();
-        for job in self.inner.deps.objects.list_folders("jobs/").await? {
-            match self.progress(&job).await {
+        while let Some(look) = looks.next().await {
+            match look {
                 Ok(p) => out.push(p),
                 Err(StoreError::Object(e)) if e.is_not_found() => {}
                 Err(e) => return Err(e),
@@ -155,8 +205,9 @@ impl Coordinator {
 
     /// Stands by until the lease is free, then runs jobs; until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
+        let mut watch = Watch::default();
         while !stop.is_cancelled() {
-            match self.reign(&stop).await {
+            match self.reign(&mut watch, &stop).await {
                 Ok(()) => {}
                 Err(e) => {
                     self.inner.deps.readiness.block("store", e.to_string());
@@ -170,22 +221,41 @@ impl Coordinator {
         }
     }
 
+    /// Notes who is active while this one stands by.
+    fn note_active(&self, who: Option<&str>) {
+        *lock(&self.inner.active) = who.map(str::to_owned);
+    }
+
+    /// Who is active, when that is another.
+    pub fn active_elsewhere(&self) -> Option<String> {
+        lock(&self.inner.active).clone()
+    }
+
+    /// Notes an epoch of another reign: the next of this coordinator's is higher.
+    pub(crate) fn saw_epoch(&self, epoch: u64) {
+        self.inner.used_epoch.fetch_max(epoch, Ordering::Relaxed);
+    }
+
     /// One time as the active coordinator, from getting the lease to losing it.
-    async fn reign(&self, stop: &CancellationToken) -> Result<(), StoreError> {
+    async fn reign(&self, watch: &mut Watch, stop: &CancellationToken) -> Result<(), StoreError> {
         let inner = &self.inner;
         let lost = CancellationToken::new();
         let mut keeper = None;
         let mut epoch = 0;
         if !inner.config.lease.is_zero() {
-            let got = Lease::acquire(&inner.deps.objects, &inner.config.name, inner.config.lease);
-            let Some(lease) = got.await? else {
+            let (name, length) = (&inner.config.name, inner.config.lease);
+            watch.used(inner.used_epoch.load(Ordering::Relaxed));
+            let got = Lease::acquire(&inner.deps.objects, watch, name, length).await?;
+            self.note_active(watch.holder());
+            let Some(lease) = got else {
                 inner.deps.readiness.ready("store");
                 return Ok(());
             };
             epoch = lease.epoch();
-            keeper = Some(tokio::spawn(keep(lease, inner.config.lease, lost.clone())));
+            keeper = Some(tokio::spawn(keep(lease, length / 3, lost.clone())));
         }
         inner.deps.readiness.ready("store");
+        inner.reigns.store(true, Ordering::Relaxed);
         tracing::info!(epoch, "active");
         let mut reign = Reign::new(self.clone(), epoch);
         let watching = CancellationToken::new();
@@ -215,14 +285,11 @@ impl Coordinator {
                 () = lost.cancelled() => {}
             }
         };
+        inner.reigns.store(false, Ordering::Relaxed);
         watching.cancel();
         grave.abort();
         // Who asks from now on is told what the store says.
-        inner
-            .progress
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
+        lock(&inner.progress).clear();
         lost.cancel();
         if let Some(k) = keeper
             && let Err(e) = k.await
@@ -233,29 +300,33 @@ impl Coordinator {
     }
 }
 
+pub(crate) fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Renews a lease apart from the loop, which can be busy, until it is lost or no longer wanted;
-/// then gives it up.
-async fn keep(mut lease: Lease, length: Duration, lost: CancellationToken) {
-    let mut good_until = Instant::now() + length;
+/// then gives it up. A store that does not answer is waited for until another may have taken over, and no longer.
+async fn keep(mut lease: Lease, pause: Duration, lost: CancellationToken) {
     loop {
         tokio::select! {
-            () = tokio::time::sleep(length / 3) => {}
+            () = tokio::time::sleep(pause) => {}
             () = lost.cancelled() => break,
         }
-        match lease.renew().await {
-            Ok(true) => good_until = Instant::now() + length,
-            Ok(false) => {
+        let good_until = lease.good_until();
+        let renewed = tokio::time::timeout_at(good_until, lease.renew()).await;
+        match renewed {
+            Ok(Ok(true)) => {}
+            Ok(Ok(false)) => {
                 tracing::warn!("another coordinator took over");
                 lost.cancel();
                 return;
             }
-            Err(e) => {
-                tracing::warn!(error = %e, "lease not renewed");
-                if Instant::now() >= good_until {
-                    lost.cancel();
-                    return;
-                }
-            }
+            Ok(Err(e)) => tracing::warn!(error = %e, "lease not renewed"),
+            Err(_) => tracing::warn!("lease not renewed: the store did not answer in time"),
+        }
+        if tokio::time::Instant::now() >= lease.good_until() {
+            lost.cancel();
+            return;
         }
     }
     if let Err(e) = lease.release().await {

@@ -47,3 +47,6 @@ impl JobPhase {
 
 /// Messages larger than this are refused by client and server alike.
 pub const MAX_MESSAGE: usize = 64 << 20;
+
+/// Lists of one kind that a view may ask tasks for. At 48 MiB each this is more than any machine has.
+pub const MAX_LISTS: u32 = 1 << 20;

@@ -25,14 +25,15 @@ use ramsift_proto::TaskId;
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{Outcome, Task, TaskReport};
 use ramsift_queue::{Consumer, Delivery, Lane, Queue, QueueError};
-use ramsift_store::job::{read, to_json};
+use ramsift_store::job::{is_over, read, to_json};
 use ramsift_store::kernel::KernelRecord;
 use ramsift_store::ledger::Wanted;
 use ramsift_store::tables::{SystemRow, name, system_batch};
-use ramsift_store::{Ack, Keys, Ledger, Objects, Plan, Report, Reporter};
+use ramsift_store::{Ack, Keys, Ledger, Objects, Plan, Report, Reporter, StoreError};
 use ramsift_telemetry::{Readiness, current, set_parent};
 pub use sha256::SHA256;
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
@@ -101,6 +102,22 @@ struct Worker {
     abandon: CancellationToken,
     /// What tasks need is out of reach: none are taken until a probe succeeds.
     outage: watch::Sender<bool>,
+    /// Tasks that were passed on, and how often.
+    passed: Mutex<BTreeMap<(String, String), u32>>,
+}
+
+impl Worker {
+    /// Notes that a task is to be passed on; whether it was often enough.
+    fn passed_often(&self, task: &Task) -> bool {
+        let mut all = self.passed.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (task.job.clone(), task.task.clone());
+        if !all.contains_key(&key) && all.len() >= REMEMBERED {
+            all.pop_first();
+        }
+        let n = all.entry(key).or_default();
+        *n += 1;
+        *n > PASSES
+    }
 }
 
 /// Works until `stop` is cancelled.
@@ -112,6 +129,7 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
         stop,
         abandon: abandon.clone(),
         outage: watch::Sender::new(false),
+        passed: Mutex::default(),
     });
     let (stopping, grace) = (worker.stop.clone(), worker.config.grace);
     tokio::spawn(async move {
@@ -179,21 +197,19 @@ async fn take(
     }
 }
 
+/// Whether store and aggregator answer.
+async fn in_reach(worker: &Worker) -> Result<(), String> {
+    let store = worker.deps.objects.list_folders("jobs/").await;
+    store.map_err(|e| e.to_string())?;
+    let reporter = worker.deps.reporter.check().await;
+    reporter.map_err(|e| e.to_string())
+}
+
 /// Waits until store and aggregator answer.
 async fn await_reach(worker: &Worker) {
     let mut wait = Duration::from_secs(1);
     loop {
-        let store = worker.deps.objects.list_folders("jobs/").await;
-        let reachable = match store {
-            Ok(_) => worker
-                .deps
-                .reporter
-                .check()
-                .await
-                .map_err(|e| e.to_string()),
-            Err(e) => Err(e.to_string()),
-        };
-        match reachable {
+        match in_reach(worker).await {
             Ok(()) => break,
             Err(why) => worker.deps.readiness.block("work", why),
         }
@@ -203,6 +219,38 @@ async fn await_reach(worker: &Worker) {
     worker.deps.readiness.ready("work");
     worker.outage.send_replace(false);
 }
+
+/// How an attempt at a task ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Settled, by us or another.
+    Done,
+    /// Not ours to finish.
+    HandBack,
+    /// Not begun, since this worker can't.
+    PassOn,
+}
+
+/// What went wrong before there was a report.
+#[derive(Debug)]
+enum Trouble {
+    /// What every job would meet: worth another try.
+    Outage(String),
+    /// This worker can't; one that is set up otherwise may.
+    Elsewhere(String),
+}
+
+impl From<String> for Trouble {
+    fn from(why: String) -> Self {
+        Self::Outage(why)
+    }
+}
+
+/// How long a task that this worker can't do is kept before it is passed on, and how often it is.
+const PASS_ON: Duration = Duration::from_millis(500);
+const PASSES: u32 = 2;
+/// Tasks that are remembered to have been passed on.
+const REMEMBERED: usize = 256;
 
 async fn handle(worker: Arc<Worker>, delivery: Delivery) {
     let task = match Task::decode(delivery.message.body.clone()) {
@@ -220,45 +268,68 @@ async fn handle(worker: Arc<Worker>, delivery: Delivery) {
     let done = tokio::select! {
         done = attempt(&worker, &task).instrument(span) => done,
         // Its thread goes on until it looks up; the process need not wait for it.
-        () = worker.abandon.cancelled() => false,
+        () = worker.abandon.cancelled() => End::HandBack,
     };
-    let answered = if done {
-        delivery.ack().await
-    } else {
-        delivery.hand_back().await
+    let answered = match done {
+        End::Done => delivery.ack().await,
+        End::HandBack => delivery.hand_back().await,
+        End::PassOn => delivery.put_back().await,
     };
     if let Err(e) = answered {
         tracing::warn!(error = %e, "answer did not reach the queue");
     }
 }
 
-/// Tries a task until it is settled (`true`) or outages outlast the patience.
-async fn attempt(worker: &Arc<Worker>, task: &Task) -> bool {
+/// Tries a task until it is settled or outages outlast the patience.
+async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
     let give_up_at = Instant::now() + worker.config.patience;
     let mut wait = Duration::from_millis(250);
     loop {
         if let Ok(Wanted::Settled | Wanted::Closed) =
             worker.deps.ledger.wanted(&task.job, &task.task).await
         {
-            return true;
+            return End::Done;
         }
-        let tried = match build(worker, task).await {
+        let over = Instant::now() >= give_up_at;
+        let built = match build(worker, task).await {
+            Err(Trouble::Elsewhere(why)) => {
+                if !worker.passed_often(task) {
+                    tracing::info!(reason = %why, "task passed on");
+                    tokio::select! {
+                        () = tokio::time::sleep(PASS_ON) => {}
+                        () = worker.stop.cancelled() => {}
+                    }
+                    return End::PassOn;
+                }
+                Ok(failed(worker, task, why))
+            }
+            // Everything else is in reach: it is this task.
+            Err(Trouble::Outage(why)) if over && in_reach(worker).await.is_ok() => {
+                Ok(failed(worker, task, why))
+            }
+            Err(Trouble::Outage(why)) => Err(why),
+            Ok(report) => Ok(report),
+        };
+        let tried = match built {
             Ok(report) => match worker.deps.reporter.report(&report).await {
-                Ok(Ack::Durable) => return true,
+                Ok(Ack::Durable) => return End::Done,
                 Ok(Ack::Refused(why)) => {
                     tracing::info!(reason = %why, "report refused, task dropped");
-                    return true;
+                    return End::Done;
                 }
                 Err(e) => e.to_string(),
             },
             Err(why) => why,
         };
-        if Instant::now() >= give_up_at {
+        if let Ok(true) = is_over(worker.deps.objects.as_ref(), &task.job).await {
+            return End::Done;
+        }
+        if over {
             worker.outage.send_replace(true);
-            return false;
+            return End::HandBack;
         }
         if worker.stop.is_cancelled() {
-            return false;
+            return End::HandBack;
         }
         tracing::warn!(reason = %tried, "outage, waiting");
         tokio::select! {
@@ -270,7 +341,7 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> bool {
 }
 
 /// Builds a view. An error is an outage; what is wrong with the evidence is a report.
-async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
+async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, Trouble> {
     let Some(Work::View(work)) = &task.work else {
         return Ok(failed(
             worker,
@@ -287,16 +358,19 @@ async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
     };
     let objects = worker.deps.objects.as_ref();
     let keys = Keys::new(&task.job);
-    let (plan, _): (Plan, _) = read(objects, &keys.plan())
-        .await
-        .map_err(|e| e.to_string())?;
+    let plan = match read::<Plan>(objects, &keys.plan()).await {
+        Ok((plan, _)) => plan,
+        Err(e) => return no_record(worker, task, &e),
+    };
     let source = match worker.deps.sources.open_pinned(&plan.pin).await {
         Ok(s) => s,
         Err(e) => return gone(worker, task, e),
     };
     let anchors = if part != Part::System {
-        let record = read::<KernelRecord>(objects, &keys.kernel()).await;
-        alone::known(&record.map_err(|e| e.to_string())?.0)
+        match read::<KernelRecord>(objects, &keys.kernel()).await {
+            Ok((record, _)) => alone::known(&record),
+            Err(e) => return no_record(worker, task, &e),
+        }
     } else if plan.spec.unstructured {
         anchors::reported(objects, &keys).await?
     } else {
@@ -413,13 +487,26 @@ fn header(worker: &Worker, task: &Task) -> TaskReport {
 }
 
 /// Evidence that is gone or changed ends the job; an outage is tried again.
-fn gone(worker: &Worker, task: &Task, e: SourceError) -> Result<Report, String> {
-    if !e.is_fatal() || matches!(e, SourceError::Denied { .. }) {
-        return Err(e.to_string());
+fn gone(worker: &Worker, task: &Task, e: SourceError) -> Result<Report, Trouble> {
+    if let SourceError::Denied { .. } = e {
+        return Err(Trouble::Elsewhere(e.to_string()));
+    }
+    if !e.is_fatal() {
+        return Err(Trouble::Outage(e.to_string()));
     }
     let mut report = failed(worker, task, e.to_string());
     report.header.fatal = true;
     Ok(report)
+}
+
+/// A record of the job that can't be read: gone or damaged, perhaps in this worker's store alone, or out of reach.
+fn no_record(worker: &Worker, task: &Task, e: &StoreError) -> Result<Report, Trouble> {
+    let why = e.to_string();
+    match e {
+        StoreError::Object(o) if o.is_not_found() => Err(Trouble::Elsewhere(why)),
+        e if e.is_content() => Ok(failed(worker, task, why)),
+        _ => Err(Trouble::Outage(why)),
+    }
 }
 
 fn failed(worker: &Worker, task: &Task, why: String) -> Report {

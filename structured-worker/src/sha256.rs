@@ -1,6 +1,6 @@
 //! SHA-256 of the evidence: one sequential pass, with reads in flight ahead of the hash.
 
-use crate::{Worker, gone, header};
+use crate::{Trouble, Worker, gone, header, no_record};
 use futures::{StreamExt, TryStreamExt};
 use ramsift_layers::{FileOffset, SourceError};
 use ramsift_proto::v1::{Outcome, Task, TaskReport};
@@ -18,12 +18,13 @@ const STEP: u64 = 8 << 20;
 /// Reads in flight.
 const AHEAD: usize = 4;
 
-/// SHA-256 of the whole file or object. An error is an outage.
-pub(crate) async fn hash(worker: &Arc<Worker>, task: &Task) -> Result<Report, String> {
+/// SHA-256 of the whole file or object.
+pub(crate) async fn hash(worker: &Arc<Worker>, task: &Task) -> Result<Report, Trouble> {
     let keys = Keys::new(&task.job);
-    let (plan, _): (Plan, _) = read(worker.deps.objects.as_ref(), &keys.plan())
-        .await
-        .map_err(|e| e.to_string())?;
+    let plan = match read::<Plan>(worker.deps.objects.as_ref(), &keys.plan()).await {
+        Ok((plan, _)) => plan,
+        Err(e) => return no_record(worker, task, &e),
+    };
     let source = match worker.deps.sources.open_pinned(&plan.pin).await {
         Ok(s) => s,
         Err(e) => return gone(worker, task, e),
@@ -52,7 +53,7 @@ pub(crate) async fn hash(worker: &Arc<Worker>, task: &Task) -> Result<Report, St
             Ok(Some(Err(e))) if e.is_content() => return Ok(unreadable(worker, task, &e)),
             Ok(Some(Err(e))) => return gone(worker, task, e),
             Ok(None) => break,
-            Err(e) => return Err(e.to_string()),
+            Err(e) => return Err(e.to_string().into()),
         };
         hasher = tokio::task::spawn_blocking(move || hasher.chain_update(&piece))
             .await

@@ -1,13 +1,14 @@
 //! Which attempts count, and the segments that hold their rows.
 
+use super::once;
 use arrow::array::RecordBatch;
 use arrow::datatypes::SchemaRef;
-use ramsift_proto::TaskId;
 use ramsift_proto::v1::{CommitRecord, SegmentRef, TaskReport, Wishes};
+use ramsift_proto::{MAX_LISTS, TaskId};
 use ramsift_store::job::{self, to_json};
 use ramsift_store::merge::Segment;
 use ramsift_store::tables::{self, read_segment};
-use ramsift_store::{Frozen, Keys, Objects, Plan, StoreError, VerdictPlan};
+use ramsift_store::{Frozen, Keys, Objects, Plan, SealedBy, StoreError, VerdictPlan};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Everything read from the records, with one attempt chosen per task.
@@ -42,6 +43,43 @@ pub(super) fn choose(records: Vec<CommitRecord>, split: &BTreeSet<String>) -> Ch
     }
 }
 
+impl Chosen {
+    /// Forgets reports on tasks that the job doesn't have.
+    pub(super) fn keep(&mut self, closed: &BTreeSet<String>) {
+        for task in self.reports.keys().filter(|t| !closed.contains(*t)) {
+            tracing::warn!(
+                task,
+                "a report on a task that the job does not have was left out"
+            );
+        }
+        self.attempts.retain(|t, _| closed.contains(t));
+        self.reports.retain(|t, _| closed.contains(t));
+    }
+}
+
+/// Every task of a job, as its plan and the reports that count have it: views ask for more views and lists.
+pub(super) fn closed_set<'a>(
+    plan: &Plan,
+    groups: &Groups,
+    split: &BTreeSet<String>,
+    reports: impl Iterator<Item = &'a TaskReport> + Clone,
+) -> BTreeSet<String> {
+    let mut closed = BTreeSet::new();
+    loop {
+        let mut seen = BTreeSet::new();
+        // Of several attempts the first counts, and so what it asks for.
+        let first = reports.clone().filter(|r| seen.insert(r.task.as_str()));
+        let asks = first
+            .filter(|r| closed.contains(&r.task) && matches!(r.task.parse(), Ok(TaskId::View(_))));
+        let wishes: Vec<Wishes> = asks.filter_map(|r| r.wishes.clone()).collect();
+        let all: BTreeSet<String> = expected(plan, groups, &wishes, split).into_iter().collect();
+        if all.len() == closed.len() {
+            return closed;
+        }
+        closed = all;
+    }
+}
+
 /// Names of tasks that were cut in two.
 pub(super) async fn splits(
     objects: &dyn Objects,
@@ -59,7 +97,12 @@ pub(super) async fn splits(
         .collect())
 }
 
-pub(super) async fn freeze(objects: &dyn Objects, keys: &Keys) -> Result<Frozen, StoreError> {
+/// Fixes the commits that count, once; who does says what the manifest says of the program.
+pub(super) async fn freeze(
+    objects: &dyn Objects,
+    keys: &Keys,
+    by: SealedBy,
+) -> Result<Frozen, StoreError> {
     if let Some((f, _)) = job::read_opt::<Frozen>(objects, &keys.frozen()).await? {
         return Ok(f);
     }
@@ -70,6 +113,7 @@ pub(super) async fn freeze(objects: &dyn Objects, keys: &Keys) -> Result<Frozen,
         chosen: chosen.attempts,
         split,
         micros: job::now_micros(),
+        by: Some(by),
     };
     match objects.put_new(&keys.frozen(), to_json(&frozen)?).await {
         Ok(_) => Ok(frozen),
@@ -100,7 +144,7 @@ impl Groups {
 }
 
 /// Every task that the plan calls for, given the splits and what views ask for.
-pub(super) fn expected(
+fn expected(
     plan: &Plan,
     groups: &Groups,
     wishes: &[Wishes],
@@ -115,8 +159,8 @@ pub(super) fn expected(
     let mut todo: Vec<TaskId> = (0..chunks).map(TaskId::chunk).collect();
     todo.extend((0..groups.image).map(TaskId::Verdict));
     for w in wishes {
-        todo.extend((0..w.memory).map(TaskId::Memory));
-        todo.extend((0..w.files).map(TaskId::Files));
+        todo.extend((0..w.memory.min(MAX_LISTS)).map(TaskId::Memory));
+        todo.extend((0..w.files.min(MAX_LISTS)).map(TaskId::Files));
         todo.extend(w.views.iter().cloned().map(TaskId::View));
     }
     let rules = !plan.spec.rules_digest.is_empty();
@@ -226,7 +270,6 @@ async fn keep(
             source,
         })?;
     let key = keys.segment(&format!("kept-{commit}"), &s.table);
-    let bytes = data.len() as u64;
-    objects.put(&key, data.into()).await?;
+    let bytes = once::segment(objects, &key, data).await?;
     Ok(Segment { key, bytes })
 }

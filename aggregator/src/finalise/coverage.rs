@@ -2,6 +2,7 @@
 
 use super::FinaliseError;
 use super::choose::Chosen;
+use super::once;
 use arrow::array::RecordBatch;
 use ramsift_proto::TaskId;
 use ramsift_proto::v1::Outcome;
@@ -17,9 +18,30 @@ const MAX_GAPS: usize = 1000;
 /// What speaks of parts of the file that are not in the image: its ranges are file offsets.
 const CONTAINER: &str = "container";
 
-/// Joins the rows as they pass and keeps the sums and the gaps.
+/// What is said of bytes that nobody tells of.
+const UNTOLD: &str = "no report accounts for these bytes";
+
+/// The engines whose coverage sums to the image.
+pub(super) fn engines(plan: &Plan) -> Vec<&'static str> {
+    let mut out = vec!["carvers"];
+    if !plan.spec.rules_digest.is_empty() {
+        out.push("yara");
+    }
+    if plan.spec.clamav && plan.spec.av != "files" {
+        out.push("clamav memory");
+    }
+    out
+}
+
+/// Joins the rows as they pass, sees to it that those of each engine are the whole image and no byte twice, and keeps
+/// the sums and the gaps.
 pub(super) struct Covered {
     engines: Vec<&'static str>,
+    /// How far each engine that covers the image has come.
+    cursors: BTreeMap<&'static str, u64>,
+    image_len: u64,
+    /// The engine of the rows that pass, when it covers the image.
+    passing: Option<&'static str>,
     /// The row that its successors may still belong to.
     last: Option<CoverageRow>,
     sums: BTreeMap<String, Coverage>,
@@ -28,13 +50,8 @@ pub(super) struct Covered {
 
 impl Covered {
     pub(super) fn new(plan: &Plan, chosen: &Chosen) -> Self {
-        let mut engines = vec!["carvers"];
-        if !plan.spec.rules_digest.is_empty() {
-            engines.push("yara");
-        }
-        if plan.spec.clamav && plan.spec.av != "files" {
-            engines.push("clamav memory");
-        }
+        let engines = engines(plan);
+        let whole = engines.iter().filter(|_| plan.spec.unstructured);
         let mut gaps = Vec::new();
         for (task, r) in &chosen.reports {
             let of_image = matches!(task.parse(), Ok(TaskId::Chunk { .. }));
@@ -44,6 +61,9 @@ impl Covered {
             }
         }
         Self {
+            cursors: whole.map(|e| (*e, 0)).collect(),
+            image_len: plan.layout.runs.image_len(),
+            passing: None,
             engines,
             last: None,
             sums: BTreeMap::new(),
@@ -100,15 +120,78 @@ impl Covered {
         };
         let data =
             tables::write_segment(name::COVERAGE, batch.schema(), &[batch]).map_err(damaged)?;
-        let segment = Segment {
-            key: keys.segment("final", name::COVERAGE),
-            bytes: data.len() as u64,
-        };
-        objects
-            .put(&segment.key, data.into())
-            .await
-            .map_err(StoreError::from)?;
+        let key = keys.segment("final", name::COVERAGE);
+        let bytes = once::segment(objects.as_ref(), &key, data).await?;
+        let segment = Segment { key, bytes };
         Ok(Some(segment))
+    }
+
+    /// What a row adds: itself as far as it is new, and a hole before it.
+    fn account(&mut self, mut r: CoverageRow) -> Vec<CoverageRow> {
+        let mut out = Vec::new();
+        let engine = self.engines.iter().copied().find(|e| *e == r.engine);
+        let engine = engine.filter(|e| self.cursors.contains_key(e));
+        if self.passing != engine {
+            out.extend(self.leave());
+            self.passing = engine;
+        }
+        let (Some(engine), len) = (engine, self.image_len) else {
+            if r.start < r.end {
+                out.push(r);
+            }
+            return out;
+        };
+        let cursor = self.cursors.entry(engine).or_default();
+        if r.start < *cursor || r.end > len || r.start >= r.end {
+            let why = format!(
+                "{engine}: reports tell of image offset {:#x} to {:#x} twice, or of bytes that are not there",
+                r.start, r.end
+            );
+            note(&mut self.gaps, why);
+            r.start = r.start.max(*cursor);
+            r.end = r.end.min(len);
+        }
+        if r.start >= r.end {
+            return out;
+        }
+        if *cursor < r.start {
+            out.push(hole(engine, *cursor, r.start));
+        }
+        *cursor = r.end;
+        out.push(r);
+        out
+    }
+
+    /// The hole that the engine leaves whose rows have passed.
+    fn leave(&mut self) -> Option<CoverageRow> {
+        let engine = self.passing.take()?;
+        let cursor = self.cursors.get_mut(engine)?;
+        let from = std::mem::replace(cursor, self.image_len);
+        (from < self.image_len).then(|| hole(engine, from, self.image_len))
+    }
+
+    /// Joins a row to the one before, or gives that one.
+    fn join(&mut self, r: CoverageRow) -> Option<CoverageRow> {
+        match &mut self.last {
+            Some(l)
+                if l.engine == r.engine
+                    && l.outcome == r.outcome
+                    && l.reason == r.reason
+                    && l.end == r.start =>
+            {
+                l.end = r.end;
+                None
+            }
+            _ => self.last.replace(r),
+        }
+    }
+
+    /// Adds a row to the table, when it is whole.
+    fn add(&mut self, r: CoverageRow, out: &mut CoverageBuilder) {
+        if let Some(whole) = self.join(r) {
+            self.count(&whole);
+            out.push(&whole);
+        }
     }
 
     /// Counts a row that is whole.
@@ -127,10 +210,8 @@ impl Covered {
             }
         }
         let gap = !matches!(r.outcome.as_str(), "scanned" | "sparse");
-        if gap && self.gaps.len() == MAX_GAPS {
-            self.gaps.push("and more, in the coverage table".to_owned());
-        } else if gap && self.gaps.len() < MAX_GAPS {
-            self.gaps.push(words(r));
+        if gap {
+            note(&mut self.gaps, words(r));
         }
     }
 
@@ -166,6 +247,26 @@ impl Covered {
     }
 }
 
+/// Adds a gap while there is room.
+fn note(gaps: &mut Vec<String>, why: String) {
+    match gaps.len().cmp(&MAX_GAPS) {
+        std::cmp::Ordering::Less => gaps.push(why),
+        std::cmp::Ordering::Equal => gaps.push("and more, in the coverage table".to_owned()),
+        std::cmp::Ordering::Greater => {}
+    }
+}
+
+/// Bytes that nobody tells of.
+fn hole(engine: &str, start: u64, end: u64) -> CoverageRow {
+    CoverageRow {
+        engine: engine.to_owned(),
+        outcome: "failed".to_owned(),
+        start,
+        end,
+        reason: Some(UNTOLD.to_owned()),
+    }
+}
+
 /// How a doubt begins that the whole file is no capture.
 const NO_MEMORY: &str = "does not look like physical memory";
 
@@ -178,7 +279,7 @@ fn words(r: &CoverageRow) -> String {
     format!(
         "{}: {} bytes from image offset {:#x} {}: {reason}",
         r.engine,
-        r.end - r.start,
+        r.end.saturating_sub(r.start),
         r.start,
         r.outcome
     )
@@ -192,23 +293,8 @@ impl Filter for Covered {
     fn rows(&mut self, batch: RecordBatch) -> Result<Option<RecordBatch>, StoreError> {
         let mut out = CoverageBuilder::default();
         for r in coverage_rows(&batch) {
-            match &mut self.last {
-                // A chunk that was settled twice.
-                Some(l) if *l == r => {}
-                Some(l)
-                    if l.engine == r.engine
-                        && l.outcome == r.outcome
-                        && l.reason == r.reason
-                        && l.end == r.start =>
-                {
-                    l.end = r.end;
-                }
-                _ => {
-                    if let Some(whole) = self.last.replace(r) {
-                        self.count(&whole);
-                        out.push(&whole);
-                    }
-                }
+            for r in self.account(r) {
+                self.add(r, &mut out);
             }
         }
         batch_of(out)
@@ -216,6 +302,13 @@ impl Filter for Covered {
 
     fn end(&mut self) -> Result<Option<RecordBatch>, StoreError> {
         let mut out = CoverageBuilder::default();
+        let mut holes: Vec<CoverageRow> = self.leave().into_iter().collect();
+        // Engines of which there was not one row.
+        let open = self.cursors.iter().filter(|(_, at)| **at < self.image_len);
+        holes.extend(open.map(|(e, at)| hole(e, *at, self.image_len)));
+        for h in holes {
+            self.add(h, &mut out);
+        }
         if let Some(whole) = self.last.take() {
             self.count(&whole);
             out.push(&whole);
@@ -225,7 +318,7 @@ impl Filter for Covered {
 }
 
 /// The image ranges that a chunk task owns.
-fn core_of(plan: &Plan, task: &str) -> Vec<std::ops::Range<u64>> {
+pub(super) fn core_of(plan: &Plan, task: &str) -> Vec<std::ops::Range<u64>> {
     let Ok(id) = task.parse::<TaskId>() else {
         return Vec::new();
     };

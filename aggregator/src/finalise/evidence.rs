@@ -36,7 +36,7 @@ impl Tree<'_> {
             return Some(root.to_hex().to_string());
         }
         let h = &self.reports.get("chunk-0")?.hash;
-        (!h.is_empty()).then(|| h.clone())
+        is_hash(h).then(|| h.clone())
     }
 
     /// The halves of a task that was cut.
@@ -69,8 +69,31 @@ pub(super) fn sha256(plan: &Plan, chosen: &Chosen) -> Option<(String, &'static s
     let report = chosen
         .reports
         .get("view-sha256")
-        .filter(|r| !r.hash.is_empty())?;
+        .filter(|r| is_hash(&r.hash))?;
     Some((report.hash.clone(), "a sequential pass over every byte"))
+}
+
+/// What reports that are otherwise whole don't say of the evidence's hashes.
+pub(super) fn untold(
+    plan: &Plan,
+    chosen: &Chosen,
+    blake3: Option<&str>,
+    sha256: bool,
+) -> Option<String> {
+    if plan.spec.unstructured && blake3.is_none() {
+        let mut reports = chosen.reports.iter();
+        let silent = reports
+            .find(|(t, r)| matches!(t.parse(), Ok(TaskId::Chunk { .. })) && !is_hash(&r.hash));
+        let task = silent.map_or("chunk-0", |(t, _)| t.as_str());
+        return Some(format!("{task}: the hash of its bytes was not reported"));
+    }
+    let asked = plan.spec.hash == "sha256" && !sha256;
+    asked.then(|| "view-sha256: no hash was reported".to_owned())
+}
+
+/// Whether this is a hash of 32 bytes in hex.
+fn is_hash(s: &str) -> bool {
+    hex::decode_to_slice(s, &mut [0; 32]).is_ok()
 }
 
 /// Fails where the user said what the hash must be and it isn't.

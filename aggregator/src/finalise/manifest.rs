@@ -1,9 +1,8 @@
 //! The manifest of a sealed job.
 
-use super::FinaliseInfo;
 use super::choose::Chosen;
 use ramsift_store::job::ManifestFile;
-use ramsift_store::{Coverage, Manifest, Plan, tables};
+use ramsift_store::{Coverage, Manifest, Plan, SealedBy, tables};
 use std::collections::BTreeMap;
 
 /// What was found out while sealing.
@@ -19,7 +18,7 @@ pub(super) struct Facts {
 }
 
 /// Puts the manifest together.
-pub(super) fn manifest_of(plan: &Plan, chosen: &Chosen, info: &FinaliseInfo, f: Facts) -> Manifest {
+pub(super) fn manifest_of(plan: &Plan, chosen: &Chosen, by: SealedBy, f: Facts) -> Manifest {
     let complete = f.gaps.is_empty() && !f.coverage.values().any(Coverage::has_gaps);
     let (evidence_sha256, from) = f.sha256.map(|(h, from)| (h, from.to_owned())).unzip();
     let structured = match &f.system {
@@ -59,11 +58,11 @@ pub(super) fn manifest_of(plan: &Plan, chosen: &Chosen, info: &FinaliseInfo, f: 
         coverage: f.coverage,
         gaps: f.gaps,
         analyses,
-        carvers: info.carvers.clone(),
-        carvers_digest: (info.carvers_digest)(plan),
+        carvers: by.carvers,
+        carvers_digest: by.carvers_digest,
         rules_digest: Some(plan.spec.rules_digest.clone()).filter(|d| !d.is_empty()),
-        clamav: info.clamav.clone().filter(|_| plan.spec.clamav),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
+        clamav: by.clamav.filter(|_| plan.spec.clamav),
+        version: by.version,
         files: f.files,
         // The name of such an object is the hash of its content.
         artifacts: artifacts

@@ -8,13 +8,15 @@ mod choose;
 mod coverage;
 mod evidence;
 mod manifest;
+mod once;
+mod proof;
 mod reference;
 mod so_far;
 
 pub use so_far::{Committed, SoFar, so_far};
 
 use crate::Aggregator;
-use choose::{Groups, choose, expected, freeze, segments_of, splits};
+use choose::{Groups, choose, closed_set, freeze, segments_of, splits};
 use coverage::Covered;
 use manifest::{Facts, manifest_of};
 use ramsift_proto::v1::CommitRecord;
@@ -24,7 +26,7 @@ use ramsift_store::merge::{Filter, Merged, Segment, Stamp, merge_through};
 use ramsift_store::query::QueryLimits;
 use ramsift_store::splice::Order;
 use ramsift_store::tables::{self, name, ordered_rows, read_segment, segment_batches};
-use ramsift_store::{Keys, Manifest, Objects, Plan, StoreError};
+use ramsift_store::{Keys, Manifest, Objects, Plan, SealedBy, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -42,15 +44,21 @@ pub enum FinaliseError {
     /// Tasks are missing: it is too early.
     #[error("{0} tasks are not settled yet")]
     Early(usize),
-    /// The evidence is not what was expected.
+    /// The evidence is not what was expected, or what was stored is not what was reported.
     #[error("{0}")]
     Evidence(String),
+    /// Another attempt has sealed the job.
+    #[error("sealed by another attempt")]
+    Sealed,
 }
 
 impl FinaliseError {
     /// Whether another try is no use.
     pub fn is_fatal(&self) -> bool {
-        matches!(self, Self::Evidence(_))
+        matches!(
+            self,
+            Self::Evidence(_) | Self::Store(StoreError::Segment { .. } | StoreError::Format { .. })
+        )
     }
 }
 
@@ -67,7 +75,19 @@ pub struct FinaliseInfo {
     pub limits: QueryLimits,
 }
 
-/// Seals a job and writes its tables and manifest. Doing it again changes nothing.
+impl FinaliseInfo {
+    /// What the manifest of a job says.
+    fn of(&self, plan: &Plan) -> SealedBy {
+        SealedBy {
+            carvers: self.carvers.clone(),
+            carvers_digest: (self.carvers_digest)(plan),
+            clamav: self.clamav.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+/// Seals a job and writes its tables and manifest. Doing it again changes nothing, nor does doing it at the same time.
 pub async fn finalise(
     aggregator: &Aggregator,
     job: &str,
@@ -78,26 +98,33 @@ pub async fn finalise(
     if let Some((m, _)) = job::read_opt::<Manifest>(objects.as_ref(), &keys.manifest()).await? {
         return Ok(m);
     }
-    let (plan, _): (Plan, _) = job::read(objects.as_ref(), &keys.plan()).await?;
-    let split = splits(objects.as_ref(), &keys).await?;
-    let groups = Groups::read(objects.as_ref(), &keys).await?;
-    let mut settled = BTreeSet::new();
-    let mut wishes = Vec::new();
-    let records = job::commits(objects.as_ref(), &keys).await?;
-    for r in records.into_iter().flat_map(|c| c.reports) {
-        // Of several attempts the first counts, and so what it asks for.
-        if settled.insert(r.task) {
-            wishes.extend(r.wishes);
-        }
+    match seal(objects, &keys, info).await {
+        Err(FinaliseError::Sealed) => Ok(job::read(objects.as_ref(), &keys.manifest()).await?.0),
+        sealed => sealed,
     }
-    let open = expected(&plan, &groups, &wishes, &split)
+}
+
+/// One attempt at sealing a job.
+async fn seal(
+    objects: &Arc<dyn Objects>,
+    keys: &Keys,
+    info: &FinaliseInfo,
+) -> Result<Manifest, FinaliseError> {
+    let (plan, _): (Plan, _) = job::read(objects.as_ref(), &keys.plan()).await?;
+    let split = splits(objects.as_ref(), keys).await?;
+    let groups = Groups::read(objects.as_ref(), keys).await?;
+    let records = job::commits(objects.as_ref(), keys).await?;
+    let reports = || records.iter().flat_map(|c| &c.reports);
+    let settled: BTreeSet<&str> = reports().map(|r| r.task.as_str()).collect();
+    let open = closed_set(&plan, &groups, &split, reports());
+    let open = open
         .iter()
-        .filter(|t| !settled.contains(*t))
+        .filter(|t| !settled.contains(t.as_str()))
         .count();
     if open > 0 {
         return Err(FinaliseError::Early(open));
     }
-    let frozen = freeze(objects.as_ref(), &keys).await?;
+    let frozen = freeze(objects.as_ref(), keys, info.of(&plan)).await?;
     let mut records = Vec::with_capacity(frozen.commits.len());
     for id in &frozen.commits {
         records.push(
@@ -107,7 +134,11 @@ pub async fn finalise(
         );
     }
     // The list of splits is frozen with the commits: every aggregator chooses alike.
-    let chosen = choose(records, &frozen.split);
+    let reports = records.iter().flat_map(|c| &c.reports);
+    let closed = closed_set(&plan, &groups, &frozen.split, reports);
+    let mut chosen = choose(records, &frozen.split);
+    chosen.keep(&closed);
+    let unproved = proof::of(objects, &plan, &chosen, &closed).await?;
     let evidence = evidence::blake3(&plan, &chosen, &frozen.split);
     let sha256 = evidence::sha256(&plan, &chosen);
     let sha = sha256.as_ref().map(|(h, _)| h.as_str());
@@ -116,12 +147,12 @@ pub async fn finalise(
     let temp = tempfile::tempdir_in(&info.limits.spill)?;
     let mut limits = info.limits.clone();
     limits.spill = temp.path().to_owned();
-    let mut segments = segments_of(objects.as_ref(), &keys, &chosen).await?;
+    let mut segments = segments_of(objects.as_ref(), keys, &chosen).await?;
     let mut covered = Covered::new(&plan, &chosen);
     segments
         .entry(name::COVERAGE.to_owned())
         .or_default()
-        .extend(covered.unreported(objects, &keys, &plan, &chosen).await?);
+        .extend(covered.unreported(objects, keys, &plan, &chosen).await?);
     let mut files = Vec::new();
     let views = segments.keys().filter(|t| tables::is_view(t));
     let tables: Vec<&str> = tables::FINAL
@@ -153,11 +184,11 @@ pub async fn finalise(
             clock: clock.as_ref().filter(|_| table == name::EVENTS),
         };
         let (file, path) =
-            write_table(objects, &keys, table, inputs, stamp, &limits, filter).await?;
+            write_table(objects, keys, table, inputs, stamp, &limits, filter).await?;
         files.push(file);
         if table == name::FINDINGS {
             let agreeing = agreement::of(objects, &segments).await?;
-            files.push(groups_table(objects, &keys, &path, agreeing, &capture, &limits).await?);
+            files.push(groups_table(objects, keys, &path, agreeing, &capture, &limits).await?);
         }
         if table == name::FRAMES {
             frames = Some(path);
@@ -169,10 +200,17 @@ pub async fn finalise(
     let (coverage, mut gaps) = covered.finish(&plan, recognised);
     let damage = system.as_ref().and_then(|s| s.damage.as_deref());
     gaps.extend(damage.map(|d| format!("views: the kernel is damaged: {d}")));
+    gaps.extend(unproved);
+    let untold = evidence::untold(&plan, &chosen, evidence.as_deref(), sha256.is_some());
+    gaps.extend(untold.filter(|_| gaps.is_empty()));
+    if plan.spec.structured && system.is_none() {
+        gaps.push("view-system: no row on the system was reported".to_owned());
+    }
+    let by = frozen.by.unwrap_or_else(|| info.of(&plan));
     let manifest = manifest_of(
         &plan,
         &chosen,
-        info,
+        by,
         Facts {
             evidence,
             sha256,
@@ -183,7 +221,7 @@ pub async fn finalise(
             micros: frozen.micros,
         },
     );
-    let captures = captures_table(objects, &keys, &manifest, &plan, &capture).await?;
+    let captures = captures_table(objects, keys, &manifest, &plan, &capture).await?;
     let mut manifest = manifest;
     manifest.files.push(captures);
     match objects.put_new(&keys.manifest(), to_json(&manifest)?).await {
@@ -268,18 +306,14 @@ async fn store_table(
         Ok::<_, FinaliseError>((hash_file(&hashed)?, kinds.transpose()?.unwrap_or_default()))
     })
     .await??;
-    let key = keys.table(table);
-    objects
-        .put_file(&key, path)
-        .await
-        .map_err(StoreError::from)?;
-    Ok(ManifestFile {
-        key,
+    let made = ManifestFile {
+        key: keys.table(table),
         bytes: made.bytes,
         blake3,
         rows: Some(made.rows),
         kinds,
-    })
+    };
+    once::file(objects, keys, made, path).await
 }
 
 fn hash_file(path: &std::path::Path) -> std::io::Result<String> {
@@ -327,17 +361,12 @@ async fn captures_table(
                 source,
             }
         })?;
-    let key = keys.table(name::CAPTURES);
     let file = ManifestFile {
-        key: key.clone(),
+        key: keys.table(name::CAPTURES),
         bytes: data.len() as u64,
         blake3: blake3::hash(&data).to_hex().to_string(),
         rows: Some(1),
         kinds: BTreeMap::new(),
     };
-    objects
-        .put(&key, data.into())
-        .await
-        .map_err(StoreError::from)?;
-    Ok(file)
+    once::bytes(objects, keys, file, data).await
 }

@@ -15,6 +15,16 @@ impl crate::VerdictPlanner for OneGroup {
     }
 }
 
+impl crate::SpecCheck for OneGroup {
+    fn spec(&self, _: &JobSpec) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn rules(&self, _: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+}
+
 #[derive(Debug)]
 struct Never;
 
@@ -44,6 +54,7 @@ async fn world() -> World {
         objects: Arc::new(objects),
         sources: Sources::new(S3Config::default()),
         verdicts: Arc::new(OneGroup),
+        specs: Arc::new(OneGroup),
         finaliser: Arc::new(Never),
         readiness: Readiness::default(),
     };

@@ -4,7 +4,7 @@ use crate::objects::{ObjectError, Objects};
 use bytes::Bytes;
 use ramsift_layers::format::Layout;
 use ramsift_layers::{ChunkParams, SourcePin};
-use ramsift_proto::v1::{CommitRecord, JobSpec, RuleGap};
+use ramsift_proto::v1::{CommitRecord, JobSpec, JobState, RuleGap};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,6 +43,18 @@ pub enum StoreError {
         /// What happened.
         detail: String,
     },
+}
+
+impl StoreError {
+    /// Whether what was asked for is not there or not what it should be, and another try would find the same: the store
+    /// itself is in reach.
+    pub fn is_content(&self) -> bool {
+        match self {
+            Self::Object(e) => e.is_not_found(),
+            Self::Format { .. } | Self::Segment { .. } => true,
+            _ => false,
+        }
+    }
 }
 
 /// Names of a job's objects.
@@ -103,6 +115,11 @@ impl Keys {
         self.key(&format!("lists/{attempt}/"))
     }
 
+    /// Folder of the lists of all attempts.
+    pub fn all_lists(&self) -> String {
+        self.key("lists/")
+    }
+
     /// Folder of tasks that were cut in two.
     pub fn splits(&self) -> String {
         self.key("splits/")
@@ -126,6 +143,16 @@ impl Keys {
     /// A segment of a table.
     pub fn segment(&self, commit: &str, table: &str) -> String {
         self.key(&format!("segments/{commit}/{table}.parquet"))
+    }
+
+    /// Folder of the segments of tables.
+    pub fn segments(&self) -> String {
+        self.key("segments/")
+    }
+
+    /// Folder of the packs of small artifacts.
+    pub fn packs(&self) -> String {
+        self.key("packs/")
     }
 
     /// A pack of small artifacts, by its content.
@@ -211,6 +238,23 @@ pub struct Frozen {
     /// When the list was fixed, microseconds since 1970: whoever seals the job writes the same time.
     #[serde(default)]
     pub micros: i64,
+    /// What the manifest says of the program that fixed the list.
+    #[serde(default)]
+    pub by: Option<SealedBy>,
+}
+
+/// What a manifest says of the program that sealed a job: of the one that fixed the list of commits, whoever writes it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SealedBy {
+    /// Carvers with their versions.
+    pub carvers: BTreeMap<String, u32>,
+    /// Digest of carvers and options.
+    pub carvers_digest: String,
+    /// clamd's engine and signature version.
+    pub clamav: Option<String>,
+    /// Version of the program.
+    pub version: String,
 }
 
 /// Bytes by outcome for one engine; they sum to the image.
@@ -327,6 +371,23 @@ pub async fn read_opt<T: DeserializeOwned>(
         Ok(v) => Ok(Some(v)),
         Err(StoreError::Object(e)) if e.is_not_found() => Ok(None),
         Err(e) => Err(e),
+    }
+}
+
+/// Whether nothing more is wanted for a job: it has ended, is to be cancelled, or is gone. Who waits for something that a job
+/// needs asks this, so as not to wait for ever.
+pub async fn is_over(objects: &dyn Objects, job: &str) -> Result<bool, StoreError> {
+    let keys = Keys::new(job);
+    let Some((state, _)) = read_opt::<JobState>(objects, &keys.state()).await? else {
+        return Ok(true);
+    };
+    if state.phase().is_final() {
+        return Ok(true);
+    }
+    match objects.head(&keys.cancel()).await {
+        Ok(_) => Ok(true),
+        Err(e) if e.is_not_found() => Ok(false),
+        Err(e) => Err(e.into()),
     }
 }
 

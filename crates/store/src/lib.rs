@@ -37,7 +37,7 @@ pub mod splice;
 mod sql;
 pub mod tables;
 
-pub use job::{Coverage, Frozen, Keys, Manifest, Plan, StoreError, VerdictPlan};
+pub use job::{Coverage, Frozen, Keys, Manifest, Plan, SealedBy, StoreError, VerdictPlan};
 pub use ledger::{Ledger, MemoryLedger, RedisLedger};
 pub use objects::{LocalObjects, ObjectError, Objects, S3Objects};
 pub use report::{Ack, RemoteReporter, Report, ReportError, Reporter};

@@ -290,6 +290,21 @@ async fn footer(
     }
 }
 
+/// Rows and columns of a segment, by its footer.
+pub async fn segment_facts(
+    objects: &Arc<dyn Objects>,
+    s: &Segment,
+) -> Result<(u64, SchemaRef), StoreError> {
+    let (_, meta) = footer(objects.clone(), s.clone()).await?;
+    let rows = u64::try_from(meta.file_metadata().num_rows()).unwrap_or(0);
+    let meta = ArrowReaderMetadata::try_new(Arc::new(meta), ArrowReaderOptions::new());
+    let meta = meta.map_err(|e| StoreError::Segment {
+        what: s.key.clone(),
+        source: e.into(),
+    })?;
+    Ok((rows, meta.schema().clone()))
+}
+
 /// Puts row groups in order and decides which are copied.
 fn steps(mut groups: Vec<Group>) -> Vec<Step> {
     groups.sort_by_key(|g| (g.first, g.last));

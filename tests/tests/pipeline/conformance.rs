@@ -134,6 +134,18 @@ async fn object_suite(o: &dyn Objects) {
     std::fs::write(file.path(), &big).expect("write");
     o.put_file("big", file.path()).await.expect("upload");
     assert!(o.get("big").await.expect("get").0 == big);
+    let again = o.put_file_new("big", file.path()).await;
+    assert!(again.expect_err("exists").is_conflict());
+    o.delete("big").await.expect("delete");
+    o.put_file_new("big", file.path()).await.expect("new");
+    assert!(o.get("big").await.expect("get").0 == big);
+    let small = tempfile::NamedTempFile::new().expect("file");
+    std::fs::write(small.path(), b"small").expect("write");
+    o.put_file_new("small", small.path()).await.expect("new");
+    let again = o.put_file_new("small", file.path()).await;
+    assert!(again.expect_err("exists").is_conflict());
+    assert_eq!(&o.get("small").await.expect("get").0[..], b"small");
+    o.delete("small").await.expect("delete");
     o.delete("big").await.expect("delete");
     o.delete("big").await.expect("deleting nothing is no error");
     assert!(o.get("big").await.expect_err("gone").is_not_found());

@@ -1,11 +1,12 @@
 //! A file on this machine, mapped or read with `pread`: a failing disk is an error, never the end of the process.
 
-use super::{ByteSource, Mapping, SourceError, SourcePin, in_bounds, name_of, path_of};
+use super::{Allowed, ByteSource, Mapping, SourceError, SourcePin, in_bounds, name_of, path_of};
 use crate::FileOffset;
 use async_trait::async_trait;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -55,18 +56,39 @@ fn open_error(path: &Path, e: &io::Error) -> SourceError {
 impl FileSource {
     /// Opens and pins a file. An empty file or a folder is an error.
     pub fn open(path: &Path) -> Result<Self, SourceError> {
+        Self::open_allowed(path, &Allowed::default())
+    }
+
+    /// The same, for a file that is allowed. Waits for nothing but the file system.
+    pub(super) fn open_allowed(path: &Path, allowed: &Allowed) -> Result<Self, SourceError> {
+        allowed.check(&name_of(path.as_os_str()))?;
         let path = &path.canonicalize().map_err(|e| open_error(path, &e))?;
-        // A pipe without a writer would keep the thread that opens it.
-        let file = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open(path)
-            .map_err(|e| open_error(path, &e))?;
-        let meta = file.metadata().map_err(|e| open_error(path, &e))?;
         let what = name_of(path.as_os_str());
+        let open = |flags: i32| {
+            OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_NOFOLLOW | flags)
+                .open(path)
+                .map_err(|e| open_error(path, &e))
+        };
+        // A handle on the name alone: opening a device may do something, and a pipe without a writer waits for one.
+        let named = open(libc::O_PATH)?;
+        let meta = named.metadata().map_err(|e| open_error(path, &e))?;
         if !meta.is_file() {
             let detail = "it is no regular file; name a file, or a folder of captures".into();
-            return Err(SourceError::Denied { what, detail });
+            return Err(SourceError::Refused { what, detail });
+        }
+        if allowed.is_limited() {
+            // Folders of the path may have become links since it was resolved.
+            let real = std::fs::read_link(format!("/proc/self/fd/{}", named.as_raw_fd()));
+            allowed.check_real(&what, &real.map_err(|e| open_error(path, &e))?)?;
+        }
+        let file = open(libc::O_NONBLOCK)?;
+        let same = meta;
+        let meta = file.metadata().map_err(|e| open_error(path, &e))?;
+        if (same.dev(), same.ino()) != (meta.dev(), meta.ino()) {
+            let detail = "another file has taken its name".into();
+            return Err(SourceError::Changed { what, detail });
         }
         if meta.len() == 0 {
             return Err(SourceError::Empty { what });
@@ -81,6 +103,14 @@ impl FileSource {
 
     /// Opens a file again that was pinned before; fails when it is no longer that version.
     pub fn open_pinned(pin: &SourcePin) -> Result<Self, SourceError> {
+        Self::open_pinned_allowed(pin, &Allowed::default())
+    }
+
+    /// The same, for a file that is allowed.
+    pub(super) fn open_pinned_allowed(
+        pin: &SourcePin,
+        allowed: &Allowed,
+    ) -> Result<Self, SourceError> {
         let SourcePin::File { path, .. } = pin else {
             let detail = "the evidence is not a file".into();
             return Err(SourceError::NotFound {
@@ -88,7 +118,7 @@ impl FileSource {
                 detail,
             });
         };
-        let s = Self::open(&path_of(path))?;
+        let s = Self::open_allowed(&path_of(path), allowed)?;
         if let Some(detail) = difference(pin, &s.pin) {
             return Err(SourceError::Changed {
                 what: path.clone(),
@@ -236,7 +266,7 @@ mod tests {
         ));
         assert!(matches!(
             FileSource::open(dir.path()),
-            Err(SourceError::Denied { .. })
+            Err(SourceError::Refused { .. })
         ));
     }
 }

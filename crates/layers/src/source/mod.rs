@@ -3,6 +3,7 @@
 //! A source answers for exactly one version of the evidence. What changes underneath is an error
 //! ([`SourceError::Changed`]), never a mix of two versions.
 
+mod allow;
 mod cache;
 mod disk;
 mod fault;
@@ -12,6 +13,7 @@ mod name;
 mod ram;
 pub mod s3;
 
+pub use allow::Allowed;
 pub use cache::CachedPhys;
 pub use disk::{DiskCache, DiskCaches, DiskLimits};
 pub use fault::{Fault, FaultSource};
@@ -129,6 +131,14 @@ pub enum SourceError {
         /// What the system or provider said.
         detail: String,
     },
+    /// Never to be read, by what it is or by configuration: another try is no use, here or elsewhere.
+    #[error("{what} may not be read: {detail}")]
+    Refused {
+        /// The file or object.
+        what: String,
+        /// Why.
+        detail: String,
+    },
     /// There are no bytes in it.
     #[error("{what} is empty: there is nothing to scan")]
     Empty {
@@ -187,7 +197,11 @@ impl SourceError {
     pub fn is_fatal(&self) -> bool {
         matches!(
             self,
-            Self::NotFound { .. } | Self::Denied { .. } | Self::Empty { .. } | Self::Changed { .. }
+            Self::NotFound { .. }
+                | Self::Denied { .. }
+                | Self::Refused { .. }
+                | Self::Empty { .. }
+                | Self::Changed { .. }
         )
     }
 }
@@ -253,6 +267,7 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
 pub struct Sources {
     s3: S3Config,
     client: Arc<OnceCell<S3Client>>,
+    allowed: Arc<Allowed>,
 }
 
 impl Sources {
@@ -261,7 +276,14 @@ impl Sources {
         Self {
             s3,
             client: Arc::default(),
+            allowed: Arc::default(),
         }
+    }
+
+    /// The same, for no more than what is allowed.
+    pub fn only(mut self, allowed: Allowed) -> Self {
+        self.allowed = Arc::new(allowed);
+        self
     }
 
     /// The S3 client, made on first use.
@@ -272,24 +294,54 @@ impl Sources {
             .clone()
     }
 
+    /// Fails for evidence that may not be read here. Of a file more than its name is looked at; whether an object
+    /// is there is not.
+    pub async fn check(&self, name: &str) -> Result<(), SourceError> {
+        if split_s3_url(name).is_some() {
+            return self.allowed.check(name);
+        }
+        match self.open(name).await {
+            Err(e @ SourceError::Refused { .. }) => Err(e),
+            _ => Ok(()),
+        }
+    }
+
     /// Opens a path or an `s3://bucket/key` URL and pins its present version.
     pub async fn open(&self, name: &str) -> Result<Arc<dyn ByteSource>, SourceError> {
-        match split_s3_url(name) {
-            Some((bucket, key)) => {
-                let s = S3Source::open(&self.s3().await, bucket, key).await?;
-                Ok(Arc::new(s))
-            }
-            None => Ok(Arc::new(FileSource::open(&path_of(name))?)),
+        if let Some((bucket, key)) = split_s3_url(name) {
+            self.allowed.check(name)?;
+            let s = S3Source::open(&self.s3().await, bucket, key).await?;
+            return Ok(Arc::new(s));
         }
+        let (allowed, file) = (self.allowed.clone(), name.to_owned());
+        let open = move || FileSource::open_allowed(&path_of(&file), &allowed);
+        Ok(Arc::new(apart(name, open).await?))
     }
 
     /// Opens the version that was pinned before.
     pub async fn open_pinned(&self, pin: &SourcePin) -> Result<Arc<dyn ByteSource>, SourceError> {
-        match pin {
-            SourcePin::S3 { .. } => Ok(Arc::new(S3Source::pinned(&self.s3().await, pin)?)),
-            _ => Ok(Arc::new(FileSource::open_pinned(pin)?)),
+        if let SourcePin::S3 { bucket, key, .. } = pin {
+            self.allowed.check_object(bucket, key)?;
+            return Ok(Arc::new(S3Source::pinned(&self.s3().await, pin)?));
         }
+        let (allowed, of) = (self.allowed.clone(), pin.clone());
+        let open = move || FileSource::open_pinned_allowed(&of, &allowed);
+        Ok(Arc::new(apart(&pin.to_string(), open).await?))
     }
+}
+
+/// Opens a file on a thread that may wait: a file system can take as long as it likes.
+async fn apart(
+    name: &str,
+    open: impl FnOnce() -> Result<FileSource, SourceError> + Send + 'static,
+) -> Result<FileSource, SourceError> {
+    let opened = tokio::task::spawn_blocking(open).await;
+    opened.unwrap_or_else(|e| {
+        Err(SourceError::Unavailable {
+            what: name.to_owned(),
+            detail: e.to_string(),
+        })
+    })
 }
 
 /// Bucket and key of an `s3://` URL; the key may be empty.

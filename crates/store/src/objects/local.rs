@@ -113,6 +113,29 @@ impl LocalObjects {
         self.tag(key)
     }
 
+    fn take_file(&self, key: &str, path: &Path, new: bool) -> Result<(), ObjectError> {
+        let to = self.full(key)?;
+        let run = || -> io::Result<()> {
+            if let Some(dir) = to.parent() {
+                fs::create_dir_all(dir)?;
+            }
+            let temp = self.root.join(TEMP).join(uuid::Uuid::now_v7().to_string());
+            fs::create_dir_all(self.root.join(TEMP))?;
+            // Moves where it can, since the caller's file is a temporary one as a rule.
+            if fs::hard_link(path, &temp).is_err() {
+                fs::copy(path, &temp)?;
+            }
+            File::open(&temp)?.sync_data()?;
+            if !new {
+                return fs::rename(&temp, &to);
+            }
+            let done = fs::hard_link(&temp, &to);
+            fs::remove_file(&temp)?;
+            done
+        };
+        run().map_err(|e| self.error(key, &e))
+    }
+
     fn tag(&self, key: &str) -> Result<String, ObjectError> {
         let meta = fs::metadata(self.full(key)?).map_err(|e| self.error(key, &e))?;
         Ok(tag_of(&meta))
@@ -202,21 +225,11 @@ impl Objects for LocalObjects {
     }
 
     async fn put_file(&self, key: &str, path: &Path) -> Result<(), ObjectError> {
-        let to = self.full(key)?;
-        let run = || -> io::Result<()> {
-            if let Some(dir) = to.parent() {
-                fs::create_dir_all(dir)?;
-            }
-            let temp = self.root.join(TEMP).join(uuid::Uuid::now_v7().to_string());
-            fs::create_dir_all(self.root.join(TEMP))?;
-            // Moves where it can, since the caller's file is a temporary one as a rule.
-            if fs::hard_link(path, &temp).is_err() {
-                fs::copy(path, &temp)?;
-            }
-            File::open(&temp)?.sync_data()?;
-            fs::rename(&temp, &to)
-        };
-        run().map_err(|e| self.error(key, &e))
+        self.take_file(key, path, false)
+    }
+
+    async fn put_file_new(&self, key: &str, path: &Path) -> Result<(), ObjectError> {
+        self.take_file(key, path, true)
     }
 
     async fn get(&self, key: &str) -> Result<(Bytes, String), ObjectError> {

@@ -93,6 +93,9 @@ pub trait Objects: Send + Sync + fmt::Debug {
     /// Uploads a file, which may be large.
     async fn put_file(&self, key: &str, path: &Path) -> Result<(), ObjectError>;
 
+    /// Creates an object from a file, which may be large; [`ObjectError::Conflict`] when it exists.
+    async fn put_file_new(&self, key: &str, path: &Path) -> Result<(), ObjectError>;
+
     /// An object's bytes and tag.
     async fn get(&self, key: &str) -> Result<(Bytes, String), ObjectError>;
 

@@ -119,13 +119,51 @@ impl S3Objects {
         }
     }
 
+    async fn take_file(&self, key: &str, path: &Path, new: bool) -> Result<(), ObjectError> {
+        let io = |e: std::io::Error| ObjectError::Failed {
+            what: path.display().to_string(),
+            detail: e.to_string(),
+        };
+        let len = std::fs::metadata(path).map_err(io)?.len();
+        if len <= PART as u64 {
+            let data = std::fs::read(path).map_err(io)?;
+            let stored = match new {
+                true => self.put_new(key, data.into()).await,
+                false => self.put(key, data.into()).await,
+            };
+            return stored.map(|_| ());
+        }
+        let begun = self
+            .client
+            .sdk
+            .create_multipart_upload()
+            .bucket(&self.bucket)
+            .key(self.full(key))
+            .send()
+            .await
+            .map_err(|e| self.error(key, &e))?;
+        let id = begun.upload_id().unwrap_or_default();
+        let done = self.upload(key, path, id, new).await;
+        if done.is_err() {
+            let abort = self
+                .client
+                .sdk
+                .abort_multipart_upload()
+                .bucket(&self.bucket);
+            if let Err(e) = abort.key(self.full(key)).upload_id(id).send().await {
+                tracing::warn!(key, error = %root_cause(&e), "unfinished upload left behind");
+            }
+        }
+        done
+    }
+
     /// Whether what is stored is what a create that lost wanted to store: a request that was
     /// retried after its answer got lost meets its own object.
     async fn is_ours(&self, key: &str, data: &Bytes) -> bool {
         matches!(self.get(key).await, Ok((there, _)) if there == *data)
     }
 
-    async fn upload(&self, key: &str, path: &Path, id: &str) -> Result<(), ObjectError> {
+    async fn upload(&self, key: &str, path: &Path, id: &str, new: bool) -> Result<(), ObjectError> {
         let io = |e: std::io::Error| ObjectError::Failed {
             what: path.display().to_string(),
             detail: e.to_string(),
@@ -173,6 +211,7 @@ impl S3Objects {
             .bucket(&self.bucket)
             .key(self.full(key))
             .upload_id(id)
+            .set_if_none_match(new.then(|| "*".to_owned()))
             .multipart_upload(whole)
             .send()
             .await
@@ -206,37 +245,18 @@ impl Objects for S3Objects {
     }
 
     async fn put_file(&self, key: &str, path: &Path) -> Result<(), ObjectError> {
-        let io = |e: std::io::Error| ObjectError::Failed {
-            what: path.display().to_string(),
-            detail: e.to_string(),
-        };
-        let len = std::fs::metadata(path).map_err(io)?.len();
-        if len <= PART as u64 {
-            let data = std::fs::read(path).map_err(io)?;
-            return self.put(key, data.into()).await.map(|_| ());
+        self.take_file(key, path, false).await
+    }
+
+    async fn put_file_new(&self, key: &str, path: &Path) -> Result<(), ObjectError> {
+        // Not every store minds the condition where a large upload is completed.
+        match self.head(key).await {
+            Ok(_) => Err(ObjectError::Conflict {
+                what: self.url(key),
+            }),
+            Err(e) if e.is_not_found() => self.take_file(key, path, true).await,
+            Err(e) => Err(e),
         }
-        let begun = self
-            .client
-            .sdk
-            .create_multipart_upload()
-            .bucket(&self.bucket)
-            .key(self.full(key))
-            .send()
-            .await
-            .map_err(|e| self.error(key, &e))?;
-        let id = begun.upload_id().unwrap_or_default();
-        let done = self.upload(key, path, id).await;
-        if done.is_err() {
-            let abort = self
-                .client
-                .sdk
-                .abort_multipart_upload()
-                .bucket(&self.bucket);
-            if let Err(e) = abort.key(self.full(key)).upload_id(id).send().await {
-                tracing::warn!(key, error = %root_cause(&e), "unfinished upload left behind");
-            }
-        }
-        done
     }
 
     async fn get(&self, key: &str) -> Result<(Bytes, String), ObjectError> {

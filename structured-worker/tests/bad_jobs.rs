@@ -1,0 +1,179 @@
+//! What is wrong with one job stays with it: the worker goes on with the others.
+
+use async_trait::async_trait;
+use prost::Message as _;
+use ramsift_layers::source::{Allowed, FileSource, S3Config, Sources};
+use ramsift_layers::{ByteSource, ChunkParams, format};
+use ramsift_proto::v1::task::Work;
+use ramsift_proto::v1::{JobPhase, JobSpec, JobState, Outcome, Task, TaskReport, ViewWork};
+use ramsift_queue::{Lane, MemoryQueue, Message, Queue};
+use ramsift_store::job::to_json;
+use ramsift_store::{
+    Ack, Keys, LocalObjects, MemoryLedger, Objects, Plan, Report, ReportError, Reporter,
+};
+use ramsift_structured_worker::{Config, Deps, run};
+use ramsift_telemetry::Readiness;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+/// Ends a test that would wait for ever.
+const HANGS: Duration = Duration::from_secs(120);
+
+/// Takes every report.
+#[derive(Debug, Default)]
+struct Reports {
+    all: Mutex<Vec<TaskReport>>,
+    more: Notify,
+}
+
+#[async_trait]
+impl Reporter for Reports {
+    async fn report(&self, report: &Report) -> Result<Ack, ReportError> {
+        self.all
+            .lock()
+            .expect("not poisoned")
+            .push(report.header.clone());
+        self.more.notify_waiters();
+        Ok(Ack::Durable)
+    }
+
+    async fn check(&self) -> Result<(), ReportError> {
+        Ok(())
+    }
+}
+
+impl Reports {
+    /// Waits for the report on a job.
+    async fn of(&self, job: &str) -> TaskReport {
+        let waiting = async {
+            loop {
+                let more = self.more.notified();
+                let all = self.all.lock().expect("not poisoned").clone();
+                if let Some(r) = all.into_iter().find(|r| r.job == job) {
+                    return r;
+                }
+                more.await;
+            }
+        };
+        let done = tokio::time::timeout(HANGS, waiting).await;
+        done.unwrap_or_else(|_| panic!("{job}: no report within {HANGS:?}"))
+    }
+}
+
+struct World {
+    dir: tempfile::TempDir,
+    objects: Arc<LocalObjects>,
+    queue: Arc<MemoryQueue>,
+    reports: Arc<Reports>,
+}
+
+impl World {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().expect("a temporary folder");
+        std::fs::create_dir(dir.path().join("in")).expect("folder");
+        for name in ["in/a.mem", "other"] {
+            std::fs::write(dir.path().join(name), vec![7; 1 << 16]).expect("written");
+        }
+        let objects = LocalObjects::open(&dir.path().join("store")).expect("a store");
+        Self {
+            dir,
+            objects: Arc::new(objects),
+            queue: Arc::default(),
+            reports: Arc::default(),
+        }
+    }
+
+    async fn put(&self, key: &str, data: impl Into<bytes::Bytes>) {
+        let put = self.objects.put(key, data.into());
+        put.await.expect("stored");
+    }
+
+    /// Stores a job and publishes a view of it. `None`: a plan that is damaged.
+    async fn job(&self, job: &str, view: &str, file: Option<&str>) {
+        let keys = Keys::new(job);
+        match file {
+            Some(file) => {
+                let source = FileSource::open(&self.dir.path().join(file)).expect("opened");
+                let plan = Plan {
+                    spec: JobSpec {
+                        job: job.into(),
+                        structured: true,
+                        ..JobSpec::default()
+                    },
+                    pin: source.pin().clone(),
+                    layout: format::open(&source).await.expect("raw"),
+                    chunks: ChunkParams::default(),
+                    chunk_count: 1,
+                    views: vec![view.into()],
+                    reference_time: None,
+                };
+                self.put(&keys.plan(), to_json(&plan).expect("JSON")).await;
+            }
+            None => self.put(&keys.plan(), "no plan").await,
+        }
+        let state = JobState {
+            job: job.into(),
+            phase: JobPhase::Running.into(),
+            ..JobState::default()
+        };
+        self.put(&keys.state(), to_json(&state).expect("JSON"))
+            .await;
+        let task = Task {
+            job: job.into(),
+            task: format!("view-{view}"),
+            publication: 1,
+            work: Some(Work::View(ViewWork { view: view.into() })),
+        };
+        let message = Message {
+            body: task.encode_to_vec().into(),
+            ..Message::default()
+        };
+        let published = self.queue.publish(Lane::Views, message);
+        published.await.expect("published");
+    }
+
+    fn start(&self) -> CancellationToken {
+        let stop = CancellationToken::new();
+        let allowed = self.dir.path().join("in").display().to_string();
+        let allowed = Allowed::parse(&allowed).expect("a list");
+        let config = Config {
+            slots: 1,
+            ..Config::default()
+        };
+        let deps = Deps {
+            queue: self.queue.clone(),
+            ledger: Arc::new(MemoryLedger::default()),
+            objects: self.objects.clone(),
+            reporter: self.reports.clone(),
+            sources: Sources::new(S3Config::default()).only(allowed),
+            readiness: Readiness::default(),
+        };
+        tokio::spawn(run(config, deps, stop.clone()));
+        stop
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_job_fails_with_its_reason_and_others_go_on() {
+    // View, evidence, what is said.
+    let bad = [
+        ("sha256", None, "damaged"),
+        ("system", None, "damaged"),
+        ("sha256", Some("other"), "sources.allow"),
+        ("content", Some("in/a.mem"), "kernel.json does not exist"),
+    ];
+    for (view, file, says) in bad {
+        let w = World::new();
+        w.job("bad", view, file).await;
+        let stop = w.start();
+        w.job("good", "sha256", Some("in/a.mem")).await;
+        let good = w.reports.of("good").await;
+        assert_eq!(good.outcome(), Outcome::Done, "{good:?}");
+        let r = w.reports.of("bad").await;
+        assert_eq!(r.outcome(), Outcome::Failed, "{view}: {r:?}");
+        assert!(r.reason.contains(says), "{view}: {}", r.reason);
+        stop.cancel();
+    }
+}
