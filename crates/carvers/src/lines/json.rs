@@ -194,8 +194,8 @@ struct Object<'a> {
 /// A key in few bits: a word of [`Object::signs`], and the bit in it.
 fn sign(key: &[u8]) -> (usize, u64) {
     let ends = key.first().zip(key.last());
-    let ends = ends.map_or(0, |(a, b)| u32::from(*a) * 7 ^ u32::from(*b) * 43);
-    let sign = ends ^ key.len() as u32 * 29;
+    let ends = ends.map_or(0, |(a, b)| (u32::from(*a) * 7) ^ (u32::from(*b) * 43));
+    let sign = ends ^ (key.len() as u32 * 29);
     (sign as usize >> 6 & 3, 1 << (sign & 63))
 }
 
