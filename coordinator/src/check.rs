@@ -88,10 +88,9 @@ pub(crate) async fn check(inner: &Inner, spec: &JobSpec) -> Result<(), SubmitErr
     words(spec).map_err(SubmitError::Invalid)?;
     let deps = &inner.deps;
     deps.specs.spec(spec).map_err(SubmitError::Invalid)?;
-    match deps.sources.check(&spec.source).await {
-        Err(e @ SourceError::Refused { .. }) => return Err(SubmitError::Invalid(e.to_string())),
-        // Whether it can be read now is found out when the job is planned.
-        _ => {}
+    // Whether it can be read now is found out when the job is planned.
+    if let Err(e @ SourceError::Refused { .. }) = deps.sources.check(&spec.source).await {
+        return Err(SubmitError::Invalid(e.to_string()));
     }
     if !spec.rules_digest.is_empty() {
         rules(inner, deps, &spec.rules_digest).await?;

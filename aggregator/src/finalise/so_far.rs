@@ -87,5 +87,5 @@ fn share(plan: &Plan, reports: &BTreeMap<String, TaskReport>, split: &BTreeSet<S
     let done: f64 = (0..plan.chunk_count)
         .map(|i| of(&TaskId::chunk(i), reports, split))
         .sum();
-    done / f64::from(plan.chunk_count)
+    done / plan.chunk_count as f64
 }
