@@ -316,14 +316,23 @@ pub(crate) async fn short(config: &Config, view: &str, args: ShortArgs) -> Resul
     show(config, view, &args.image, &args.place, &wish, &args.how).await
 }
 
-/// The records of utmp(5), and what sshd wrote to its log: a job has both.
+/// The records of utmp(5) in cached files, what sshd wrote to its log, and records that lie elsewhere in memory: a job has
+/// all of them.
 const LOGINS_AND_LOG: &str = "(SELECT row, time, kind, \"user\", uid, line, host, address, pid, source, physical, \
      NULL AS message FROM v \
      UNION ALL SELECT NULL, coalesce(time, inferred_time), \
      CASE WHEN message LIKE 'Accepted %' THEN 'login' ELSE 'failed' END, \
      regexp_replace(message, '^.* for (?:invalid user )?(.*) from .*$', '\\1'), NULL, NULL, NULL, \
      regexp_replace(message, '^.* from ([^ ]+) port .*$', '\\1'), pid, 'log of sshd', physical_address, message \
-     FROM events WHERE source = 'sshd' AND (message LIKE 'Accepted % for %' OR message LIKE 'Failed % for %'))";
+     FROM events WHERE source = 'sshd' AND (message LIKE 'Accepted % for %' OR message LIKE 'Failed % for %') \
+     UNION ALL SELECT NULL, time, \
+     CASE WHEN json_text(fields, 'line') = 'ssh:notty' OR json_text(fields, 'type') = 'LOGIN_PROCESS' THEN 'failed' \
+          WHEN json_text(fields, 'type') = 'USER_PROCESS' THEN 'login' \
+          WHEN json_text(fields, 'type') = 'DEAD_PROCESS' THEN 'logout' \
+          WHEN json_text(fields, 'type') = 'BOOT_TIME' THEN 'boot' ELSE json_text(fields, 'type') END, \
+     json_text(fields, 'user'), NULL, json_text(fields, 'line'), json_text(fields, 'host'), json_text(fields, 'addr'), pid, \
+     'record in memory', physical_address, NULL FROM events WHERE source = 'utmp' \
+     AND physical_address NOT IN (SELECT physical FROM v WHERE physical IS NOT NULL))";
 
 #[cfg(test)]
 mod tests {
