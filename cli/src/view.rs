@@ -10,9 +10,9 @@ use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
 use ramsift_aggregator::so_far;
 use ramsift_os::linux::{LinuxView, VIEWS};
-use ramsift_os::table::Kind;
+use ramsift_os::table::{Kind, Table};
 use ramsift_store::query::{QueryLimits, Tables};
-use ramsift_store::tables::name;
+use ramsift_store::tables::{finished_schema, name};
 use ramsift_store::{Keys, Objects};
 use ramsift_structured_worker::{batch, table_name, view_alone};
 use std::collections::BTreeSet;
@@ -250,14 +250,33 @@ async fn so_far_of(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
 
 /// The table of a job that is sealed.
 async fn sealed(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
-    let key = Keys::new(&j.job).table(&table_name(view.name));
-    if j.objects.head(&key).await.is_err() {
+    let keys = Keys::new(&j.job);
+    if j.objects.head(&keys.manifest()).await.is_err() {
         return so_far_of(j, view).await;
     }
+    let views = keys.table(name::VIEWS);
+    if j.objects.head(&views).await.is_err() {
+        return Ok(None);
+    }
     let tables = Tables::new(j.objects.clone(), &QueryLimits::default())?;
-    tables.register("v", &[key], None).await?;
-    let views = Keys::new(&j.job).table(name::VIEWS);
     tables.register("views", &[views], None).await?;
+    let key = keys.table(&table_name(view.name));
+    if j.objects.head(&key).await.is_ok() {
+        tables.register("v", &[key], None).await?;
+    } else {
+        // A view without rows has no table; one that was not built is built from the capture.
+        let sql = format!(
+            "SELECT 1 FROM views WHERE view = '{}' AND status = 'built'",
+            view.name
+        );
+        let built = tables.collect(&sql).await?;
+        if built.iter().all(|b| b.num_rows() == 0) {
+            return Ok(None);
+        }
+        let own = batch(&Table::new(view.columns))?;
+        let stamped = finished_schema(&table_name(view.name), &own.schema());
+        tables.register_batch("v", RecordBatch::new_empty(stamped))?;
+    }
     let sql = format!(
         "SELECT detail FROM views WHERE view = '{}' AND doubtful > 0",
         view.name

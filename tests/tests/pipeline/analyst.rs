@@ -511,6 +511,18 @@ fn a_job_outlives_the_place_of_its_capture() {
         "1",
     ]);
     assert_eq!(some.len(), 1);
+    // What sshd logged is told, whether or not a file of utmp(5) is cached.
+    let logged = query(
+        &out,
+        "SELECT count(*) AS n FROM events WHERE source = 'sshd' AND (message LIKE 'Accepted % for %' OR message LIKE 'Failed % for %')",
+    );
+    let r = ramsift(&out, &["logins", &job, "--format", "jsonl", "--limit", "0"]);
+    let told = r.out.lines().filter(|l| l.contains("log of sshd")).count() as u64;
+    assert!(
+        logged[0]["n"].as_u64() == Some(told) && told > 0,
+        "{told} of {logged:?}: {}",
+        r.err
+    );
     let r = ramsift(&out, &["ls", &format!("{job}:/etc")]);
     ok(&r);
     assert!(
