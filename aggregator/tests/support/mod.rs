@@ -136,6 +136,9 @@ fn coverage(rows: &[CoverageRow]) -> Option<RecordBatch> {
     b.finish().expect("valid")
 }
 
+/// The rows of one table that a task told.
+type Rows<'a> = &'a dyn Fn(&Told) -> Option<RecordBatch>;
+
 /// Stores the plan and what was told, as an aggregator commits it: one segment of a table for all.
 pub(crate) async fn store(objects: &dyn Objects, told: &[Told]) {
     let keys = Keys::new(JOB);
@@ -143,7 +146,7 @@ pub(crate) async fn store(objects: &dyn Objects, told: &[Told]) {
         objects.put(key, data.into()).await.expect("stored");
     };
     put(&keys.plan(), to_json(&plan()).expect("JSON").to_vec()).await;
-    let tables: [(&str, &dyn Fn(&Told) -> Option<RecordBatch>); 2] = [
+    let tables: [(&str, Rows<'_>); 2] = [
         (name::COVERAGE, &|t| coverage(&t.coverage)),
         (name::FINDINGS, &|t| findings(&t.findings)),
     ];
