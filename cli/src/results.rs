@@ -83,7 +83,12 @@ pub(crate) async fn results(config: &Config, args: ResultsArgs) -> Result<u8> {
     }
     let grouped = there.iter().any(|n| n == name::GROUPS);
     check_names(&t, &args, grouped).await?;
-    let ask = Ask::of(&args, grouped);
+    let mut ask = Ask::of(&args, grouped);
+    if let Order::Groups(filter) = &mut ask.order
+        && let Some(n) = reach(&t, filter, args.limit).await?
+    {
+        *filter = format!("({filter}) AND position < {n}");
+    }
     let n = rows::print(t.stream(&ask.sql(args.limit)).await?, &args.how, false).await?;
     // A list that ends where it was cut must say so, but nobody counts for a program that reads on.
     if args.limit > 0 && n == args.limit as u64 {
@@ -91,6 +96,27 @@ pub(crate) async fn results(config: &Config, args: ResultsArgs) -> Result<u8> {
         rows::cut(n, all, ask.what);
     }
     Ok(0)
+}
+
+/// Groups that are looked at first; sixteen times as many each time that those don't suffice.
+const FIRST: u64 = 1 << 16;
+
+/// How many of the first groups hold as many rows as are asked for, so that a list of a few does not read thousands of
+/// millions; `None`: all are needed, or nothing is asked of them.
+async fn reach(t: &Tables, filter: &str, limit: usize) -> Result<Option<u64>> {
+    if limit == 0 || filter == "true" {
+        return Ok(None);
+    }
+    let all = crate::view::count(t, "SELECT count(*) FROM groups").await?;
+    let mut first = FIRST;
+    while first < all {
+        let sql = format!("SELECT count(*) FROM groups WHERE position < {first} AND ({filter})");
+        if crate::view::count(t, &sql).await? >= limit as u64 {
+            return Ok(Some(first));
+        }
+        first = first.saturating_mul(16);
+    }
+    Ok(None)
 }
 
 /// A kind, a rule or a source that is none in these results, with what may have been meant.

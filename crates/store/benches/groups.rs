@@ -11,9 +11,10 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use arrow::array::{
-    ArrayRef, BooleanArray, Int32Array, ListBuilder, RecordBatch, StringArray, StringBuilder,
-    UInt8Array, UInt64Array,
+    ArrayRef, AsArray, BooleanArray, Int32Array, ListBuilder, RecordBatch, StringArray,
+    StringBuilder, UInt8Array, UInt64Array,
 };
+use arrow::datatypes::Int64Type;
 use parquet::arrow::ArrowWriter;
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
@@ -229,7 +230,19 @@ fn main() {
             t.register("groups", &["groups.parquet".to_owned()], None)
                 .await
                 .unwrap();
-            let sql = ramsift_store::groups::list(filter, 50);
+            // As the command line does: the first groups, and more where they don't suffice.
+            let (mut first, mut filter) = (1_u64 << 16, filter.to_owned());
+            while filter != "true" && first < n {
+                let part = format!("position < {first} AND ({filter})");
+                let sql = format!("SELECT count(*) FROM groups WHERE {part}");
+                let found = t.collect(&sql).await.unwrap();
+                if found[0].column(0).as_primitive::<Int64Type>().value(0) >= 50 {
+                    filter = part;
+                    break;
+                }
+                first *= 16;
+            }
+            let sql = ramsift_store::groups::list(&filter, 50);
             t.collect(&sql)
                 .await
                 .unwrap()
