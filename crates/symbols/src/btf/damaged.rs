@@ -615,14 +615,21 @@ mod tests {
     }
 
     /// Types of a kernel of so many structs: an integer, and for each struct a pointer to it, a prototype that takes
-    /// the pointer, and a function of that prototype.
-    fn kernel(structs: u32) -> Vec<u8> {
+    /// the pointer, a function of that prototype, and now and then types in between, so that no two stretches are alike.
+    /// Gives the number of each struct too.
+    fn kernel(structs: u32) -> (Vec<u8>, Vec<u32>) {
         let (mut types, mut strings) = (Vec::new(), b"\0long unsigned int\0".to_vec());
         let mut word = |all: &[u32]| all.iter().for_each(|w| types.extend(w.to_le_bytes()));
         let kind = |kind: Kind, count: u32| (kind as u32) << 24 | count;
         word(&[1, kind(Kind::Int, 0), 8, 64]);
+        let (mut next, mut numbers) = (2, Vec::new());
         for i in 0..structs {
-            let own = 2 + 4 * i;
+            for _ in 0..i.wrapping_mul(2_654_435_761) >> 30 {
+                word(&[0, kind(Kind::Const, 0), 1]);
+                next += 1;
+            }
+            let own = next;
+            numbers.push(own);
             let name = u32::try_from(strings.len()).unwrap();
             strings.extend(format!("struct_number_{i:05}\0").as_bytes());
             word(&[name, kind(Kind::Struct, 3), 24]);
@@ -630,30 +637,31 @@ mod tests {
             word(&[0, kind(Kind::Ptr, 0), own]);
             word(&[0, kind(Kind::FuncProto, 1), 1, name, own + 1]);
             word(&[name, kind(Kind::Func, 0), own + 2]);
+            next += 4;
         }
         let (types_len, strings_len) = (types.len() as u32, strings.len() as u32);
         let head = [0x0001_eb9f, 24, 0, types_len, types_len, strings_len];
         let mut out: Vec<u8> = head.iter().flat_map(|w| w.to_le_bytes()).collect();
         out.extend(types);
         out.extend(strings);
-        out
+        (out, numbers)
     }
 
     const STRUCTS: u32 = 6000;
 
-    /// The numbers of the structs that are known, by their names; panics at one under another's number.
-    fn known(b: &Btf) -> usize {
+    /// How many structs are known by their names; panics at one under another's number.
+    fn known(b: &Btf, numbers: &[u32]) -> usize {
         let structs = b.iter().filter(|t| t.kind == Kind::Struct);
         let mut known = 0;
         for t in structs {
             let name = b.string(t.name).unwrap();
             if !name.is_empty() {
-                let i: u32 = name
+                let i: usize = name
                     .strip_prefix("struct_number_")
                     .unwrap()
                     .parse()
                     .unwrap();
-                assert_eq!(t.id, 2 + 4 * i, "{name}");
+                assert_eq!(t.id, numbers[i], "{name}");
                 known += 1;
             }
         }
@@ -662,41 +670,46 @@ mod tests {
 
     #[test]
     fn what_lies_behind_damage_keeps_its_numbers() {
-        let whole = kernel(STRUCTS);
-        let types = 4 * 24 * STRUCTS as usize;
-        for (from, with) in [(types / 2, 0), (4096, 0xaa), (types - 4096 * 2, 0xff)] {
+        let (whole, numbers) = kernel(STRUCTS);
+        let types = Header::parse(&whole).unwrap().types_len;
+        for (from, with) in [(types / 2, 0), (8192, 0xaa), (types - 4096 * 4, 0xff)] {
             let mut torn = whole.clone();
             let page = from / 4096 * 4096;
             torn[page..page + 4096].fill(with);
             let b = read_damaged(&Bytes(torn), PhysAddr(0), None).unwrap();
-            assert!(b.lost() > 0 && b.lost() < 200, "{}", b.lost());
-            assert!(known(&b) > STRUCTS as usize - 60, "{}", known(&b));
+            // A page holds some 205 of them.
+            assert!((150..260).contains(&b.lost()), "{}", b.lost());
+            let known = known(&b, &numbers);
+            assert!(
+                known > STRUCTS as usize - 60,
+                "{known} with damage at {from:#x}"
+            );
             assert!(b.has_end());
         }
     }
 
     #[test]
     fn a_torn_page_of_strings_costs_their_names_alone() {
-        let mut torn = kernel(STRUCTS);
+        let (mut torn, numbers) = kernel(STRUCTS);
         let page = (torn.len() - 40_000) / 4096 * 4096;
         torn[page..page + 4096].fill(0);
         let b = read_damaged(&Bytes(torn), PhysAddr(0), None).unwrap();
         assert_eq!(b.lost(), 0);
-        assert!((STRUCTS as usize - 250..STRUCTS as usize).contains(&known(&b)));
+        assert!((STRUCTS as usize - 250..STRUCTS as usize).contains(&known(&b, &numbers)));
     }
 
     #[test]
     fn a_lost_header_is_told_by_the_end_of_the_blob() {
-        let mut torn = kernel(STRUCTS);
+        let (mut torn, numbers) = kernel(STRUCTS);
         torn[..4096].fill(0);
         let len = torn.len();
         let b = read_damaged(&Bytes(torn), PhysAddr(0), Some(len)).unwrap();
-        assert!(known(&b) > STRUCTS as usize - 60);
+        assert!(known(&b, &numbers) > STRUCTS as usize - 60);
     }
 
     #[test]
     fn noise_behind_a_header_is_no_kernel() {
-        let mut noise = kernel(STRUCTS);
+        let (mut noise, _) = kernel(STRUCTS);
         let mut x = 1_u64;
         for b in noise.iter_mut().skip(HEADER) {
             x = x.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);

@@ -145,17 +145,25 @@ fn markers(raw: &[u8], pa: u64, count: usize) -> Option<(Vec<Option<usize>>, usi
 /// Bytes of a block of names at least and at most.
 const STEPS: std::ops::RangeInclusive<usize> = 2 * BLOCK..=BLOCK << 8;
 
-/// Markers that agree with one at their side: a step further, and not beyond the end.
+/// Markers that rise: each as far from the one before it as so many blocks can be, and before the end.
 fn rising(all: &[usize], end: usize) -> Vec<Option<usize>> {
-    let step = |a: usize, b: usize| b.checked_sub(a).is_some_and(|s| STEPS.contains(&s));
-    (0..all.len())
-        .map(|i| {
-            let before = i > 0 && step(all[i - 1], all[i]);
-            let behind = all.get(i + 1).is_some_and(|next| step(all[i], *next));
-            let first = i == 0 && (all[0] == 0);
-            ((before || behind || first) && all[i] < end).then_some(all[i])
-        })
-        .collect()
+    let values: Vec<u64> = all.iter().map(|m| *m as u64).collect();
+    let mut out = vec![None; all.len()];
+    let mut before: Option<(usize, usize)> = None;
+    for i in longest_rise(&values) {
+        let fits = match before {
+            None => i > 0 || all[i] == 0,
+            Some((j, m)) => {
+                let blocks = i - j;
+                (STEPS.start() * blocks..=STEPS.end() * blocks).contains(&(all[i] - m))
+            }
+        };
+        if fits && all[i] < end {
+            out[i] = Some(all[i]);
+            before = Some((i, all[i]));
+        }
+    }
+    out
 }
 
 /// Names, as far as they are sound.
