@@ -683,9 +683,9 @@ pub(crate) enum RulesCommand {
         #[arg(long)]
         all: bool,
     },
-    /// Compile rules into one file, which `--rules` takes.
+    /// Compile rules into one file, which `scan --rules` and `submit --rules` take.
     #[command(
-        after_help = "Examples:\n  ramsift rules compile rules/ -o all.rules\n  ramsift scan image.mem --rules all.rules"
+        after_help = "Examples:\n  ramsift rules compile rules/ -o all.rules\n  ramsift rules compile a.yar --define site=hq -o a.rules"
     )]
     Compile {
         /// Files and folders.
