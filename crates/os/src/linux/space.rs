@@ -66,7 +66,7 @@ impl<'a> AddressSpace<'a> {
         self
     }
 
-    /// Whether arithmetic goes before page tables.
+    /// Whether arithmetic goes before page tables: in a kernel whose own tables are damaged.
     pub(super) fn prefers_linear(&self) -> bool {
         self.linear_first
     }

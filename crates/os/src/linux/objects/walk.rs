@@ -56,7 +56,7 @@ impl Kernel<'_> {
             if at == head {
                 return None;
             }
-            if self.damage().is_some() && !self.is_node(at) {
+            if self.space.prefers_linear() && !self.is_node(at) {
                 return Some(format!(
                     "the list breaks off after {from:#x}: nothing of it at {at:#x}"
                 ));
