@@ -1,6 +1,7 @@
 //! OS-aware views of a capture: find the kernel, then read its structures.
 
 pub mod discover;
+pub mod image;
 pub mod linux;
 pub mod system;
 pub mod table;

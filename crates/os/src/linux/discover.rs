@@ -9,8 +9,9 @@
 //! Source: Linux, `Documentation/admin-guide/kdump/vmcoreinfo.rst`: on x86-64 the kernel image maps
 //! `va - 0xffffffff80000000 + phys_base`; on arm64 `va - kimage_voffset`.
 
-use super::Linux;
-use crate::discover::{Discovery, PageTable, of_kind};
+use super::{Linux, image};
+use crate::discover::{Anchor, Discovery, PageTable, of_kind};
+use crate::image::KernelImage;
 use crate::system::System;
 use crate::view::ViewInput;
 use ramsift_layers::translate::{
@@ -29,6 +30,14 @@ pub(crate) const BY_ARITHMETIC: &str = "VMCOREINFO, by arithmetic: its tables ca
 impl System for Linux {
     fn name(&self) -> &'static str {
         "linux"
+    }
+
+    fn images(&self, memory: &dyn PhysRead, roots: &[u64]) -> Vec<KernelImage> {
+        image::images(memory, roots)
+    }
+
+    fn anchors_beside(&self, input: &ViewInput<'_>, image: &KernelImage) -> Vec<Anchor> {
+        image::anchors_beside(input, image)
     }
 
     fn discover(&self, input: &ViewInput<'_>, d: &mut Discovery) {

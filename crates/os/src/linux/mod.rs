@@ -9,6 +9,7 @@
 
 mod discover;
 mod frames;
+mod image;
 mod linear;
 mod objects;
 mod open;

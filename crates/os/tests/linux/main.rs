@@ -14,6 +14,7 @@ mod logins;
 mod memory;
 mod modules;
 mod network;
+mod places;
 mod processes;
 mod shell;
 mod system;

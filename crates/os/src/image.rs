@@ -1,0 +1,56 @@
+//! Where a kernel's image lies, told without a pass over all of memory.
+//!
+//! A machine starts its processors from fixed places, and what they need there leads on to the kernel: so a list of
+//! processes takes the reads of one kernel image, however large the capture.
+
+use crate::SYSTEMS;
+use crate::discover::Anchor;
+use crate::view::ViewInput;
+use ramsift_layers::Dtb;
+use ramsift_layers::translate::{PhysRead, Shape};
+use std::ops::Range;
+
+/// The image of a kernel in physical memory.
+#[derive(Clone, Debug)]
+pub struct KernelImage {
+    /// The place that led to it, in words.
+    pub place: String,
+    /// A page table that maps the image; not necessarily the kernel's own top table.
+    pub root: Dtb,
+    /// Its shape.
+    pub shape: Shape,
+    /// What to add to a physical address of the image for the virtual one; wraps.
+    pub delta: u64,
+    /// Physical addresses of its pages that hold no code, in order: anchors lie there.
+    pub data: Vec<Range<u64>>,
+}
+
+impl KernelImage {
+    /// Whether a physical address lies between its first and its last page.
+    pub fn contains(&self, pa: u64) -> bool {
+        let ends = self.data.first().zip(self.data.last());
+        ends.is_some_and(|(first, last)| (first.start..last.end).contains(&pa))
+    }
+
+    /// Bytes of its pages that hold no code.
+    pub fn bytes(&self) -> u64 {
+        self.data.iter().map(|r| r.end - r.start).sum()
+    }
+}
+
+/// Images that known places lead to, each once. `roots` are page tables that the container recorded.
+pub fn known_images(memory: &dyn PhysRead, roots: &[u64]) -> Vec<KernelImage> {
+    let mut out: Vec<KernelImage> = Vec::new();
+    for found in SYSTEMS.iter().flat_map(|s| s.images(memory, roots)) {
+        if !out.iter().any(|i| i.data == found.data) {
+            out.push(found);
+        }
+    }
+    out
+}
+
+/// Anchors that the image leads to and that lie elsewhere. `input` has those of the image.
+pub fn anchors_beside(input: &ViewInput<'_>, image: &KernelImage) -> Vec<Anchor> {
+    let all = SYSTEMS.iter();
+    all.flat_map(|s| s.anchors_beside(input, image)).collect()
+}
