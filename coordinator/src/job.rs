@@ -8,7 +8,7 @@ use ramsift_proto::v1::{
     ChunkWork, CommitRecord, FilesWork, JobPhase, JobProgress, JobSpec, JobState, MemoryWork,
     Outcome, RuleCount, RuleGap, Task, TaskReport, VerdictWork, ViewWork, Wishes,
 };
-use ramsift_proto::{MAX_LISTS, TaskId};
+use ramsift_proto::{MAX_LISTS, TaskId, view};
 use ramsift_queue::Lane;
 use ramsift_store::job::{self, now_micros, rules_key, to_json};
 use ramsift_store::lists::{LIST, PROCESSES, files_name, memory_name};
@@ -29,9 +29,9 @@ const TURN: usize = 8;
 pub(crate) enum Stage {
     /// Not planned yet.
     Unplanned,
-    /// Chunks are out.
+    /// Chunks are out, and the views that need none of them.
     Chunks,
-    /// Verdicts and views are out, and what views ask for.
+    /// Verdicts and the other views are out, and what views ask for.
     Rest,
     /// Verdicts on processes are out.
     Processes,
@@ -103,6 +103,8 @@ pub(crate) struct Job {
     lists: [String; 2],
     /// Lists of memory of processes.
     memory_lists: u32,
+    /// Views that wait until every chunk is settled.
+    waiting: Vec<String>,
     failed_tasks: u64,
     bytes_done: u64,
     /// Tasks that are known so far.
@@ -141,6 +143,7 @@ impl Job {
             memory: Searched::default(),
             lists: Default::default(),
             memory_lists: 0,
+            waiting: Vec::new(),
             failed_tasks: 0,
             bytes_done: 0,
             total: 0,
@@ -175,8 +178,11 @@ impl Job {
         } else {
             0
         };
+        let views = plan.views.clone();
         self.plan = Some(plan);
         self.stage = Stage::Chunks;
+        // Before the chunks: a list of processes is there while they are scanned.
+        views.into_iter().for_each(|v| self.add_view(v));
         for i in 0..chunks {
             self.add(TaskId::chunk(i));
         }
@@ -307,8 +313,25 @@ impl Job {
             self.lists[1] = w.folder;
             (0..w.files).for_each(|n| self.add(TaskId::Files(n)));
         }
-        for v in w.views {
-            self.add(TaskId::View(v));
+        w.views.into_iter().for_each(|v| self.add_view(v));
+    }
+
+    /// Adds a view, or keeps it until its turn.
+    fn add_view(&mut self, name: String) {
+        if self.stage == Stage::Chunks && view::waits_for_chunks(&name) {
+            self.waiting.push(name);
+        } else {
+            self.add(TaskId::View(name));
+        }
+    }
+
+    /// Whether every task of the stage is settled.
+    fn stage_is_over(&self) -> bool {
+        match self.stage {
+            Stage::Unplanned | Stage::Settled => false,
+            // Chunks are first in order.
+            Stage::Chunks => !matches!(self.open.first(), Some(TaskId::Chunk { .. })),
+            Stage::Rest | Stage::Processes => self.open.is_empty(),
         }
     }
 
@@ -415,7 +438,7 @@ impl Job {
 
     /// Moves on while all tasks of a stage are settled.
     pub(crate) async fn advance(&mut self, deps: &Deps) -> Result<(), StoreError> {
-        while self.open.is_empty() && !matches!(self.stage, Stage::Unplanned | Stage::Settled) {
+        while self.stage_is_over() {
             self.stage = match self.stage {
                 Stage::Chunks => {
                     self.start_rest(deps).await?;
@@ -434,7 +457,7 @@ impl Job {
         Ok(())
     }
 
-    /// Adds what waits for the chunks: verdicts over the image, and views.
+    /// Adds what waits for the chunks: verdicts over the image, and some views.
     async fn start_rest(&mut self, deps: &Deps) -> Result<(), StoreError> {
         if self.spec.unstructured {
             let missing = |p: &Plan| !p.layout.runs.missing().is_empty();
@@ -443,8 +466,8 @@ impl Job {
             let groups = self.plan_verdicts(deps, &key, of, failed).await?;
             (0..groups).for_each(|g| self.add(TaskId::Verdict(g)));
         }
-        let views = self.plan.as_ref().map(|p| p.views.clone());
-        for v in views.unwrap_or_default() {
+        let waiting = std::mem::take(&mut self.waiting);
+        for v in waiting {
             self.add(TaskId::View(v));
         }
         Ok(())

@@ -4,6 +4,7 @@ use ramsift_layers::format::{self, FormatError};
 use ramsift_layers::source::{SourceError, Sources};
 use ramsift_layers::{ByteSource, ChunkParams};
 use ramsift_proto::v1::JobSpec;
+use ramsift_proto::view;
 use ramsift_store::Plan;
 use std::sync::Arc;
 
@@ -90,10 +91,10 @@ pub async fn plan(
     let pin = source.pin().clone();
     let mut views = Vec::new();
     if spec.structured {
-        views.push("system".to_owned());
+        views.push(view::SYSTEM.to_owned());
     }
     if spec.hash == "sha256" {
-        views.push("sha256".to_owned());
+        views.push(view::SHA256.to_owned());
     }
     let what = match &pin {
         ramsift_layers::SourcePin::S3 { .. } => "the object's last modification",

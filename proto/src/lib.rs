@@ -16,7 +16,7 @@ pub mod v1 {
 
 pub mod task_id;
 
-pub use task_id::{TaskId, TaskIdError};
+pub use task_id::{TaskId, TaskIdError, view};
 
 use v1::JobPhase;
 

@@ -4,7 +4,7 @@
 //! chunk-12       chunk 12 of the plan
 //! chunk-12.01    its first half's second half, after it took workers down twice
 //! verdict-3      group 3 of the verdict plan
-//! view-system    one view
+//! view-system    one view, see [`view`]
 //! memory-7       list 7 of memory of processes
 //! files-2        list 2 of recovered content
 //! process-3      group 3 of the verdict plan for processes
@@ -13,6 +13,30 @@
 use std::fmt;
 use std::ops::Range;
 use std::str::FromStr;
+
+/// Names of the views that are tasks of a job.
+pub mod view {
+    /// Finds the kernel by known places and builds the first lists; asks for the others.
+    pub const SYSTEM: &str = "system";
+    /// The same by the anchors that chunks report, where known places do not lead to the kernel.
+    pub const ANCHORED: &str = "anchored";
+    /// Every view that is not among the first lists.
+    pub const VIEWS: &str = "views";
+    /// Recovers content.
+    pub const CONTENT: &str = "content";
+    /// Lists the memory of processes.
+    pub const MEMORY: &str = "memory";
+    /// Makes the frame map.
+    pub const FRAMES: &str = "frames";
+    /// The evidence's SHA-256.
+    pub const SHA256: &str = "sha256";
+
+    /// Whether a view is built only when every chunk has been scanned: it uses what they report, or
+    /// nobody waits for it.
+    pub fn waits_for_chunks(name: &str) -> bool {
+        matches!(name, ANCHORED | SHA256)
+    }
+}
 
 /// A parsed task name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -46,7 +46,7 @@ pub struct Alone<T> {
     pub discovery: Discovery,
     /// The answer.
     pub answer: T,
-    /// Bytes read of the capture for it, the pass that finds the kernel aside.
+    /// Bytes read of the capture for it, a pass over the image aside.
     pub bytes_read: u64,
     /// Where the kernel is, where that was looked for and not known before.
     pub found: Option<KernelRecord>,
@@ -88,6 +88,24 @@ pub(crate) fn known(r: &KernelRecord) -> Vec<Anchor> {
     r.spots.iter().filter_map(anchor).collect()
 }
 
+/// What a view of a capture may read.
+pub(crate) fn input<'i>(
+    memory: &'i CachedPhys,
+    runs: &'i RunMap,
+    layout: &'i Layout,
+    anchors: &'i [Anchor],
+    symbols: Option<&'i dyn KernelSymbols>,
+) -> ViewInput<'i> {
+    ViewInput {
+        memory,
+        runs,
+        arch: layout.arch.as_deref(),
+        dtb_hints: &layout.dtb_hints,
+        anchors,
+        symbols,
+    }
+}
+
 /// Physical memory of a capture and its runs: those of the container, unless the kernel says that
 /// the memory of a raw image begins elsewhere. Must be called where blocking is allowed.
 pub(crate) fn memory(
@@ -97,22 +115,63 @@ pub(crate) fn memory(
     cache: u64,
 ) -> (CachedPhys, RunMap) {
     let memory = CachedPhys::new(source.clone(), layout.runs.clone(), cache);
-    let base = raw_base(&ViewInput {
-        memory: &memory,
-        runs: &layout.runs,
-        arch: layout.arch.as_deref(),
-        dtb_hints: &layout.dtb_hints,
-        anchors,
-        symbols: None,
-    });
+    let base = raw_base(&input(&memory, &layout.runs, layout, anchors, None));
     match base.map(|b| layout.runs.moved_up(b)) {
         Some(Ok(runs)) => (CachedPhys::new(source, runs.clone(), cache), runs),
         _ => (memory, layout.runs.clone()),
     }
 }
 
-/// Opens the kernel of a capture and asks it something. Without a record, one streaming pass finds
-/// the kernel; it ends where the kernel can be opened.
+/// Where a kernel was looked for, and whether it was found there.
+pub(crate) enum Found {
+    /// Opened whole, with these anchors, by this known place.
+    There(Box<CachedPhys>, Vec<Anchor>, String),
+    /// Not at a known place.
+    Not,
+    /// The evidence could not be read.
+    Trouble(SourceError),
+}
+
+/// Looks at the known places of a capture. Must be called where blocking is allowed.
+pub(crate) fn at_known_places(
+    source: Arc<dyn ByteSource>,
+    layout: &Layout,
+    cache: u64,
+    around: u64,
+    symbols: Option<&dyn KernelSymbols>,
+) -> Found {
+    let memory = CachedPhys::new(source, layout.runs.clone(), cache).around(around);
+    let found = anchors::at_known_places(&memory, layout, symbols);
+    // What looked like unreadable memory may have been a source that failed.
+    match (memory.take_trouble(), found) {
+        (Some(e), _) => Found::Trouble(e),
+        (None, Some((anchors, place))) => Found::There(Box::new(memory), anchors, place),
+        (None, None) => Found::Not,
+    }
+}
+
+/// The anchors of a capture whose kernel is not known: by known places, else by one streaming pass, which ends where
+/// the kernel can be opened.
+async fn look_for(
+    source: &Arc<dyn ByteSource>,
+    plan: &Plan,
+    means: &Means,
+) -> Result<(Vec<Anchor>, Option<Box<CachedPhys>>), AloneError> {
+    let (of, layout, by) = (source.clone(), plan.layout.clone(), means.clone());
+    let looked = tokio::task::spawn_blocking(move || {
+        at_known_places(of, &layout, by.cache, 0, by.symbols.as_deref())
+    });
+    match looked
+        .await
+        .map_err(|e| AloneError::Thread(e.to_string()))?
+    {
+        Found::There(memory, anchors, _) => Ok((anchors, Some(memory))),
+        Found::Not => Ok((anchors::stream(source.clone(), plan, means).await?, None)),
+        Found::Trouble(e) => Err(e.into()),
+    }
+}
+
+/// Opens the kernel of a capture and asks it something. Without a record the kernel is looked for.
 pub async fn with_kernel<T: Send + 'static>(
     source: Arc<dyn ByteSource>,
     plan: &Plan,
@@ -120,26 +179,23 @@ pub async fn with_kernel<T: Send + 'static>(
     means: Means,
     ask: impl FnOnce(&Kernel<'_>, &RunMap) -> Result<T, AloneError> + Send + 'static,
 ) -> Result<Alone<T>, AloneError> {
-    let (anchors, found) = match record_of {
-        Some(r) => (known(r), None),
+    let (anchors, read, found) = match record_of {
+        Some(r) => (known(r), None, None),
         None => {
-            let anchors = anchors::stream(source.clone(), plan, &means).await?;
+            let (anchors, read) = look_for(&source, plan, &means).await?;
             let found = record(&anchors);
-            (anchors, Some(found))
+            (anchors, read, Some(found))
         }
     };
     let layout = plan.layout.clone();
     let of = source.clone();
     let built = tokio::task::spawn_blocking(move || {
-        let (memory, runs) = memory(of, &layout, &anchors, means.cache);
-        let input = ViewInput {
-            memory: &memory,
-            runs: &runs,
-            arch: layout.arch.as_deref(),
-            dtb_hints: &layout.dtb_hints,
-            anchors: &anchors,
-            symbols: means.symbols.as_deref(),
+        let (memory, runs) = match read {
+            // What was read to find the kernel is kept.
+            Some(memory) => (*memory, layout.runs.clone()),
+            None => memory(of, &layout, &anchors, means.cache),
         };
+        let input = input(&memory, &runs, &layout, &anchors, means.symbols.as_deref());
         let discovery = discover(&input);
         let answer = match &discovery.impossible {
             Some(why) => Err(AloneError::NoKernel(why.clone())),

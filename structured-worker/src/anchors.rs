@@ -1,15 +1,19 @@
-//! Anchors: from the reports of the chunk workers, or from a pass of our own.
+//! Anchors: from known places, from the reports of the chunk workers, or from a pass of our own.
 
-use crate::alone::{Means, memory};
+use crate::alone::{Means, input, memory};
 use ramsift_carvers::api::{
     self, Artifact, Event, Finding, LOOK_BEHIND, MoreError, ReadMore, Sink, Window,
 };
 use ramsift_carvers::{CarverOptions, CarverSet};
 use ramsift_layers::format::Layout;
-use ramsift_layers::{ByteSource, FileOffset, ImageOffset, SourceError};
+use ramsift_layers::run::RunMap;
+use ramsift_layers::source::CachedPhys;
+use ramsift_layers::translate::PhysRead;
+use ramsift_layers::{ByteSource, FileOffset, ImageOffset, PhysAddr, SourceError};
 use ramsift_os::discover::{Anchor, discover};
+use ramsift_os::image::{KernelImage, anchors_beside, known_images};
 use ramsift_os::linux;
-use ramsift_os::view::ViewInput;
+use ramsift_os::view::KernelSymbols;
 use ramsift_store::job;
 use ramsift_store::tables::{anchor_rows, name, read_segment};
 use ramsift_store::{Keys, Objects, Plan};
@@ -90,6 +94,95 @@ impl ReadMore for Nothing {
 /// Bytes of a window of the streaming pass.
 const STEP: u64 = 16 << 20;
 
+/// Bytes behind a window's core: anchors end within.
+const BEHIND: u64 = 8192;
+/// Bytes of a page.
+const PAGE: usize = 4096;
+/// Bytes that are scanned at a time of a kernel's image.
+const PIECE: u64 = 1 << 20;
+/// Bytes of an image that are scanned at most: of the largest with all debugging options.
+const LARGEST_IMAGE: u64 = 256 << 20;
+
+/// What known places lead to: the anchors with which a kernel opens whole, and the place. Must be called where
+/// blocking is allowed.
+pub(crate) fn at_known_places(
+    memory: &CachedPhys,
+    layout: &Layout,
+    symbols: Option<&dyn KernelSymbols>,
+) -> Option<(Vec<Anchor>, String)> {
+    let images = known_images(memory, &layout.dtb_hints);
+    let mut anchors = Vec::new();
+    for image in images.iter().filter(|i| i.bytes() <= LARGEST_IMAGE) {
+        anchors.extend(of_image(memory, &layout.runs, image));
+        anchors = thin(anchors);
+        let input = input(memory, &layout.runs, layout, &anchors, symbols);
+        let beside = anchors_beside(&input, image);
+        anchors.extend(beside);
+    }
+    let anchors = thin(anchors);
+    let input = input(memory, &layout.runs, layout, &anchors, symbols);
+    let d = discover(&input);
+    let table = d.page_tables.iter().find(|t| t.confirmed)?;
+    let kernel = linux::open(&input, &d).ok()?;
+    // What lies in damaged pages may lie elsewhere once more: the whole pass finds more then.
+    if kernel.damage().is_some() || kernel.symbols.address("init_task").is_none() {
+        return None;
+    }
+    let of = images.iter().find(|i| i.is_mapped_by(memory, table.dtb));
+    let place = of.or(images.first())?.place.clone();
+    Some((anchors, place))
+}
+
+/// The anchors in a kernel's image.
+fn of_image(memory: &CachedPhys, runs: &RunMap, image: &KernelImage) -> Vec<Anchor> {
+    let Some(carvers) = carvers() else {
+        return Vec::new();
+    };
+    let mut found = Collect::default();
+    let mut buf = Vec::new();
+    for r in &image.data {
+        let mut at = r.start;
+        while at < r.end {
+            let end = (at + PIECE).min(r.end);
+            let from = at.saturating_sub(LOOK_BEHIND as u64).max(r.start);
+            let to = (end + BEHIND).min(r.end);
+            buf.clear();
+            for page in (from..to).step_by(PAGE) {
+                let n = buf.len();
+                let len = usize::try_from(to - page).unwrap_or(PAGE).min(PAGE);
+                buf.resize(n + len, 0);
+                // A page that is missing holds no anchor; the rest is looked at.
+                let _ = memory.read_phys(PhysAddr(page), &mut buf[n..]);
+            }
+            let place = |pa: u64| runs.from_phys(PhysAddr(pa)).map(|i| i.0);
+            // Where the capture has a hole in the piece, its places would be wrong.
+            let whole = place(from).zip(place(to - 1));
+            if let Some((base, _)) = whole.filter(|(a, b)| b - a == to - 1 - from) {
+                let offset = |pa: u64| usize::try_from(pa - from).unwrap_or(usize::MAX);
+                let window = Window {
+                    data: &buf,
+                    base: ImageOffset(base),
+                    core_start: offset(at),
+                    core_end: offset(end),
+                    image_len: runs.image_len(),
+                };
+                carvers.scan(&window, &mut Nothing, &mut found, &|| false);
+            }
+            at = end;
+        }
+    }
+    found.0
+}
+
+/// The carver of anchors alone, which exists.
+fn carvers() -> Option<CarverSet> {
+    let options = CarverOptions {
+        only: Some(vec!["anchors".to_owned()]),
+        ..CarverOptions::default()
+    };
+    CarverSet::new(options).ok()
+}
+
 /// Whether a kernel can be opened with these anchors.
 fn enough(
     source: &Arc<dyn ByteSource>,
@@ -98,14 +191,7 @@ fn enough(
     means: &Means,
 ) -> bool {
     let (memory, runs) = memory(source.clone(), layout, anchors, means.cache);
-    let input = ViewInput {
-        memory: &memory,
-        runs: &runs,
-        arch: layout.arch.as_deref(),
-        dtb_hints: &layout.dtb_hints,
-        anchors,
-        symbols: means.symbols.as_deref(),
-    };
+    let input = input(&memory, &runs, layout, anchors, means.symbols.as_deref());
     let d = discover(&input);
     // Without its first task a kernel is no use: its name may come later.
     d.impossible.is_none()
@@ -122,13 +208,7 @@ pub(crate) async fn stream(
     let layout = plan.layout.clone();
     let means = means.clone();
     let done = tokio::task::spawn_blocking(move || {
-        let only = Some(vec!["anchors".to_owned()]);
-        let options = CarverOptions {
-            only,
-            ..CarverOptions::default()
-        };
-        // The one carver that is asked for exists.
-        let Ok(carvers) = CarverSet::new(options) else {
+        let Some(carvers) = carvers() else {
             return Ok(Vec::new());
         };
         let mut found = Collect::default();
@@ -141,7 +221,7 @@ pub(crate) async fn stream(
             while at < stretch.end {
                 let end = (at + STEP).min(stretch.end);
                 let from = at.saturating_sub(LOOK_BEHIND as u64).max(stretch.start);
-                let to = (end + 8192).min(stretch.end);
+                let to = (end + BEHIND).min(stretch.end);
                 buf.clear();
                 for p in runs.pieces(from..to) {
                     let n = buf.len();

@@ -4,6 +4,7 @@
 
 mod alone;
 mod anchors;
+mod build;
 mod linux;
 mod lists;
 mod rows;
@@ -14,23 +15,15 @@ pub use alone::{Alone, AloneError, Means, view_alone, with_kernel};
 pub use rows::{batch, table_name};
 pub use symbols::{ObjectFiles, symbol_store};
 
-use linux::{Collector, Part};
-use lists::Asked;
+use build::{build, failed};
 use prost::Message as _;
-use ramsift_layers::source::{DiskCaches, SourceError, Sources};
-use ramsift_os::discover::{Discovery, discover};
-use ramsift_os::linux::open;
-use ramsift_os::view::ViewInput;
-use ramsift_proto::TaskId;
-use ramsift_proto::v1::task::Work;
-use ramsift_proto::v1::{Outcome, Task, TaskReport};
+use ramsift_layers::source::{DiskCaches, Sources};
+use ramsift_proto::v1::Task;
 use ramsift_queue::{Consumer, Delivery, Lane, Queue, QueueError};
-use ramsift_store::job::{is_over, read, to_json};
-use ramsift_store::kernel::KernelRecord;
+use ramsift_store::job::is_over;
 use ramsift_store::ledger::Wanted;
-use ramsift_store::tables::{SystemRow, name, system_batch};
-use ramsift_store::{Ack, Keys, Ledger, Objects, Plan, Report, Reporter, StoreError};
-use ramsift_telemetry::{Readiness, current, set_parent};
+use ramsift_store::{Ack, Ledger, Objects, Reporter};
+use ramsift_telemetry::{Readiness, set_parent};
 pub use sha256::SHA256;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -39,9 +32,6 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
-
-/// The task that finds the kernel and builds every view of it.
-pub const SYSTEM: &str = "system";
 
 /// How a structured worker works.
 #[derive(Clone, Debug)]
@@ -337,233 +327,5 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
             () = worker.stop.cancelled() => {}
         }
         wait = (wait * 2).min(Duration::from_secs(15));
-    }
-}
-
-/// Builds a view. An error is an outage; what is wrong with the evidence is a report.
-async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, Trouble> {
-    let Some(Work::View(work)) = &task.work else {
-        return Ok(failed(
-            worker,
-            task,
-            "this is no task of a structured worker".into(),
-        ));
-    };
-    if work.view == SHA256 {
-        return sha256::hash(worker, task).await;
-    }
-    let Some(part) = Part::of(&work.view) else {
-        let why = format!("there is no view {}", work.view);
-        return Ok(failed(worker, task, why));
-    };
-    let objects = worker.deps.objects.as_ref();
-    let keys = Keys::new(&task.job);
-    let plan = match read::<Plan>(objects, &keys.plan()).await {
-        Ok((plan, _)) => plan,
-        Err(e) => return no_record(worker, task, &e),
-    };
-    let source = match worker.deps.sources.open_pinned(&plan.pin).await {
-        Ok(s) => s,
-        Err(e) => return gone(worker, task, e),
-    };
-    let anchors = if part != Part::System {
-        match read::<KernelRecord>(objects, &keys.kernel()).await {
-            Ok((record, _)) => alone::known(&record),
-            Err(e) => return no_record(worker, task, &e),
-        }
-    } else if plan.spec.unstructured {
-        anchors::reported(objects, &keys).await?
-    } else {
-        match anchors::stream(source.clone(), &plan, &worker.config.means).await {
-            Ok(a) => a,
-            Err(e) => return gone(worker, task, e),
-        }
-    };
-    if part == Part::System {
-        let kernel = to_json(&alone::record(&anchors)).map_err(|e| e.to_string())?;
-        let put = objects.put(&keys.kernel(), kernel).await;
-        put.map_err(|e| e.to_string())?;
-    }
-    let pinned = source.clone();
-    let mut header = header(worker, task);
-    let asked = Asked::of(&plan);
-    let mut collector = Collector::new(
-        worker.deps.objects.clone(),
-        keys,
-        &header.attempt,
-        asked,
-        worker.config.disk.folder().to_owned(),
-    );
-    let layout = plan.layout.clone();
-    let means = worker.config.means.clone();
-    // All views together read most of a capture.
-    let near = worker.config.disk.source(&task.job, &source);
-    let cache = means.cache / worker.config.slots.max(1) as u64;
-    let built = tokio::task::spawn_blocking(move || {
-        let around = near.worth();
-        let (memory, runs) = alone::memory(near, &layout, &anchors, cache);
-        let memory = memory.around(around);
-        let input = ViewInput {
-            memory: &memory,
-            runs: &runs,
-            arch: layout.arch.as_deref(),
-            dtb_hints: &layout.dtb_hints,
-            anchors: &anchors,
-            symbols: means.symbols.as_deref(),
-        };
-        let base = (runs != layout.runs).then(|| runs.runs().first().map_or(0, |r| r.pa));
-        let rows = build_part(part, &input, discover(&input), base, &mut collector);
-        (
-            rows.map(|()| collector),
-            memory.bytes_read(),
-            memory.take_trouble(),
-        )
-    })
-    .await;
-    match built {
-        // What looked like unreadable memory was an outage, or evidence that is gone.
-        Ok((_, _, Some(e))) => gone(worker, task, e),
-        Ok((collected, bytes_read, None)) => {
-            if let Err(e) = pinned.check_pin().await {
-                return gone(worker, task, e);
-            }
-            let mut collected = collected?;
-            header.bytes_read = bytes_read;
-            header.wishes = collected.wishes();
-            header.segments = collected.segments;
-            header.objects = collected.refs;
-            Ok(Report {
-                header,
-                batches: collected.batches,
-                trace: current(),
-            })
-        }
-        Err(e) => Ok(failed(worker, task, format!("the view failed: {e}"))),
-    }
-}
-
-/// Opens the kernel and does a part's work on it; the system part tells of the kernel in a row. `base` is where
-/// memory begins when the container did not say so.
-fn build_part(
-    part: Part,
-    input: &ViewInput<'_>,
-    mut d: Discovery,
-    base: Option<u64>,
-    rows: &mut Collector,
-) -> Result<(), String> {
-    let mut damage = None;
-    if d.impossible.is_none() {
-        match open(input, &d) {
-            Ok(kernel) => {
-                damage = kernel.damage();
-                part.build(&kernel, input.runs, rows)?;
-            }
-            Err(e) => d.impossible = Some(e.to_string()),
-        }
-    }
-    if part == Part::System {
-        let row = SystemRow {
-            physical_base: base,
-            damage,
-            ..system_row(&d)
-        };
-        let batch = system_batch(&row).map_err(|e| e.to_string())?;
-        rows.take(name::SYSTEM, Some(batch))?;
-    } else if let Some(why) = d.impossible {
-        rows.not_built(part, why);
-    }
-    rows.finish()
-}
-
-fn header(worker: &Worker, task: &Task) -> TaskReport {
-    TaskReport {
-        job: task.job.clone(),
-        task: task.task.clone(),
-        attempt: uuid::Uuid::now_v7().to_string(),
-        worker: worker.config.name.clone(),
-        outcome: Outcome::Done.into(),
-        ..TaskReport::default()
-    }
-}
-
-/// Evidence that is gone or changed ends the job; an outage is tried again.
-fn gone(worker: &Worker, task: &Task, e: SourceError) -> Result<Report, Trouble> {
-    if let SourceError::Denied { .. } = e {
-        return Err(Trouble::Elsewhere(e.to_string()));
-    }
-    if !e.is_fatal() {
-        return Err(Trouble::Outage(e.to_string()));
-    }
-    let mut report = failed(worker, task, e.to_string());
-    report.header.fatal = true;
-    Ok(report)
-}
-
-/// A record of the job that can't be read: gone or damaged, perhaps in this worker's store alone, or out of reach.
-fn no_record(worker: &Worker, task: &Task, e: &StoreError) -> Result<Report, Trouble> {
-    let why = e.to_string();
-    match e {
-        StoreError::Object(o) if o.is_not_found() => Err(Trouble::Elsewhere(why)),
-        e if e.is_content() => Ok(failed(worker, task, why)),
-        _ => Err(Trouble::Outage(why)),
-    }
-}
-
-fn failed(worker: &Worker, task: &Task, why: String) -> Report {
-    let row = SystemRow {
-        status: "not possible".into(),
-        reason: Some(why.clone()),
-        page_tables: "[]".into(),
-        anchors: "{}".into(),
-        ..SystemRow::default()
-    };
-    // The other parts only come where the system is known.
-    let batches = if task.task == TaskId::View(SYSTEM.to_owned()).to_string() {
-        system_batch(&row).map(|b| vec![(name::SYSTEM.to_owned(), b)])
-    } else {
-        Ok(Vec::new())
-    };
-    Report {
-        header: TaskReport {
-            outcome: Outcome::Failed.into(),
-            reason: why,
-            ..header(worker, task)
-        },
-        batches: batches.unwrap_or_default(),
-        trace: current(),
-    }
-}
-
-fn system_row(d: &Discovery) -> SystemRow {
-    let tables: Vec<_> = d
-        .page_tables
-        .iter()
-        .map(|p| {
-            serde_json::json!({
-                "dtb": p.dtb.0, "shape": p.shape, "source": p.source, "confirmed": p.confirmed,
-            })
-        })
-        .collect();
-    SystemRow {
-        status: if d.impossible.is_none() {
-            "recognised"
-        } else {
-            "not possible"
-        }
-        .into(),
-        reason: d
-            .impossible
-            .as_ref()
-            .map(|why| format!("structured analysis not possible: {why}")),
-        os: d.os.map(str::to_owned),
-        architecture: d.architecture.clone(),
-        banner: d.banner.clone(),
-        banner_offset: d.banner_offset,
-        release: d.release.clone(),
-        build_id: d.build_id.clone(),
-        page_tables: serde_json::Value::from(tables).to_string(),
-        anchors: serde_json::to_string(&d.anchors).unwrap_or_else(|_| "{}".into()),
-        physical_base: None,
-        damage: None,
     }
 }

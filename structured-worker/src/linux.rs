@@ -9,6 +9,7 @@ use ramsift_layers::run::RunMap;
 use ramsift_os::linux::{Kernel, Recovered, VIEWS, frames, resident};
 use ramsift_os::table::Table;
 use ramsift_proto::v1::{ObjectRef, SegmentRef, Wishes};
+use ramsift_proto::view;
 use ramsift_store::packs::{Meta, PackWriter, Spool};
 use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
@@ -41,11 +42,23 @@ const FRAMES: usize = 128 << 10;
 /// Doubts that are told one by one.
 const DOUBTS: usize = 20;
 
+/// What responders ask first: these views are there while chunks are still being scanned.
+const FIRST: [&str; 4] = [
+    "linux/pslist",
+    "linux/pstree",
+    "linux/psaux",
+    "linux/sockstat",
+];
+
 /// A task of the structured analysis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// Finds the kernel and builds all views; asks for the other parts.
+    /// Finds the kernel by known places and builds the first lists; asks for the other parts.
     System,
+    /// The same by the anchors of the chunks.
+    Anchored,
+    /// Builds the other views.
+    Views,
     /// Recovers content: cached files, modules, programs in memory.
     Content,
     /// Lists the memory of processes for the rules.
@@ -57,17 +70,30 @@ pub(crate) enum Part {
 impl Part {
     /// The part that a view of a job is.
     pub(crate) fn of(view: &str) -> Option<Self> {
-        [Self::System, Self::Content, Self::Memory, Self::Frames]
-            .into_iter()
-            .find(|p| p.name() == view)
+        let all = [
+            Self::System,
+            Self::Anchored,
+            Self::Views,
+            Self::Content,
+            Self::Memory,
+            Self::Frames,
+        ];
+        all.into_iter().find(|p| p.name() == view)
+    }
+
+    /// Whether it looks for the kernel that the others take.
+    pub(crate) fn finds_the_kernel(self) -> bool {
+        matches!(self, Self::System | Self::Anchored)
     }
 
     fn name(self) -> &'static str {
         match self {
-            Self::System => crate::SYSTEM,
-            Self::Content => "content",
-            Self::Memory => "memory",
-            Self::Frames => "frames",
+            Self::System => view::SYSTEM,
+            Self::Anchored => view::ANCHORED,
+            Self::Views => view::VIEWS,
+            Self::Content => view::CONTENT,
+            Self::Memory => view::MEMORY,
+            Self::Frames => view::FRAMES,
         }
     }
 
@@ -79,7 +105,12 @@ impl Part {
         out: &mut Collector,
     ) -> Result<(), String> {
         match self {
-            Self::System => out.views(kernel, runs),
+            Self::System | Self::Anchored => {
+                out.views(kernel, runs, &|v| FIRST.contains(&v))?;
+                out.ask_for_the_rest();
+                Ok(())
+            }
+            Self::Views => out.views(kernel, runs, &|v| !FIRST.contains(&v)),
             Self::Content => out.artifacts(kernel, runs),
             Self::Memory => out.memory(kernel, runs),
             Self::Frames => out.frames(kernel, runs),
@@ -356,9 +387,14 @@ impl Collector {
         Ok(())
     }
 
-    /// Builds every view.
-    fn views(&mut self, kernel: &Kernel<'_>, runs: &RunMap) -> Result<(), String> {
-        for view in VIEWS {
+    /// Builds the views that are wanted.
+    fn views(
+        &mut self,
+        kernel: &Kernel<'_>,
+        runs: &RunMap,
+        wanted: &dyn Fn(&str) -> bool,
+    ) -> Result<(), String> {
+        for view in VIEWS.iter().filter(|v| wanted(v.name)) {
             let span = tracing::info_span!("view.build", view = view.name);
             let _inside = span.enter();
             let started = Instant::now();
@@ -384,10 +420,14 @@ impl Collector {
             row.micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.views.push(row);
         }
-        let more = [Part::Content, Part::Frames];
+        Ok(())
+    }
+
+    /// Asks for the parts that can be done now that the kernel is known.
+    fn ask_for_the_rest(&mut self) {
+        let more = [Part::Views, Part::Content, Part::Frames];
         let memory = (self.asked.memory || self.asked.lines).then_some(Part::Memory);
         self.more = more.into_iter().chain(memory).map(Part::name).collect();
-        Ok(())
     }
 
     /// What is asked for by what was built.

@@ -1,6 +1,7 @@
 //! SHA-256 of the evidence: one sequential pass, with reads in flight ahead of the hash.
 
-use crate::{Trouble, Worker, gone, header, no_record};
+use crate::build::{gone, header, no_record};
+use crate::{Trouble, Worker};
 use futures::{StreamExt, TryStreamExt};
 use ramsift_layers::{FileOffset, SourceError};
 use ramsift_proto::v1::{Outcome, Task, TaskReport};

@@ -4,8 +4,8 @@ use super::FinaliseError;
 use super::choose::Chosen;
 use super::once;
 use arrow::array::RecordBatch;
-use ramsift_proto::TaskId;
 use ramsift_proto::v1::Outcome;
+use ramsift_proto::{TaskId, view};
 use ramsift_store::merge::{Filter, Segment};
 use ramsift_store::tables::{self, CoverageBuilder, CoverageRow, coverage_rows, name};
 use ramsift_store::{Coverage, Keys, Objects, Plan, StoreError};
@@ -54,9 +54,13 @@ impl Covered {
         let whole = engines.iter().filter(|_| plan.spec.unstructured);
         let mut gaps = Vec::new();
         for (task, r) in &chosen.reports {
-            let of_image = matches!(task.parse(), Ok(TaskId::Chunk { .. }));
-            // The reason of a view that is not possible stands in the view itself.
-            if r.outcome() == Outcome::Failed && !of_image && task != "view-system" {
+            // Chunks have coverage; why a system can't be read stands in the view itself.
+            let told = match task.parse() {
+                Ok(TaskId::Chunk { .. }) => true,
+                Ok(TaskId::View(v)) => v == view::SYSTEM || v == view::ANCHORED,
+                _ => false,
+            };
+            if r.outcome() == Outcome::Failed && !told {
                 gaps.push(format!("{task} failed: {}", r.reason));
             }
         }

@@ -3,8 +3,8 @@
 use super::FinaliseError;
 use super::choose::Chosen;
 use ramsift_layers::hash::{self, ChainingValue};
-use ramsift_proto::TaskId;
 use ramsift_proto::v1::TaskReport;
+use ramsift_proto::{TaskId, view};
 use ramsift_store::Plan;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -68,7 +68,7 @@ pub(super) fn sha256(plan: &Plan, chosen: &Chosen) -> Option<(String, &'static s
     }
     let report = chosen
         .reports
-        .get("view-sha256")
+        .get(&TaskId::View(view::SHA256.to_owned()).to_string())
         .filter(|r| is_hash(&r.hash))?;
     Some((report.hash.clone(), "a sequential pass over every byte"))
 }

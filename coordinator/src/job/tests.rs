@@ -125,16 +125,48 @@ fn names(job: &mut Job) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn views_begin_with_the_job_and_those_that_need_its_chunks_wait_for_them() {
+    let w = world().await;
+    let mut job = w.job().await;
+    assert_eq!(names(&mut job), ["view-system", "chunk-0", "chunk-1"]);
+    let asks = |views: &[&str]| TaskReport {
+        wishes: Some(Wishes {
+            views: views.iter().map(|v| (*v).to_owned()).collect(),
+            ..Wishes::default()
+        }),
+        ..TaskReport::default()
+    };
+    w.report("view-system", asks(&["anchored", "views"])).await;
+    job.refresh(&w.deps).await.expect("read");
+    job.advance(&w.deps).await.expect("advanced");
+    // Chunks are still out: what does not need them is published.
+    assert_eq!(names(&mut job), ["view-views"]);
+    w.report("chunk-0", TaskReport::default()).await;
+    w.report("chunk-1", TaskReport::default()).await;
+    // Another coordinator reads the same from the records; `view-views` is not settled yet.
+    let mut next = w.job().await;
+    for job in [&mut job, &mut next] {
+        job.refresh(&w.deps).await.expect("read");
+        job.advance(&w.deps).await.expect("advanced");
+    }
+    assert_eq!(names(&mut job), ["verdict-0", "view-anchored"]);
+    assert_eq!(
+        names(&mut next),
+        ["view-views", "verdict-0", "view-anchored"]
+    );
+}
+
+#[tokio::test]
 async fn what_views_ask_for_becomes_tasks_and_then_verdicts_on_processes() {
     let w = world().await;
     let mut job = w.job().await;
-    assert_eq!(names(&mut job), ["chunk-0", "chunk-1"]);
+    assert_eq!(names(&mut job), ["view-system", "chunk-0", "chunk-1"]);
     for chunk in ["chunk-0", "chunk-1"] {
         w.report(chunk, TaskReport::default()).await;
     }
     job.refresh(&w.deps).await.expect("read");
     job.advance(&w.deps).await.expect("advanced");
-    assert_eq!(names(&mut job), ["verdict-0", "view-system"]);
+    assert_eq!(names(&mut job), ["verdict-0"]);
     w.report("verdict-0", TaskReport::default()).await;
     let asks = |wishes: Wishes| TaskReport {
         wishes: Some(wishes),

@@ -6,8 +6,8 @@
 use crate::SYSTEMS;
 use crate::discover::Anchor;
 use crate::view::ViewInput;
-use ramsift_layers::Dtb;
-use ramsift_layers::translate::{PhysRead, Shape};
+use ramsift_layers::translate::{PhysRead, Shape, walk};
+use ramsift_layers::{Dtb, VirtAddr};
 use std::ops::Range;
 
 /// The image of a kernel in physical memory.
@@ -30,6 +30,14 @@ impl KernelImage {
     pub fn contains(&self, pa: u64) -> bool {
         let ends = self.data.first().zip(self.data.last());
         ends.is_some_and(|(first, last)| (first.start..last.end).contains(&pa))
+    }
+
+    /// Whether a page table maps its first page where it lies.
+    pub fn is_mapped_by(&self, memory: &dyn PhysRead, dtb: Dtb) -> bool {
+        self.data.first().is_some_and(|first| {
+            let va = VirtAddr(first.start.wrapping_add(self.delta));
+            walk(memory, &self.shape, dtb, va).is_ok_and(|t| t.pa.0 == first.start)
+        })
     }
 
     /// Bytes of its pages that hold no code.

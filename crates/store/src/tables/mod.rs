@@ -308,6 +308,8 @@ static SYSTEM: Lazy = LazyLock::new(|| {
         text("anchors"),
         number_or_null("physical_base"),
         text_or_null("damage"),
+        text_or_null("found_by"),
+        number_or_null("bytes_read"),
     ]))
 });
 

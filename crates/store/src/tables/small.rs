@@ -275,6 +275,10 @@ pub struct SystemRow {
     pub physical_base: Option<u64>,
     /// What of the kernel's own tables lies in damaged pages, and what is read without them.
     pub damage: Option<String>,
+    /// What led to the kernel: a known place, the anchors of chunks, a pass over the image.
+    pub found_by: Option<String>,
+    /// Bytes read of the capture until the kernel was open, a pass over the image aside.
+    pub bytes_read: Option<u64>,
 }
 
 /// The system view as a batch of one row.
@@ -294,6 +298,8 @@ pub fn system_batch(r: &SystemRow) -> Result<RecordBatch, ArrowError> {
         plain(&r.anchors),
         Arc::new(UInt64Array::from(vec![r.physical_base])),
         text(&r.damage),
+        text(&r.found_by),
+        Arc::new(UInt64Array::from(vec![r.bytes_read])),
     ];
     let schema =
         schema(SYSTEM).ok_or_else(|| ArrowError::SchemaError("system has no schema".into()))?;
@@ -326,6 +332,8 @@ pub fn system_row(b: &RecordBatch) -> Option<SystemRow> {
         anchors: text(9)?,
         physical_base: number(10),
         damage: text(11),
+        found_by: text(12),
+        bytes_read: number(13),
     })
 }
 
