@@ -237,15 +237,42 @@ async fn so_far_of(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
     tables
         .register_unfinished("v", &rows.segments, rows.rows)
         .await?;
+    // Reported with the view's own rows.
+    let Some(of_views) = now.tables.remove(name::VIEWS) else {
+        return Ok(None);
+    };
+    tables
+        .register_unfinished("views", &of_views.segments, of_views.rows)
+        .await?;
+    tell!(
+        "so far: {:.0} % of the chunks of {}; this view is whole, what chunks find is not",
+        100.0 * now.share,
+        Shown(&j.job)
+    );
+    let doubts = doubts_of(&tables, view).await?;
     Ok(Some(Answer {
         tables,
         from: "v",
         exclude: "capture, pass, row",
-        doubts: vec![format!(
-            "the job is not finished; {:.0} % of its chunks are done",
-            100.0 * now.share
-        )],
+        doubts,
     }))
+}
+
+/// What a job says is doubtful in a view.
+async fn doubts_of(tables: &Tables, view: &LinuxView) -> Result<Vec<String>> {
+    let sql = format!(
+        "SELECT detail FROM views WHERE view = '{}' AND doubtful > 0",
+        view.name
+    );
+    let mut doubts = Vec::new();
+    for b in tables.collect(&sql).await? {
+        let text = b.column(0).as_string::<i32>();
+        doubts.extend(
+            text.iter()
+                .map(|d| d.unwrap_or("the job says no more").to_owned()),
+        );
+    }
+    Ok(doubts)
 }
 
 /// The table of a job that is sealed.
@@ -277,18 +304,7 @@ async fn sealed(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
         let stamped = finished_schema(&table_name(view.name), &own.schema());
         tables.register_batch("v", RecordBatch::new_empty(stamped))?;
     }
-    let sql = format!(
-        "SELECT detail FROM views WHERE view = '{}' AND doubtful > 0",
-        view.name
-    );
-    let mut doubts = Vec::new();
-    for b in tables.collect(&sql).await? {
-        let text = b.column(0).as_string::<i32>();
-        doubts.extend(
-            text.iter()
-                .map(|d| d.unwrap_or("the job says no more").to_owned()),
-        );
-    }
+    let doubts = doubts_of(&tables, view).await?;
     Ok(Some(Answer {
         tables,
         from: "v",

@@ -3,8 +3,8 @@
 use ramsift_store::objects::Objects;
 use ramsift_store::query::{QueryLimits, Tables};
 use ramsift_store::{Keys, LocalObjects, Manifest, S3Objects};
-use ramsift_tests::fixtures::{image, planted};
-use ramsift_tests::program::{Cluster, run, scan};
+use ramsift_tests::fixtures::{capture, image, planted};
+use ramsift_tests::program::{Cluster, Run, run, scan};
 use ramsift_tests::{block_on, wait_for};
 use std::path::Path;
 use std::sync::Arc;
@@ -309,4 +309,60 @@ fn services_wait_for_what_is_down_and_say_so() {
     c.s3.up();
     let r = run(c.command().args(["watch", &job]));
     assert_eq!(r.code, 0, "{}{}\n{}", r.out, r.err, c.log());
+}
+
+#[test]
+fn processes_are_there_before_the_first_chunk() {
+    let capture = capture();
+    let c = Cluster::start(&[]);
+    upload(&c, "machine.raw", &capture.image);
+    let coordinator = c.service("coordinator");
+    let _aggregator = c.service("aggregator");
+    let _structured = c.service("structured-worker");
+    coordinator.await_ready();
+    // No chunk worker is there.
+    let job = submit(&c, &["s3://evidence/machine.raw"]);
+    let list = wait_for("the list of processes", Duration::from_secs(120), || {
+        let r = run(c
+            .command()
+            .args(["view", "linux/pslist", &job, "--format", "jsonl"]));
+        // Before that the view is built from the capture, which is as good and takes longer.
+        r.err.contains("so far: 0 %").then_some(r)
+    });
+    assert_eq!(list.code, 0, "{}", list.err);
+    let rows: Vec<serde_json::Value> = list
+        .out
+        .lines()
+        .map(|l| serde_json::from_str(l).expect("JSON"))
+        .collect();
+    // Workers of the kernel's pools come and go while the machine writes its list.
+    let said = capture.truth["ps"].as_object().expect("processes");
+    let mut checked = 0;
+    for (pid, p) in said {
+        let status = p["status"].as_str().expect("a status");
+        let name = status.lines().find_map(|l| l.strip_prefix("Name:\t"));
+        let name = name.expect("a name");
+        if !name.starts_with("kworker/") {
+            let is = |r: &&serde_json::Value| r["pid"].to_string() == *pid;
+            let row = rows.iter().find(is);
+            let row = row.unwrap_or_else(|| panic!("{pid} {name} is not listed"));
+            // A thread of the kernel has a longer name elsewhere.
+            let listed = row["comm"].as_str().expect("a name");
+            assert!(
+                name.starts_with(listed) && listed.len() >= name.len().min(15),
+                "{row}"
+            );
+            checked += 1;
+        }
+    }
+    assert!(checked > 20, "{checked}");
+    let _worker = c.service("chunk-worker");
+    let r = run(c.command().args(["watch", &job]));
+    assert!([0, 3].contains(&r.code), "{}{}\n{}", r.out, r.err, c.log());
+    let sealed = run(c
+        .command()
+        .args(["view", "linux/pslist", &job, "--format", "jsonl"]));
+    let first = |r: &Run| r.out.lines().next().unwrap_or_default().to_owned();
+    assert_eq!(first(&sealed), first(&list));
+    assert!(sealed.out == list.out, "the same rows in the same order");
 }

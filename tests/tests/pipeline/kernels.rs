@@ -114,3 +114,43 @@ fn an_image_cut_off_in_the_middle_has_all_that_lies_before() {
         assert!(text(&system[0], "reason").len() > 20, "{system:?}");
     }
 }
+
+#[test]
+fn a_kernel_at_no_known_place_is_found_by_what_chunks_report() {
+    let c = capture();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (whole, without) = (dir.path().join("whole"), dir.path().join("without"));
+    let mut bytes = std::fs::read(&c.image).expect("image");
+    // Where processors start.
+    bytes[..1 << 20].fill(0);
+    let path = dir.path().join("without.raw");
+    std::fs::write(&path, &bytes).expect("write");
+    let found = |image: &Path, out: &Path| {
+        let r = scan(image, out, &["--set", "scan.chunk_size=67108864"]);
+        assert!([0, 3].contains(&r.code), "{}{}", r.out, r.err);
+        let system = query(out, "SELECT status, found_by, bytes_read FROM system");
+        assert_eq!(system.len(), 1, "{system:?}");
+        assert_eq!(text(&system[0], "status"), "recognised");
+        let list = query(
+            out,
+            "SELECT * EXCLUDE (capture, pass) FROM linux_pslist ORDER BY pid",
+        );
+        let views = query(out, "SELECT view, status, rows FROM views ORDER BY view");
+        (system[0].clone(), list, views)
+    };
+    let (system, list, views) = found(&c.image, &whole);
+    assert!(
+        text(&system, "found_by").contains("processors start"),
+        "{system}"
+    );
+    assert!(system["bytes_read"].as_u64() <= Some(48 << 20), "{system}");
+    let (system, same_list, same_views) = found(&path, &without);
+    assert!(text(&system, "found_by").contains("chunks"), "{system}");
+    assert!(
+        same_list == list,
+        "{} rows and {}",
+        same_list.len(),
+        list.len()
+    );
+    assert_eq!(same_views.len(), views.len());
+}
