@@ -255,7 +255,34 @@ pub(crate) async fn status(config: &Config, job: &str) -> Result<u8> {
         p.tasks_total,
         p.tasks_failed
     );
+    if !p.stage.is_empty() {
+        say!("  stage: {}{}", Shown(&p.stage), rate(&p));
+    }
+    for w in &p.waits_for {
+        say!("  waits: {}", Shown(w));
+    }
     Ok(0)
+}
+
+/// How fast a job goes and how long it still takes, where that is known.
+fn rate(p: &JobProgress) -> String {
+    if p.running_seconds <= 0.0 || p.eta_seconds < 0.0 {
+        return String::new();
+    }
+    let left = p.bytes_total.saturating_sub(p.bytes_done) as f64;
+    let speed = if p.eta_seconds > 0.0 {
+        left / p.eta_seconds
+    } else {
+        0.0
+    };
+    if speed <= 0.0 {
+        return String::new();
+    }
+    format!(
+        ", {}/s, {:.0} s to go",
+        HumanBytes(speed as u64),
+        p.eta_seconds
+    )
 }
 
 /// `ramsift watch`

@@ -15,6 +15,14 @@ pub(crate) struct Display {
     quiet: bool,
 }
 
+/// What keeps a job from going on.
+fn waits(p: &JobProgress) -> String {
+    if p.waits_for.is_empty() {
+        return String::new();
+    }
+    format!("; {}", Shown(p.waits_for.join("; ")))
+}
+
 /// Plain lines come this often at most.
 const EVERY: Duration = Duration::from_secs(5);
 
@@ -49,7 +57,7 @@ impl Display {
         if let Some(bar) = &self.bar {
             bar.set_length(p.bytes_total);
             bar.set_position(p.bytes_done);
-            bar.set_message(phase.to_owned());
+            bar.set_message(format!("{phase}{}", waits(p)));
             return;
         }
         if self.quiet {
@@ -72,13 +80,14 @@ impl Display {
             String::new()
         };
         format!(
-            "{}: {phase}, {} of {} ({}/s{eta}), {} of {} tasks",
+            "{}: {phase}, {} of {} ({}/s{eta}), {} of {} tasks{}",
             self.name,
             HumanBytes(p.bytes_done),
             HumanBytes(p.bytes_total),
             HumanBytes(speed as u64),
             p.tasks_done,
-            p.tasks_total
+            p.tasks_total,
+            waits(p)
         )
     }
 

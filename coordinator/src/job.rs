@@ -1,5 +1,6 @@
 //! One running job: which of its tasks are to be published, which are out, which are settled.
 
+use crate::lanes::QUIET;
 use crate::lost::Lost;
 use crate::{Config, Deps};
 use futures::{StreamExt, TryStreamExt};
@@ -17,7 +18,7 @@ use ramsift_store::{Keys, Plan, StoreError, VerdictPlan};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// Small objects read at a time.
 pub(crate) const READS: usize = 16;
@@ -115,6 +116,10 @@ pub(crate) struct Job {
     started: Instant,
     bytes_at_start: Option<u64>,
     pub(crate) last_progress: Instant,
+    /// How long nothing may be settled before tasks that lie nowhere are taken for lost.
+    patience: Duration,
+    /// What keeps it from going on.
+    pub(crate) waits_for: Vec<String>,
     /// Nothing is done for the job before this moment: it was in trouble.
     pub(crate) not_before: Option<Instant>,
     /// Since when nothing has gone right.
@@ -152,6 +157,8 @@ impl Job {
             started: Instant::now(),
             bytes_at_start: None,
             last_progress: Instant::now(),
+            patience: QUIET,
+            waits_for: Vec::new(),
             not_before: None,
             trouble_since: None,
         }
@@ -189,6 +196,7 @@ impl Job {
         self.refresh(deps).await?;
         self.bytes_at_start = Some(self.bytes_done);
         self.started = Instant::now();
+        self.last_progress = Instant::now();
         Ok(())
     }
 
@@ -269,6 +277,7 @@ impl Job {
         }
         if !news.is_empty() {
             self.last_progress = Instant::now();
+            self.patience = QUIET;
         }
         Ok(news)
     }
@@ -405,15 +414,38 @@ impl Job {
         }
     }
 
-    /// Publishes everything again that is out: nothing has come back for too long.
+    /// Publishes everything again that is out: nothing has come back for too long, or the broker has lost it.
     pub(crate) fn republish(&mut self) {
+        self.publish_again(|_| true);
+    }
+
+    /// Publishes the chunks' tasks again when none of them lies in the queue and none was settled for long: the broker
+    /// lost them, or workers take long over them, which each time is waited for twice as long. A task that is done
+    /// twice counts once.
+    pub(crate) fn republish_lost(&mut self, longest: Duration) -> bool {
+        let lost = self.last_progress.elapsed() >= self.patience.min(longest)
+            && self.out.keys().any(|t| lane(t) == Lane::Chunks);
+        if lost {
+            self.publish_again(|t| lane(t) == Lane::Chunks);
+            self.patience *= 2;
+        }
+        lost
+    }
+
+    fn publish_again(&mut self, which: impl Fn(&TaskId) -> bool) {
         self.last_progress = Instant::now();
-        for id in self.open.clone() {
-            if self.out.contains_key(&id) && !self.pending.contains(&id) {
+        let all: Vec<TaskId> = self.out.keys().filter(|t| which(t)).cloned().collect();
+        for id in all {
+            self.out.remove(&id);
+            if self.open.contains(&id) && !self.pending.contains(&id) {
                 self.pending.push_back(id);
             }
         }
-        self.out.clear();
+    }
+
+    /// Tasks that were published to a lane and are not settled.
+    pub(crate) fn out_in(&self, of: Lane) -> usize {
+        self.out.keys().filter(|t| lane(t) == of).count()
     }
 
     pub(crate) fn has_out(&self) -> bool {
@@ -607,6 +639,20 @@ impl Job {
             running_seconds: running,
             eta_seconds: eta,
             priority: self.spec.priority,
+            stage: self.stage_name().to_owned(),
+            waits_for: self.waits_for.clone(),
+        }
+    }
+
+    /// What it does now, in words.
+    fn stage_name(&self) -> &'static str {
+        match (self.state.phase(), self.stage) {
+            (p, _) if p.is_final() => "",
+            (_, Stage::Unplanned) => "planning",
+            (_, Stage::Chunks) => "chunks and views",
+            (_, Stage::Rest) => "verdicts and views",
+            (_, Stage::Processes) => "verdicts on processes",
+            (_, Stage::Settled) => "sealing",
         }
     }
 
@@ -629,6 +675,14 @@ impl Job {
             epoch,
             updated_micros: now_micros(),
         }
+    }
+}
+
+/// The lane that a task is published to first.
+fn lane(task: &TaskId) -> Lane {
+    match task {
+        TaskId::View(_) => Lane::Views,
+        _ => Lane::Chunks,
     }
 }
 

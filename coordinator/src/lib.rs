@@ -9,6 +9,7 @@
 
 mod check;
 mod job;
+mod lanes;
 mod lease;
 mod lost;
 mod metrics;

@@ -2,6 +2,7 @@
 
 use crate::Deps;
 use crate::job::{Job, READS, Stage};
+use crate::lanes::Lanes;
 use crate::plan::plan;
 use crate::schedule::Round;
 use crate::service::{Coordinator, Event, NEWS, lock};
@@ -14,6 +15,7 @@ use ramsift_store::job::{read, read_opt, to_json};
 use ramsift_store::{Keys, Plan, StoreError};
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tracing::Instrument;
@@ -41,6 +43,12 @@ async fn unchanged(deps: &Deps, pin: Option<SourcePin>) -> Result<(), (String, b
     source.check_pin().await.map_err(last)
 }
 
+/// Has a job publish again what the queue has lost, and say what it waits for. Whether something was lost.
+fn look(job: &mut Job, lanes: &Lanes, longest: Duration) -> bool {
+    job.waits_for = lanes.waits(&|l| job.out_in(l), job.last_progress.elapsed());
+    lanes.has_no_chunks() && job.republish_lost(longest)
+}
+
 /// The state of one reign.
 pub(crate) struct Reign {
     me: Coordinator,
@@ -48,6 +56,8 @@ pub(crate) struct Reign {
     jobs: BTreeMap<String, Job>,
     ended: std::collections::BTreeSet<String>,
     round: Round,
+    /// What stands in the queue.
+    pub(crate) lanes: Arc<Mutex<Lanes>>,
     pub(crate) events: mpsc::Receiver<Event>,
     pub(crate) events_in: mpsc::Sender<Event>,
     pub(crate) backlog: Vec<Event>,
@@ -66,6 +76,7 @@ impl Reign {
             jobs: BTreeMap::new(),
             ended: Default::default(),
             round: Round::default(),
+            lanes: Arc::default(),
             events,
             events_in,
             backlog: Vec::new(),
@@ -92,6 +103,13 @@ impl Reign {
         }
         if !self.discover().await? {
             return Ok(false);
+        }
+        if lock(&self.lanes).take_forgotten() {
+            let with_tasks = self.jobs.values_mut().filter(|j| j.has_out());
+            for job in with_tasks {
+                tracing::warn!(job = %job.spec.job, "the broker has lost its queue, publishing again");
+                job.republish();
+            }
         }
         let names: Vec<String> = self.jobs.keys().cloned().collect();
         for name in names {
@@ -249,6 +267,13 @@ impl Reign {
         if silent && job.has_out() {
             tracing::warn!(job = name, "nothing settled for long, publishing again");
             job.republish();
+        }
+        let longest = self.me.inner.config.republish;
+        if look(job, &lock(&self.lanes), longest) {
+            tracing::warn!(
+                job = name,
+                "nothing settled and no task of it in the queue, publishing again"
+            );
         }
         if job.stage == Stage::Settled {
             job.busy = true;

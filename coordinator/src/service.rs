@@ -2,6 +2,7 @@
 
 use crate::check::{SubmitError, check};
 use crate::job::Job;
+use crate::lanes;
 use crate::lease::{Lease, Watch};
 use crate::metrics::Metrics;
 use crate::reign::Reign;
@@ -264,6 +265,11 @@ impl Coordinator {
             reign.events_in.clone(),
             watching.clone(),
         ));
+        // A queue in this process loses nothing, and its workers are here.
+        if !inner.config.lease.is_zero() {
+            let (queue, lanes) = (inner.deps.queue.clone(), reign.lanes.clone());
+            tokio::spawn(lanes::watch(queue, lanes, watching.clone()));
+        }
         let done = loop {
             if stop.is_cancelled() || lost.is_cancelled() {
                 break Ok(());

@@ -245,6 +245,13 @@ impl Rabbit {
         });
     }
 
+    /// Takes away what a node that is down has stored: it comes up empty.
+    pub fn forget(&mut self) {
+        assert!(self.process.is_none(), "the node is down");
+        let stored = self.dir.path().join("mnesia");
+        std::fs::remove_dir_all(stored).expect("what it stored");
+    }
+
     /// Where it is.
     pub fn url(&self) -> String {
         self.url_at("127.0.0.1")

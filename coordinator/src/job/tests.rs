@@ -157,6 +157,36 @@ async fn views_begin_with_the_job_and_those_that_need_its_chunks_wait_for_them()
 }
 
 #[tokio::test]
+async fn chunks_that_lie_nowhere_are_published_again_and_each_time_later() {
+    let w = world().await;
+    let mut job = w.job().await;
+    let all = ["view-system", "chunk-0", "chunk-1"];
+    assert_eq!(names(&mut job), all);
+    let longest = Duration::from_secs(900);
+    let quiet = |job: &mut Job, seconds| {
+        let then = Instant::now().checked_sub(Duration::from_secs(seconds));
+        job.last_progress = then.expect("a clock that runs for long");
+        job.republish_lost(longest)
+    };
+    assert!(!quiet(&mut job, 29));
+    assert!(quiet(&mut job, 31));
+    // A view may take that long.
+    assert_eq!(names(&mut job), all[1..]);
+    assert!(!quiet(&mut job, 59));
+    assert!(quiet(&mut job, 61));
+    assert_eq!(names(&mut job), all[1..]);
+    w.report("chunk-0", TaskReport::default()).await;
+    job.refresh(&w.deps).await.expect("read");
+    assert!(quiet(&mut job, 31));
+    assert_eq!(names(&mut job), ["chunk-1"]);
+    // A broker that lost everything.
+    job.republish();
+    let mut got = names(&mut job);
+    got.sort();
+    assert_eq!(got, ["chunk-1", "view-system"]);
+}
+
+#[tokio::test]
 async fn what_views_ask_for_becomes_tasks_and_then_verdicts_on_processes() {
     let w = world().await;
     let mut job = w.job().await;

@@ -106,6 +106,15 @@ pub enum QueueError {
     Closed,
 }
 
+/// What stands in a lane.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LaneState {
+    /// Messages that no consumer holds.
+    pub waiting: u64,
+    /// Subscriptions.
+    pub consumers: u64,
+}
+
 /// A way to publish and to consume.
 #[async_trait]
 pub trait Queue: Send + Sync + fmt::Debug {
@@ -114,6 +123,14 @@ pub trait Queue: Send + Sync + fmt::Debug {
 
     /// Begins to consume, with at most `prefetch` unanswered messages at a time.
     async fn consume(&self, lane: Lane, prefetch: u16) -> Result<Box<dyn Consumer>, QueueError>;
+
+    /// What stands in a lane. `None`: the broker did not have it any more, with whatever lay in it; it is there
+    /// again when it is used next.
+    async fn look(&self, lane: Lane) -> Result<Option<LaneState>, QueueError>;
+
+    /// Whether the broker has forgotten everything since this was asked last: it came back empty, or is another. True
+    /// when it is asked for the first time.
+    async fn has_forgotten(&self) -> Result<bool, QueueError>;
 
     /// Whether the broker answers.
     async fn check(&self) -> Result<(), QueueError>;

@@ -1,7 +1,7 @@
 //! The queue in process, with the broker's rules: unanswered messages come back when their
 //! consumer goes, and the delivery limit moves them on.
 
-use crate::{Answer, Consumer, Delivery, How, Lane, Message, Queue, QueueError};
+use crate::{Answer, Consumer, Delivery, How, Lane, LaneState, Message, Queue, QueueError};
 use async_trait::async_trait;
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +10,7 @@ use tokio::sync::{Notify, Semaphore};
 #[derive(Debug, Default)]
 struct State {
     lanes: BTreeMap<Lane, VecDeque<(Message, u32)>>,
+    consumers: BTreeMap<Lane, u64>,
 }
 
 #[derive(Debug, Default)]
@@ -68,12 +69,25 @@ impl Queue for MemoryQueue {
 
     async fn consume(&self, lane: Lane, prefetch: u16) -> Result<Box<dyn Consumer>, QueueError> {
         let room = Arc::new(Semaphore::new(usize::from(prefetch.max(1))));
+        *self.shared.lock().consumers.entry(lane).or_default() += 1;
         Ok(Box::new(MemoryConsumer {
             shared: self.shared.clone(),
             lane,
             room,
             paused: false,
         }))
+    }
+
+    async fn look(&self, lane: Lane) -> Result<Option<LaneState>, QueueError> {
+        let s = self.shared.lock();
+        Ok(Some(LaneState {
+            waiting: s.lanes.get(&lane).map_or(0, |l| l.len() as u64),
+            consumers: s.consumers.get(&lane).copied().unwrap_or(0),
+        }))
+    }
+
+    async fn has_forgotten(&self) -> Result<bool, QueueError> {
+        Ok(false)
     }
 
     async fn check(&self) -> Result<(), QueueError> {
@@ -87,6 +101,14 @@ struct MemoryConsumer {
     lane: Lane,
     room: Arc<Semaphore>,
     paused: bool,
+}
+
+impl Drop for MemoryConsumer {
+    fn drop(&mut self) {
+        if let Some(n) = self.shared.lock().consumers.get_mut(&self.lane) {
+            *n = n.saturating_sub(1);
+        }
+    }
 }
 
 #[async_trait]

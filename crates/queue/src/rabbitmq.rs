@@ -18,7 +18,7 @@ mod consumer;
 mod lanes;
 mod link;
 
-use crate::{Consumer, Lane, Message, Queue, QueueError};
+use crate::{Consumer, Lane, LaneState, Message, Queue, QueueError};
 use async_trait::async_trait;
 use consumer::RabbitConsumer;
 use lapin::options::{BasicPublishOptions, QueueDeclareOptions};
@@ -28,6 +28,7 @@ use lapin::{BasicProperties, Confirmation};
 use link::{Broker, Link};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -102,6 +103,8 @@ impl RabbitConfig {
 pub struct RabbitQueue {
     broker: Broker,
     link: Arc<Mutex<Option<Arc<Link>>>>,
+    /// Publishes that have failed since one worked.
+    failures: Arc<AtomicU64>,
 }
 
 impl std::fmt::Debug for RabbitQueue {
@@ -119,6 +122,7 @@ impl RabbitQueue {
                 answer: ANSWER,
             },
             link: Arc::default(),
+            failures: Arc::default(),
         }
     }
 
@@ -218,8 +222,18 @@ impl Queue for RabbitQueue {
             let Ok(done) = tokio::time::timeout_at(until, self.send(lane, &message)).await else {
                 break;
             };
-            let Err(e) = done else { return Ok(()) };
-            tracing::warn!(error = %e, tries, "publish failed");
+            let Err(e) = done else {
+                match self.failures.swap(0, Ordering::Relaxed) {
+                    0 => {}
+                    failures => tracing::info!(failures, "publishing works again"),
+                }
+                return Ok(());
+            };
+            // One line for an outage, however many messages meet it.
+            match self.failures.fetch_add(1, Ordering::Relaxed) {
+                0 => tracing::warn!(error = %e, "publish failed; tried again until it works"),
+                n => tracing::debug!(error = %e, tries, failures = n + 1, "publish failed"),
+            }
             last = Some(e);
             let pause = Duration::from_millis(250 << tries);
             if tries == PUBLISH_TRIES || Instant::now() + pause > until {
@@ -239,6 +253,25 @@ impl Queue for RabbitQueue {
                 Err(e)
             }
         }
+    }
+
+    async fn look(&self, lane: Lane) -> Result<Option<LaneState>, QueueError> {
+        let link = self.link().await?;
+        let found = lanes::look(&self.broker, &link.connection, lane).await;
+        // The next link declares what is missing.
+        if !matches!(found, Ok(Some(_))) {
+            self.drop_link(&link);
+        }
+        found
+    }
+
+    async fn has_forgotten(&self) -> Result<bool, QueueError> {
+        let link = self.link().await?;
+        let forgot = lanes::has_forgotten(&self.broker, &link.connection).await;
+        if forgot.is_err() {
+            self.drop_link(&link);
+        }
+        forgot
     }
 
     async fn check(&self) -> Result<(), QueueError> {

@@ -2,7 +2,7 @@
 
 mod support;
 
-use ramsift_queue::{Consumer, Delivery, Lane, MemoryQueue, Queue};
+use ramsift_queue::{Consumer, Delivery, Lane, LaneState, MemoryQueue, Queue};
 use std::collections::BTreeSet;
 use std::time::Duration;
 use support::{Broker, message, soon};
@@ -84,7 +84,33 @@ async fn putting_back(q: &dyn Queue) {
     d.ack().await.expect("answered");
 }
 
+/// What stands in a lane can be seen.
+async fn looking(q: &dyn Queue) {
+    let sees = async |waiting, consumers| {
+        let seen = async {
+            let wanted = LaneState { waiting, consumers };
+            // A broker counts a little later.
+            while q.look(Lane::Views).await.expect("an answer") != Some(wanted) {
+                tokio::task::yield_now().await;
+            }
+        };
+        soon("that many messages and consumers", seen).await;
+    };
+    sees(0, 0).await;
+    for text in ["a", "b", "c"] {
+        q.publish(Lane::Views, message(text)).await.expect("stored");
+    }
+    sees(3, 0).await;
+    let mut c = q.consume(Lane::Views, 1).await.expect("subscribed");
+    let held = take(c.as_mut()).await;
+    sees(2, 1).await;
+    held.ack().await.expect("answered");
+    drop(c);
+    sees(2, 0).await;
+}
+
 async fn suite(q: &dyn Queue) {
+    looking(q).await;
     pausing(q).await;
     room_after_a_pause(q).await;
     putting_back(q).await;
@@ -98,5 +124,8 @@ async fn in_process() {
 #[tokio::test(flavor = "multi_thread")]
 async fn on_rabbitmq() {
     let broker = Broker::start();
-    suite(&broker.queue()).await;
+    let queue = broker.queue();
+    assert!(queue.has_forgotten().await.expect("an answer"));
+    assert!(!queue.has_forgotten().await.expect("an answer"));
+    suite(&queue).await;
 }

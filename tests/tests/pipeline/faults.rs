@@ -10,6 +10,7 @@ use ramsift_tests::servers::{CLAM_NEEDLE, Clamd};
 use ramsift_tests::{block_on, wait_for};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Chunks of 1 MiB, so that small images have several.
@@ -282,4 +283,36 @@ fn evidence_that_vanishes_fails_its_job_and_a_cut_one_has_gaps() {
     let r = run(c.command().args(["results", &cut, "--kind", "url"]));
     assert!(r.out.contains("cut.example.org"), "{}{}", r.out, r.err);
     ok(&run(c.command().args(["verify", &cut])));
+}
+
+#[test]
+fn a_job_says_what_it_waits_for_and_outlives_a_broker_that_lost_its_queue() {
+    let p = planted();
+    let mut c = Cluster::start(&[]);
+    upload(&c, "planted.mem", &p.image);
+    let coordinator = c.service("coordinator");
+    let _aggregator = c.service("aggregator");
+    coordinator.await_ready();
+    let job = submit(&c, &["s3://evidence/planted.mem"]);
+    let says = |what: &str| {
+        wait_for(what, Duration::from_secs(60), || {
+            let r = run(c.command().args(["status", &job]));
+            r.out.contains(what).then_some(())
+        });
+    };
+    says("no chunk worker takes tasks");
+    says("no structured worker takes tasks");
+    c.rabbit.down();
+    c.rabbit.forget();
+    c.rabbit.up();
+    let _worker = c.service("chunk-worker");
+    let _structured = c.service("structured-worker");
+    // Long before tasks are published again for their age alone.
+    let results: Arc<dyn Objects> = Arc::new(objects(&c, "results", "r"));
+    let manifest = Keys::new(&job).manifest();
+    wait_for("the job ends", Duration::from_secs(180), || {
+        block_on(results.head(&manifest)).is_ok().then_some(())
+    });
+    let r = run(c.command().args(["watch", &job]));
+    assert_eq!(r.code, 0, "{}{}\n{}", r.out, r.err, c.log());
 }

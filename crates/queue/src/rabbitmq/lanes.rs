@@ -12,7 +12,7 @@
 //! <https://github.com/rabbitmq/rabbitmq-server/issues/15725>.
 
 use super::link::Broker;
-use crate::{Lane, QueueError};
+use crate::{Lane, LaneState, QueueError};
 use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
 use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{AMQPValue, FieldTable, LongString, ShortString};
@@ -95,21 +95,82 @@ async fn all_known(broker: &Broker, connection: &Connection) -> Result<bool, Que
     };
     for lane in ORDER {
         let name = ShortString::from(broker.config.queue(lane));
-        let asked = async {
-            match channel
-                .queue_declare(name, passive, FieldTable::default())
-                .await
-            {
-                Ok(_) => Ok(true),
-                Err(e) if is_not_found(&e) => Ok(false),
-                Err(e) => Err(e),
-            }
-        };
-        if !broker.ask("asking for a queue", asked).await? {
+        let asked = state(&channel, name, passive);
+        if broker.ask("asking for a queue", asked).await?.is_none() {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// What stands in a queue, `None` if there is no such queue.
+async fn state(
+    channel: &Channel,
+    name: ShortString,
+    passive: QueueDeclareOptions,
+) -> lapin::Result<Option<LaneState>> {
+    let asked = channel.queue_declare(name, passive, FieldTable::default());
+    match asked.await {
+        Ok(q) => Ok(Some(LaneState {
+            waiting: q.message_count().into(),
+            consumers: q.consumer_count().into(),
+        })),
+        Err(e) if is_not_found(&e) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// What stands in a lane, `None` if the broker has it no more.
+pub(super) async fn look(
+    broker: &Broker,
+    connection: &Connection,
+    lane: Lane,
+) -> Result<Option<LaneState>, QueueError> {
+    let name = broker.config.queue(lane);
+    look_at(broker, connection, name).await
+}
+
+/// Whether the broker lacks the queue that nobody else makes: workers make the lanes again as soon as it is back.
+pub(super) async fn has_forgotten(
+    broker: &Broker,
+    connection: &Connection,
+) -> Result<bool, QueueError> {
+    let name = format!("{}.generation", broker.config.prefix);
+    if look_at(broker, connection, name.clone()).await?.is_some() {
+        return Ok(false);
+    }
+    let channel = connection.create_channel();
+    let channel = broker.ask("opening a channel", channel).await?;
+    let durable = QueueDeclareOptions {
+        durable: true,
+        ..Default::default()
+    };
+    let mut t = FieldTable::default();
+    t.insert("x-queue-type".into(), text("classic"));
+    let declared = channel.queue_declare(ShortString::from(name), durable, t);
+    broker.ask("declaring a queue", declared).await?;
+    Ok(true)
+}
+
+async fn look_at(
+    broker: &Broker,
+    connection: &Connection,
+    name: String,
+) -> Result<Option<LaneState>, QueueError> {
+    // Of its own: asking for what isn't there closes a channel.
+    let channel = connection.create_channel();
+    let channel = broker.ask("opening a channel", channel).await?;
+    let passive = QueueDeclareOptions {
+        passive: true,
+        ..Default::default()
+    };
+    let asked = state(&channel, ShortString::from(name), passive);
+    let found = broker.ask("asking for a queue", asked).await?;
+    if found.is_some() {
+        let closed = channel.close(200, "asked".into());
+        broker.ask("closing a channel", closed).await?;
+    }
+    Ok(found)
 }
 
 fn is_not_found(e: &lapin::Error) -> bool {
