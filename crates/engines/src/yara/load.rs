@@ -1,7 +1,7 @@
 //! From paths to rule sources: folders are walked, includes resolved.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     fs, io,
     path::{Path, PathBuf},
 };
@@ -18,7 +18,8 @@ const MAX_INCLUDES: usize = 32;
 /// One file's rules.
 #[derive(Clone, Debug)]
 pub(super) struct RuleSource {
-    /// The file that the user named or a folder held; rules see those of their own namespace.
+    /// The end of its path that no other file of the set shares: rules see those of their own namespace, and the
+    /// same files are the same rules however their paths were written and wherever they lie.
     pub(super) namespace: String,
     /// The file with this text; another one than the namespace when included.
     pub(super) file: String,
@@ -58,12 +59,14 @@ pub(super) fn read_sources(paths: &[PathBuf]) -> Result<Sources, RulesError> {
             }
         }
     }
+    let names = shortest_ends(files.iter().map(|(_, real, _)| real.as_path()));
+    let mut files: Vec<_> = names.into_iter().zip(files).collect();
+    files.sort_by(|a, b| a.0.cmp(&b.0));
     let mut out = Sources::default();
     let mut included = BTreeSet::new();
     let mut loaded = Vec::new();
-    for (file, real, named) in files {
+    for (namespace, (file, real, named)) in files {
         let mut unit = Sources::default();
-        let namespace = display(&file);
         let mut reader = Reader {
             namespace,
             out: &mut unit,
@@ -82,6 +85,43 @@ pub(super) fn read_sources(paths: &[PathBuf]) -> Result<Sources, RulesError> {
         }
     }
     Ok(out)
+}
+
+/// The ends of paths, each as long as it must be for no other path to have it: `a.yar`, or `linux/a.yar` and
+/// `windows/a.yar`.
+fn shortest_ends<'p>(paths: impl Iterator<Item = &'p Path>) -> Vec<String> {
+    let parts = |p: &'p Path| {
+        let part = |c: std::path::Component<'_>| c.as_os_str().to_string_lossy().into_owned();
+        p.components().rev().map(part).collect::<Vec<_>>()
+    };
+    let paths: Vec<Vec<String>> = paths.map(parts).collect();
+    let end = |p: &[String], n: usize| {
+        let mut end = p[..n.min(p.len())].to_vec();
+        end.reverse();
+        end.join("/")
+    };
+    let mut lengths = vec![1; paths.len()];
+    loop {
+        let ends: Vec<String> = paths
+            .iter()
+            .zip(&lengths)
+            .map(|(p, n)| end(p, *n))
+            .collect();
+        let mut count: BTreeMap<&str, usize> = BTreeMap::new();
+        for e in &ends {
+            *count.entry(e).or_default() += 1;
+        }
+        let mut longer = false;
+        for ((p, n), e) in paths.iter().zip(&mut lengths).zip(&ends) {
+            if count[e.as_str()] > 1 && *n < p.len() {
+                *n += 1;
+                longer = true;
+            }
+        }
+        if !longer {
+            return ends;
+        }
+    }
 }
 
 /// Rule files under `path`, sorted by name at each level.
@@ -237,4 +277,57 @@ pub(super) fn line_column(text: &str, at: usize) -> (u32, u32) {
     let line = before.iter().filter(|b| **b == b'\n').count() + 1;
     let column = before.iter().rev().take_while(|b| **b != b'\n').count() + 1;
     (line as u32, column as u32)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ends_of_paths_are_as_long_as_they_must_be() {
+        let ends = |all: &[&str]| shortest_ends(all.iter().map(|p| Path::new(*p)));
+        assert_eq!(ends(&["/r/a.yar", "/r/b.yar"]), ["a.yar", "b.yar"]);
+        assert_eq!(
+            ends(&["/r/linux/a.yar", "/r/windows/a.yar", "/r/b.yar"]),
+            ["linux/a.yar", "windows/a.yar", "b.yar"]
+        );
+        assert_eq!(
+            ends(&["/x/r/a.yar", "/y/r/a.yar"]),
+            ["x/r/a.yar", "y/r/a.yar"]
+        );
+        assert_eq!(ends(&["/a.yar", "/r/a.yar"]), ["//a.yar", "r/a.yar"]);
+    }
+
+    #[test]
+    fn the_same_files_are_the_same_rules_however_they_are_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let rule =
+            |name: &str| format!("rule {name} {{ strings: $a = \"{name}-needle\" condition: $a }}");
+        for place in ["one/rules", "two/deep/rules"] {
+            let folder = dir.path().join(place);
+            fs::create_dir_all(folder.join("sub")).unwrap();
+            fs::write(folder.join("b.yar"), rule("b")).unwrap();
+            fs::write(folder.join("sub/a.yar"), rule("a")).unwrap();
+        }
+        let spelled = |path: &str| {
+            let sources = read_sources(&[dir.path().join(path)]).unwrap();
+            let all = sources.sources.into_iter();
+            all.map(|s| s.namespace).collect::<Vec<_>>()
+        };
+        let want = ["a.yar", "b.yar"];
+        for path in [
+            "one/rules",
+            "one/./rules/",
+            "one/../one/rules/sub/..",
+            "two/deep/rules",
+        ] {
+            assert_eq!(spelled(path), want, "{path}");
+        }
+        let files = ["one/rules/sub/a.yar", "one/rules/b.yar"].map(|p| dir.path().join(p));
+        let digest =
+            |paths: &[PathBuf]| crate::yara::load_rules(paths, Vec::new()).unwrap().digest();
+        let [a, b] = files.clone();
+        assert_eq!(digest(&files), digest(&[b, a]));
+        assert_eq!(digest(&files), digest(&[dir.path().join("two/deep/rules")]));
+    }
 }
