@@ -4,12 +4,14 @@ use crate::distributed::{manifest, objects, submit, upload};
 use crate::embedded::{self, ok, png_with_text, query};
 use ramsift_store::Keys;
 use ramsift_store::objects::Objects;
-use ramsift_tests::fixtures::{faults, image, lime, planted};
-use ramsift_tests::program::{Cluster, command, run, scan};
+use ramsift_tests::fixtures::{capture, faults, image, lime, planted};
+use ramsift_tests::program::{Cluster, Run, command, run, scan};
 use ramsift_tests::servers::{CLAM_NEEDLE, Clamd};
 use ramsift_tests::{block_on, wait_for};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -315,4 +317,59 @@ fn a_job_says_what_it_waits_for_and_outlives_a_broker_that_lost_its_queue() {
     });
     let r = run(c.command().args(["watch", &job]));
     assert_eq!(r.code, 0, "{}{}\n{}", r.out, r.err, c.log());
+}
+
+/// Runs the program with a disk of this many bytes at `full`, which nobody else sees.
+fn with_small_disk(full: &Path, size: &str, program: &Command) -> Run {
+    // SAFETY: geteuid takes nothing and can't fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    let mut c = Command::new("unshare");
+    c.arg(if root { "-m" } else { "-Urm" });
+    c.args(["sh", "-c"]);
+    c.arg("mount -t tmpfs -o size=$2 tmpfs \"$1\" && shift 2 && exec \"$@\"");
+    c.args(["sh".as_ref(), full.as_os_str(), size.as_ref()]);
+    c.arg(program.get_program()).args(program.get_args());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(v) => c.env(name, v),
+            None => c.env_remove(name),
+        };
+    }
+    run(&mut c)
+}
+
+#[test]
+fn what_a_full_disk_could_not_take_is_a_gap_and_everything_else_is_there() {
+    let c = capture();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (whole, less) = (dir.path().join("whole"), dir.path().join("less"));
+    let full = dir.path().join("full");
+    std::fs::create_dir(&full).expect("a folder");
+    ok(&scan(&c.image, &whole, &[]));
+    let mut small = command();
+    small.arg("scan").arg(&c.image).arg("--out").arg(&less);
+    small
+        .arg("--set")
+        .arg(format!("worker.spill={}", full.display()));
+    let r = with_small_disk(&full, "1m", &small);
+    assert_eq!(r.code, 3, "{}{}", r.out, r.err);
+    assert!(r.out.contains("No space left on device"), "{}", r.out);
+    let gaps = "SELECT count(*) AS n FROM coverage WHERE engine = 'recovered files' \
+                AND outcome = 'failed'";
+    let gaps = query(&less, gaps)[0]["n"].as_u64().expect("a number");
+    assert!(gaps > 0);
+    let count = |out: &Path, what: &str| {
+        let sql = format!("SELECT count(*) AS n FROM {what}");
+        query(out, &sql)[0]["n"].as_u64().expect("a number")
+    };
+    assert_eq!(count(&less, "artifacts") + gaps, count(&whole, "artifacts"));
+    for table in [
+        "findings",
+        "events",
+        "linux_pslist",
+        "linux_pagecache_files",
+    ] {
+        assert_eq!(count(&less, table), count(&whole, table), "{table}");
+    }
+    assert_eq!(embedded::manifest(&less).verdict, "complete with gaps");
 }
