@@ -343,7 +343,7 @@ fn processes_are_there_before_the_first_chunk() {
         let name = status.lines().find_map(|l| l.strip_prefix("Name:\t"));
         let name = name.expect("a name");
         if !name.starts_with("kworker/") {
-            let is = |r: &&serde_json::Value| r["pid"].to_string() == *pid;
+            let is = |r: &&serde_json::Value| r["pid"].as_u64() == pid.parse().ok();
             let row = rows.iter().find(is);
             let row = row.unwrap_or_else(|| panic!("{pid} {name} is not listed"));
             // A thread of the kernel has a longer name elsewhere.
