@@ -122,11 +122,11 @@ pub(crate) fn memory(
     }
 }
 
-/// Where a kernel was looked for, and whether it was found there.
+/// What lies at the known places of a capture.
 pub(crate) enum Found {
-    /// Opened whole, with these anchors, by this known place.
+    /// The anchors of a kernel, by this known place, and the memory that they were read through.
     There(Box<CachedPhys>, Vec<Anchor>, String),
-    /// Not at a known place.
+    /// No kernel.
     Not,
     /// The evidence could not be read.
     Trouble(SourceError),
@@ -150,28 +150,16 @@ pub(crate) fn at_known_places(
     }
 }
 
-/// The anchors of a capture whose kernel is not known: by known places, else by one streaming pass, which ends where
-/// the kernel can be opened.
-async fn look_for(
-    source: &Arc<dyn ByteSource>,
-    plan: &Plan,
-    means: &Means,
-) -> Result<(Vec<Anchor>, Option<Box<CachedPhys>>), AloneError> {
-    let (of, layout, by) = (source.clone(), plan.layout.clone(), means.clone());
-    let looked = tokio::task::spawn_blocking(move || {
-        at_known_places(of, &layout, by.cache, 0, by.symbols.as_deref())
-    });
-    match looked
-        .await
-        .map_err(|e| AloneError::Thread(e.to_string()))?
-    {
-        Found::There(memory, anchors, _) => Ok((anchors, Some(memory))),
-        Found::Not => Ok((anchors::stream(source.clone(), plan, means).await?, None)),
-        Found::Trouble(e) => Err(e.into()),
-    }
+/// What came of asking a kernel.
+enum Asked<T, F> {
+    /// An answer.
+    Answered(Box<Alone<T>>),
+    /// No kernel that is whole lies at a known place: the question is still open.
+    Elsewhere(F),
 }
 
-/// Opens the kernel of a capture and asks it something. Without a record the kernel is looked for.
+/// Opens the kernel of a capture and asks it something. Without a record the kernel is looked for: at known places,
+/// else by one streaming pass, which ends where the kernel can be opened.
 pub async fn with_kernel<T: Send + 'static>(
     source: Arc<dyn ByteSource>,
     plan: &Plan,
@@ -179,46 +167,76 @@ pub async fn with_kernel<T: Send + 'static>(
     means: Means,
     ask: impl FnOnce(&Kernel<'_>, &RunMap) -> Result<T, AloneError> + Send + 'static,
 ) -> Result<Alone<T>, AloneError> {
-    let (anchors, read, found) = match record_of {
-        Some(r) => (known(r), None, None),
-        None => {
-            let (anchors, read) = look_for(&source, plan, &means).await?;
-            let found = record(&anchors);
-            (anchors, read, Some(found))
+    let known = record_of.map(known);
+    let mut asked = on_kernel(&source, plan, known, &means, ask).await?;
+    if let Asked::Elsewhere(ask) = asked {
+        let anchors = anchors::stream(source.clone(), plan, &means).await?;
+        let found = record(&anchors);
+        asked = on_kernel(&source, plan, Some(anchors), &means, ask).await?;
+        if let Asked::Answered(a) = &mut asked {
+            a.found = Some(found);
         }
-    };
-    let layout = plan.layout.clone();
-    let of = source.clone();
-    let built = tokio::task::spawn_blocking(move || {
-        let (memory, runs) = match read {
-            // What was read to find the kernel is kept.
-            Some(memory) => (*memory, layout.runs.clone()),
-            None => memory(of, &layout, &anchors, means.cache),
+    }
+    source.check_pin().await?;
+    match asked {
+        Asked::Answered(a) => Ok(*a),
+        Asked::Elsewhere(_) => Err(AloneError::NoKernel("no kernel was found".into())),
+    }
+}
+
+/// Asks the kernel that these anchors lead to, or known places where there are none.
+async fn on_kernel<T, F>(
+    source: &Arc<dyn ByteSource>,
+    plan: &Plan,
+    known: Option<Vec<Anchor>>,
+    means: &Means,
+    ask: F,
+) -> Result<Asked<T, F>, AloneError>
+where
+    T: Send + 'static,
+    F: FnOnce(&Kernel<'_>, &RunMap) -> Result<T, AloneError> + Send + 'static,
+{
+    let (of, layout, means) = (source.clone(), plan.layout.clone(), means.clone());
+    let asked = tokio::task::spawn_blocking(move || {
+        let symbols = means.symbols.as_deref();
+        let looked = known.is_none();
+        let (memory, runs, anchors) = match known {
+            Some(anchors) => {
+                let (memory, runs) = memory(of, &layout, &anchors, means.cache);
+                (memory, runs, anchors)
+            }
+            None => match at_known_places(of, &layout, means.cache, 0, symbols) {
+                Found::There(memory, anchors, _) => (*memory, layout.runs.clone(), anchors),
+                Found::Not => return Ok(Asked::Elsewhere(ask)),
+                Found::Trouble(e) => return Err(e.into()),
+            },
         };
-        let input = input(&memory, &runs, &layout, &anchors, means.symbols.as_deref());
+        let input = input(&memory, &runs, &layout, &anchors, symbols);
         let discovery = discover(&input);
-        let answer = match &discovery.impossible {
+        let opened = match &discovery.impossible {
             Some(why) => Err(AloneError::NoKernel(why.clone())),
-            None => linux::open(&input, &discovery)
-                .map_err(AloneError::from)
-                .and_then(|kernel| ask(&kernel, &runs)),
+            None => linux::open(&input, &discovery).map_err(AloneError::from),
         };
         // What looked like unreadable memory may have been a source that failed.
-        if let Some(e) = memory.take_trouble() {
-            return Err(AloneError::from(e));
+        let trouble = || {
+            memory
+                .take_trouble()
+                .map_or(Ok(()), |e| Err(AloneError::from(e)))
+        };
+        if looked && !opened.as_ref().is_ok_and(anchors::is_whole) {
+            trouble()?;
+            return Ok(Asked::Elsewhere(ask));
         }
-        Ok(Alone {
+        let answer = opened.and_then(|kernel| ask(&kernel, &runs));
+        trouble()?;
+        Ok(Asked::Answered(Box::new(Alone {
             answer: answer?,
             bytes_read: memory.bytes_read(),
+            found: looked.then(|| record(&anchors)),
             discovery,
-            found,
-        })
+        })))
     });
-    let built = built
-        .await
-        .map_err(|e| AloneError::Thread(e.to_string()))??;
-    source.check_pin().await?;
-    Ok(built)
+    asked.await.map_err(|e| AloneError::Thread(e.to_string()))?
 }
 
 /// Builds a view.

@@ -12,11 +12,12 @@ use ramsift_layers::translate::PhysRead;
 use ramsift_layers::{ByteSource, FileOffset, ImageOffset, PhysAddr, SourceError};
 use ramsift_os::discover::{Anchor, discover};
 use ramsift_os::image::{KernelImage, anchors_beside, known_images};
-use ramsift_os::linux;
+use ramsift_os::linux::{self, Kernel};
 use ramsift_os::view::KernelSymbols;
 use ramsift_store::job;
 use ramsift_store::tables::{anchor_rows, name, read_segment};
 use ramsift_store::{Keys, Objects, Plan};
+use std::ops::Range;
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
@@ -69,6 +70,28 @@ fn thin(mut all: Vec<Anchor>) -> Vec<Anchor> {
 #[derive(Default)]
 struct Collect(Vec<Anchor>);
 
+impl Collect {
+    /// Scans bytes that lie at `base` in the image; anchors that begin in `core` count.
+    fn scan(
+        &mut self,
+        carvers: &CarverSet,
+        data: &[u8],
+        base: u64,
+        core: Range<u64>,
+        image_len: u64,
+    ) {
+        let offset = |o: u64| usize::try_from(o).unwrap_or(usize::MAX);
+        let window = Window {
+            data,
+            base: ImageOffset(base),
+            core_start: offset(core.start),
+            core_end: offset(core.end),
+            image_len,
+        };
+        carvers.scan(&window, &mut Nothing, self, &|| false);
+    }
+}
+
 impl Sink for Collect {
     fn finding(&mut self, _: &Finding<'_>) {}
     fn event(&mut self, _: &Event<'_>) {}
@@ -100,11 +123,9 @@ const BEHIND: u64 = 8192;
 const PAGE: usize = 4096;
 /// Bytes that are scanned at a time of a kernel's image.
 const PIECE: u64 = 1 << 20;
-/// Bytes of an image that are scanned at most: of the largest with all debugging options.
-const LARGEST_IMAGE: u64 = 256 << 20;
 
-/// What known places lead to: the anchors with which a kernel opens whole, and the place. Must be called where
-/// blocking is allowed.
+/// What known places lead to: the anchors of a kernel whose page table is confirmed, and the place. Whether it opens
+/// whole ([`is_whole`]) is for the caller to see. Must be called where blocking is allowed.
 pub(crate) fn at_known_places(
     memory: &CachedPhys,
     layout: &Layout,
@@ -112,7 +133,7 @@ pub(crate) fn at_known_places(
 ) -> Option<(Vec<Anchor>, String)> {
     let images = known_images(memory, &layout.dtb_hints);
     let mut anchors = Vec::new();
-    for image in images.iter().filter(|i| i.bytes() <= LARGEST_IMAGE) {
+    for image in &images {
         anchors.extend(of_image(memory, &layout.runs, image));
         anchors = thin(anchors);
         let input = input(memory, &layout.runs, layout, &anchors, symbols);
@@ -123,14 +144,15 @@ pub(crate) fn at_known_places(
     let input = input(memory, &layout.runs, layout, &anchors, symbols);
     let d = discover(&input);
     let table = d.page_tables.iter().find(|t| t.confirmed)?;
-    let kernel = linux::open(&input, &d).ok()?;
-    // What lies in damaged pages may lie elsewhere once more: the whole pass finds more then.
-    if kernel.damage().is_some() || kernel.symbols.address("init_task").is_none() {
-        return None;
-    }
     let of = images.iter().find(|i| i.is_mapped_by(memory, table.dtb));
     let place = of.or(images.first())?.place.clone();
     Some((anchors, place))
+}
+
+/// Whether a kernel that a known place led to needs nothing more. What lies in damaged pages may lie elsewhere once
+/// more: the whole pass finds more then.
+pub(crate) fn is_whole(kernel: &Kernel<'_>) -> bool {
+    kernel.damage().is_none() && kernel.symbols.address("init_task").is_some()
 }
 
 /// The anchors in a kernel's image.
@@ -158,15 +180,13 @@ fn of_image(memory: &CachedPhys, runs: &RunMap, image: &KernelImage) -> Vec<Anch
             // Where the capture has a hole in the piece, its places would be wrong.
             let whole = place(from).zip(place(to - 1));
             if let Some((base, _)) = whole.filter(|(a, b)| b - a == to - 1 - from) {
-                let offset = |pa: u64| usize::try_from(pa - from).unwrap_or(usize::MAX);
-                let window = Window {
-                    data: &buf,
-                    base: ImageOffset(base),
-                    core_start: offset(at),
-                    core_end: offset(end),
-                    image_len: runs.image_len(),
-                };
-                carvers.scan(&window, &mut Nothing, &mut found, &|| false);
+                found.scan(
+                    &carvers,
+                    &buf,
+                    base,
+                    at - from..end - from,
+                    runs.image_len(),
+                );
             }
             at = end;
         }
@@ -233,15 +253,7 @@ pub(crate) async fn stream(
                         other => other?,
                     }
                 }
-                let offset = |image: u64| usize::try_from(image - from).unwrap_or(usize::MAX);
-                let window = Window {
-                    data: &buf,
-                    base: ImageOffset(from),
-                    core_start: offset(at),
-                    core_end: offset(end),
-                    image_len: stretch.end,
-                };
-                carvers.scan(&window, &mut Nothing, &mut found, &|| false);
+                found.scan(&carvers, &buf, from, at - from..end - from, stretch.end);
                 // Worth a try when one of those that say where things are came in.
                 let count = |kind: &str| found.0.iter().filter(|a| a.kind == kind).count();
                 let telling = count("vmcoreinfo") + count("swapper");

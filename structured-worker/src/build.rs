@@ -6,7 +6,7 @@ use crate::lists::Asked;
 use crate::{SHA256, Trouble, Worker, anchors, sha256};
 use ramsift_layers::{ByteSource, SourceError};
 use ramsift_os::discover::{Anchor, Discovery, discover};
-use ramsift_os::linux::open;
+use ramsift_os::linux::{Kernel, open};
 use ramsift_os::view::ViewInput;
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{Outcome, Task, TaskReport, Wishes};
@@ -45,7 +45,7 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
         Err(e) => return gone(worker, task, e),
     };
     // The first part looks for the kernel; the others take what it found.
-    let mut known = match part {
+    let known = match part {
         Part::System => None,
         Part::Anchored => Some((anchors::reported(objects, &keys).await?, BY_CHUNKS)),
         _ => match read::<KernelRecord>(objects, &keys.kernel()).await {
@@ -53,7 +53,7 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
             Err(e) => return no_record(worker, task, &e),
         },
     };
-    let mut built = on_kernel(worker, task, &plan, &source, part, known.clone()).await;
+    let mut built = on_kernel(worker, task, &plan, &source, part, known).await;
     if let Ok(Built::Elsewhere) = built {
         if plan.spec.unstructured {
             // The chunks' anchors tell when they are all in.
@@ -63,7 +63,7 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
             Ok(a) => a,
             Err(e) => return gone(worker, task, e),
         };
-        known = Some((anchors, BY_PASS));
+        let known = Some((anchors, BY_PASS));
         built = on_kernel(worker, task, &plan, &source, part, known).await;
     }
     match built {
@@ -83,7 +83,8 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
         Ok(Built::Trouble(e)) => gone(worker, task, e),
         Err(Ended::Store(why)) => Err(why.into()),
         // Whatever it was, the anchors may lead to the kernel without it.
-        Err(Ended::Panic(_)) if part == Part::System && plan.spec.unstructured => {
+        Err(Ended::Panic(why)) if part == Part::System && plan.spec.unstructured => {
+            tracing::error!(reason = %why, "known places given up, the chunks' anchors are waited for");
             Ok(asks_for_anchors(worker, task))
         }
         Err(Ended::Panic(why)) => Ok(failed(worker, task, format!("the view failed: {why}"))),
@@ -155,6 +156,7 @@ async fn on_kernel(
     let work = move || {
         let around = near.worth();
         let symbols = means.symbols.as_deref();
+        let looked = known.is_none();
         let (memory, runs, anchors, found_by) = match known {
             Some((anchors, by)) => {
                 let (memory, runs) = alone::memory(near, &layout, &anchors, cache);
@@ -175,16 +177,25 @@ async fn on_kernel(
             found_by: Some(found_by),
             ..SystemRow::default()
         };
-        let bytes_read = || memory.bytes_read();
-        build_part(
-            part,
-            &input,
-            discover(&input),
-            found,
-            &bytes_read,
-            &mut collector,
-        )
-        .map_err(Ended::Store)?;
+        let mut d = discover(&input);
+        let opened = match &d.impossible {
+            Some(_) => None,
+            None => open(&input, &d)
+                .map_err(|e| d.impossible = Some(e.to_string()))
+                .ok(),
+        };
+        if looked && !opened.as_ref().is_some_and(anchors::is_whole) {
+            return Ok(memory
+                .take_trouble()
+                .map_or(Built::Elsewhere, Built::Trouble));
+        }
+        let found = SystemRow {
+            damage: opened.as_ref().and_then(Kernel::damage),
+            bytes_read: opened.is_some().then(|| memory.bytes_read()),
+            ..found
+        };
+        build_part(part, opened.as_ref(), &input, &d, found, &mut collector)
+            .map_err(Ended::Store)?;
         if let Some(e) = memory.take_trouble() {
             return Ok(Built::Trouble(e));
         }
@@ -204,38 +215,30 @@ async fn on_kernel(
     done.unwrap_or_else(|e| Err(Ended::Panic(e.to_string())))
 }
 
-/// Opens the kernel and does a part's work on it; a part that finds the kernel tells of it in a row, beside what is
-/// `found` already.
+/// Does a part's work on a kernel; a part that finds the kernel tells of it in a row, beside what is `found` already.
 fn build_part(
     part: Part,
+    kernel: Option<&Kernel<'_>>,
     input: &ViewInput<'_>,
-    mut d: Discovery,
-    mut found: SystemRow,
-    bytes_read: &dyn Fn() -> u64,
+    d: &Discovery,
+    found: SystemRow,
     rows: &mut Collector,
 ) -> Result<(), String> {
-    if d.impossible.is_none() {
-        match open(input, &d) {
-            Ok(kernel) => {
-                found.damage = kernel.damage();
-                found.bytes_read = Some(bytes_read());
-                part.build(&kernel, input.runs, rows)?;
-            }
-            Err(e) => d.impossible = Some(e.to_string()),
-        }
+    if let Some(kernel) = kernel {
+        part.build(kernel, input.runs, rows)?;
     }
     if part.finds_the_kernel() {
         let row = SystemRow {
             physical_base: found.physical_base,
             damage: found.damage,
-            found_by: found.found_by.filter(|_| d.impossible.is_none()),
+            found_by: found.found_by.filter(|_| kernel.is_some()),
             bytes_read: found.bytes_read,
-            ..system_row(&d)
+            ..system_row(d)
         };
         let batch = system_batch(&row).map_err(|e| e.to_string())?;
         rows.take(name::SYSTEM, Some(batch))?;
-    } else if let Some(why) = d.impossible {
-        rows.not_built(part, why);
+    } else if let Some(why) = &d.impossible {
+        rows.not_built(part, why.clone());
     }
     rows.finish()
 }

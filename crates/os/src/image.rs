@@ -39,11 +39,6 @@ impl KernelImage {
             walk(memory, &self.shape, dtb, va).is_ok_and(|t| t.pa.0 == first.start)
         })
     }
-
-    /// Bytes of its pages that hold no code.
-    pub fn bytes(&self) -> u64 {
-        self.data.iter().map(|r| r.end - r.start).sum()
-    }
 }
 
 /// Images that known places lead to, each once. `roots` are page tables that the container recorded.
