@@ -93,10 +93,13 @@ pub(crate) async fn watch(
     lanes: Arc<Mutex<Lanes>>,
     stop: CancellationToken,
 ) {
+    // The first answer is about what was published before this reign, which publishes all of that again.
+    let mut first = true;
     loop {
         // Without an answer nothing is known, and readiness says why.
-        if let Ok(true) = queue.has_forgotten().await {
-            lock(&lanes).forgotten = true;
+        if let Ok(forgotten) = queue.has_forgotten().await {
+            let counts = !std::mem::take(&mut first);
+            lock(&lanes).forgotten |= forgotten && counts;
         }
         for lane in LANES {
             if let Ok(state) = queue.look(lane).await {
