@@ -2,7 +2,7 @@
 
 use crate::args::SubmitArgs;
 use crate::config::Config;
-use crate::progress::Display;
+use crate::progress::{Display, pace};
 use crate::services::channel;
 use crate::terminal::{Shown, say, tell};
 use crate::{CANNOT_RUN, capture, glue};
@@ -256,33 +256,12 @@ pub(crate) async fn status(config: &Config, job: &str) -> Result<u8> {
         p.tasks_failed
     );
     if !p.stage.is_empty() {
-        say!("  stage: {}{}", Shown(&p.stage), rate(&p));
+        say!("  stage: {}, {}", Shown(&p.stage), pace(&p));
     }
     for w in &p.waits_for {
         say!("  waits: {}", Shown(w));
     }
     Ok(0)
-}
-
-/// How fast a job goes and how long it still takes, where that is known.
-fn rate(p: &JobProgress) -> String {
-    if p.running_seconds <= 0.0 || p.eta_seconds < 0.0 {
-        return String::new();
-    }
-    let left = p.bytes_total.saturating_sub(p.bytes_done) as f64;
-    let speed = if p.eta_seconds > 0.0 {
-        left / p.eta_seconds
-    } else {
-        0.0
-    };
-    if speed <= 0.0 {
-        return String::new();
-    }
-    format!(
-        ", {}/s, {:.0} s to go",
-        HumanBytes(speed as u64),
-        p.eta_seconds
-    )
 }
 
 /// `ramsift watch`

@@ -15,6 +15,17 @@ pub(crate) struct Display {
     quiet: bool,
 }
 
+/// How fast a job goes, and how long it still takes where that is known.
+pub(crate) fn pace(p: &JobProgress) -> String {
+    let speed = p.bytes_done as f64 / p.running_seconds.max(0.001);
+    let eta = if p.eta_seconds >= 0.0 && p.bytes_done < p.bytes_total {
+        format!(", eta {:.0} s", p.eta_seconds)
+    } else {
+        String::new()
+    };
+    format!("{}/s{eta}", HumanBytes(speed as u64))
+}
+
 /// What keeps a job from going on.
 fn waits(p: &JobProgress) -> String {
     if p.waits_for.is_empty() {
@@ -73,18 +84,12 @@ impl Display {
     }
 
     fn line(&self, p: &JobProgress, phase: &str) -> String {
-        let speed = p.bytes_done as f64 / p.running_seconds.max(0.001);
-        let eta = if p.eta_seconds >= 0.0 && p.bytes_done < p.bytes_total {
-            format!(", eta {:.0} s", p.eta_seconds)
-        } else {
-            String::new()
-        };
         format!(
-            "{}: {phase}, {} of {} ({}/s{eta}), {} of {} tasks{}",
+            "{}: {phase}, {} of {} ({}), {} of {} tasks{}",
             self.name,
             HumanBytes(p.bytes_done),
             HumanBytes(p.bytes_total),
-            HumanBytes(speed as u64),
+            pace(p),
             p.tasks_done,
             p.tasks_total,
             waits(p)
