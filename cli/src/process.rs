@@ -140,7 +140,7 @@ async fn built(config: &Config, args: &ProcessArgs, named: Named) -> Result<(Tab
         }
         Ok(out)
     };
-    let got = with_kernel(e.source.clone(), &e.plan, record.as_ref(), means, ask).await?;
+    let got = with_kernel(&e.image, &e.plan, record.as_ref(), means, ask).await?;
     e.keep(config, got.found.as_ref()).await;
     let nothing = std::sync::Arc::new(ramsift_store::LocalObjects::open_existing(
         &std::env::temp_dir(),

@@ -205,7 +205,7 @@ pub(crate) async fn rows_of(
     };
     let record = e.record(config).await;
     let means = symbols::means(config).await?;
-    let got = view_alone(e.source.clone(), &e.plan, record.as_ref(), view, means).await?;
+    let got = view_alone(&e.image, &e.plan, record.as_ref(), view, means).await?;
     e.keep(config, got.found.as_ref()).await;
     let tables = memory_table(batch(&got.answer)?)?;
     Ok(Answer {
