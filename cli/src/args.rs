@@ -486,9 +486,10 @@ pub(crate) struct RecoverArgs {
     pub(crate) target: String,
     /// The folder.
     pub(crate) dir: PathBuf,
-    /// What to recover: a view that gives content, as linux/procdump or linux/module_extract do.
-    #[arg(long, value_name = "VIEW", default_value = "linux/pagecache_files")]
-    pub(crate) view: String,
+    /// What to recover: a view that gives content, as procdump or module_extract do; without it the files that are in
+    /// memory.
+    #[arg(long, value_name = "VIEW")]
+    pub(crate) view: Option<String>,
     /// Only of these processes, for views of processes.
     #[arg(long, value_delimiter = ',', value_name = "PID,…")]
     pub(crate) pid: Vec<u32>,

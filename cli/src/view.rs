@@ -5,12 +5,13 @@ use crate::config::Config;
 use crate::evidence::{self, Named, NamedJob};
 use crate::terminal::{self, Shown, say, tell};
 use crate::{rows, suggest, symbols};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
 use ramsift_aggregator::so_far;
-use ramsift_os::linux::{LinuxView, VIEWS};
 use ramsift_os::table::{Kind, Table};
+use ramsift_os::view::{Purpose, views};
+use ramsift_os::{SYSTEMS, View};
 use ramsift_store::query::{QueryLimits, Tables};
 use ramsift_store::tables::{finished_schema, name};
 use ramsift_store::{Keys, Objects};
@@ -23,7 +24,7 @@ pub(crate) const DOUBTFUL: u8 = 3;
 
 /// Columns of views that are addresses or flags.
 static ADDRESSES: LazyLock<BTreeSet<&str>> = LazyLock::new(|| {
-    let columns = VIEWS.iter().flat_map(|v| v.columns);
+    let columns = views().flat_map(|v| v.columns);
     columns
         .filter(|c| c.kind == Kind::Hex)
         .map(|c| c.name)
@@ -36,15 +37,27 @@ pub(crate) fn is_address(column: &str) -> bool {
 }
 
 /// A view by its name, however it is written: linux/pslist, linux.pslist, linux_pslist, pslist.
-pub(crate) fn by_name(wanted: &str) -> Result<&'static LinuxView> {
+pub(crate) fn by_name(wanted: &str) -> Result<&'static View> {
     let plain = |s: &str| s.to_ascii_lowercase().replace(['.', '_', '-'], "/");
     let w = plain(wanted);
-    let found = VIEWS.iter().find(|v| {
+    let found = views().find(|v| {
         let n = plain(v.name);
         n == w || n.split_once('/').is_some_and(|(_, short)| short == w)
     });
-    let names: Vec<&str> = VIEWS.iter().map(|v| v.name).collect();
+    let names: Vec<&str> = views().map(|v| v.name).collect();
     found.ok_or_else(|| suggest::unknown("view", wanted, &names))
+}
+
+/// Whether a view is the one of its system that does something.
+fn is_for(view: &View, purpose: Purpose) -> bool {
+    let mut all = SYSTEMS.iter().filter_map(|s| s.view_for(purpose));
+    all.any(|v| v.name == view.name)
+}
+
+/// The view that does something: of the system that is asked for first.
+pub(crate) fn view_for(purpose: Purpose) -> Result<&'static View> {
+    let found = SYSTEMS.iter().find_map(|s| s.view_for(purpose));
+    found.context("this build has no such view")
 }
 
 /// Lists the views, or shows the rows of one. What is doubtful goes to standard error; the exit code is 3 then.
@@ -87,7 +100,7 @@ impl Wish {
     }
 
     /// What the SELECT says behind its table.
-    fn clauses(&self, view: &LinuxView) -> Result<(String, String)> {
+    fn clauses(&self, view: &View) -> Result<(String, String)> {
         let names: Vec<&str> = view.columns.iter().map(|c| c.name).collect();
         let known = |c: &str| match names.iter().find(|n| n.eq_ignore_ascii_case(c)) {
             Some(n) => Ok(*n),
@@ -122,7 +135,7 @@ impl Wish {
 /// Shows a view of a capture, or the table of a job, where there is one.
 pub(crate) async fn show(
     config: &Config,
-    view: &'static LinuxView,
+    view: &'static View,
     image: &str,
     place: &EvidenceArgs,
     wish: &Wish,
@@ -187,7 +200,7 @@ pub(crate) struct Answer {
 /// The rows of a view: those of a job's table, or built from the capture.
 pub(crate) async fn rows_of(
     config: &Config,
-    view: &'static LinuxView,
+    view: &'static View,
     image: &str,
     place: &EvidenceArgs,
 ) -> Result<Answer> {
@@ -227,7 +240,7 @@ fn memory_table(b: RecordBatch) -> Result<Tables> {
 }
 
 /// The rows of a view that a job has committed, though it is not sealed.
-async fn so_far_of(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
+async fn so_far_of(j: &NamedJob, view: &View) -> Result<Option<Answer>> {
     let now = so_far(j.objects.as_ref(), &j.job).await?;
     let Some(mut now) = now else { return Ok(None) };
     let Some(rows) = now.tables.remove(&table_name(view.name)) else {
@@ -259,7 +272,7 @@ async fn so_far_of(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
 }
 
 /// What a job says is doubtful in a view.
-async fn doubts_of(tables: &Tables, view: &LinuxView) -> Result<Vec<String>> {
+async fn doubts_of(tables: &Tables, view: &View) -> Result<Vec<String>> {
     let sql = format!(
         "SELECT detail FROM views WHERE view = '{}' AND doubtful > 0",
         view.name
@@ -276,7 +289,7 @@ async fn doubts_of(tables: &Tables, view: &LinuxView) -> Result<Vec<String>> {
 }
 
 /// The table of a job that is sealed.
-async fn sealed(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
+async fn sealed(j: &NamedJob, view: &View) -> Result<Option<Answer>> {
     let keys = Keys::new(&j.job);
     if j.objects.head(&keys.manifest()).await.is_err() {
         return so_far_of(j, view).await;
@@ -314,7 +327,7 @@ async fn sealed(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
 }
 
 fn list() {
-    for v in VIEWS {
+    for v in views() {
         let columns: Vec<_> = v.columns.iter().map(|c| c.name).collect();
         say!(
             "{:<24} {}\n{:<24} {}",
@@ -337,7 +350,7 @@ pub(crate) async fn short(config: &Config, view: &str, args: ShortArgs) -> Resul
         ..Wish::default()
     };
     let view = by_name(view)?;
-    if view.name == "linux/logins"
+    if is_for(view, Purpose::Logins)
         && args.place.evidence.is_none()
         && let Named::Job(j) = evidence::named(config, &args.image).await?
         && let Some(mut answer) = sealed(&j, view).await?
