@@ -729,6 +729,21 @@ pub(crate) enum SymbolsCommand {
         #[arg(long)]
         out: Option<PathBuf>,
     },
+    /// Make a table of layouts of Windows kernels, as the program carries one, from ISF files or files of facts.
+    #[command(
+        after_help = "Examples:\n  ramsift symbols pack windows/*.json.xz --out windows-x64.json.xz\n  ramsift symbols pack facts.json.xz --about \"symbol files of 2026\" --out windows-x64.json.xz"
+    )]
+    Pack {
+        /// The files.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// The table to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Where the facts come from; kept in the table.
+        #[arg(long, default_value = "")]
+        about: String,
+    },
 }
 
 #[cfg(test)]

@@ -13,10 +13,11 @@ pub mod resident;
 pub mod system;
 pub mod table;
 pub mod view;
+pub mod windows;
 
 pub use machine::Machine;
 pub use system::open;
 pub use view::{View, by_name, views};
 
 /// Every system that is looked for.
-pub const SYSTEMS: &[&dyn system::System] = &[&linux::Linux];
+pub const SYSTEMS: &[&dyn system::System] = &[&linux::Linux, &windows::Windows];

@@ -27,6 +27,8 @@ pub enum Source {
     Isf(String),
     /// The debug information of this file.
     Dwarf(String),
+    /// The table of layouts that the program carries, by GUID and age of the symbol file.
+    Layouts(String),
     /// One of the above, parts of which lie in pages that are missing or overwritten.
     Damaged {
         /// Where it is.
@@ -48,6 +50,7 @@ impl fmt::Display for Source {
             Self::BtfCarved => f.write_str("BTF carved"),
             Self::Isf(name) => write!(f, "ISF {name}"),
             Self::Dwarf(name) => write!(f, "DWARF of {name}"),
+            Self::Layouts(key) => write!(f, "layouts built in for {key}"),
             Self::Damaged { of, lost, all } => {
                 write!(f, "{of}, {lost} of {all} in damaged pages")
             }
@@ -240,6 +243,17 @@ impl SymbolTable {
             self.enter([], 0);
         }
         self.shift = self.shift.wrapping_add(by);
+        self
+    }
+
+    /// Takes all addresses as offsets in an image that lies at `base`: symbol files of Windows have such. Wraps.
+    #[must_use]
+    pub fn based(mut self, base: u64) -> Self {
+        for e in &mut self.entries {
+            e.address = e.address.wrapping_add(base);
+        }
+        self.enter([], 0);
+        self.shift = self.shift.wrapping_add(base);
         self
     }
 

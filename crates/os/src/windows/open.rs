@@ -1,0 +1,147 @@
+//! From what discovery confirmed to a kernel that can be read.
+
+use super::space::Entries;
+use super::{Kernel, Space, image, lists};
+use crate::discover::Discovery;
+use crate::input::ViewInput;
+use ramsift_layers::translate::{Shape, X86_64, X86_64_LA57};
+use ramsift_symbols::SymbolTable;
+use ramsift_symbols::layouts::{LayoutError, Layouts};
+
+/// Why a kernel that was found can't be read.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// No page table was confirmed.
+    #[error("no page table of the kernel was confirmed")]
+    NoTable,
+    /// The kernel's image is not where it was found.
+    #[error("the kernel's image can't be read")]
+    NoImage,
+    /// The layouts of this kernel are not known.
+    #[error(
+        "the layouts of this kernel are neither built in nor in the symbol store: {key} (the name and GUID-age of its symbol \
+         file); an ISF of exactly that file would do, see ramsift symbols import"
+    )]
+    Unknown {
+        /// Name, GUID and age of the symbol file.
+        key: String,
+    },
+    /// The layouts don't fit what is in memory.
+    #[error("the layouts of {key} don't fit this kernel: {why}")]
+    Misfit {
+        /// Name, GUID and age of the symbol file.
+        key: String,
+        /// What does not fit.
+        why: String,
+    },
+    /// The table of layouts, or the symbol file, is damaged.
+    #[error("{0}")]
+    File(String),
+}
+
+impl From<&LayoutError> for OpenError {
+    fn from(e: &LayoutError) -> Self {
+        Self::File(e.to_string())
+    }
+}
+
+/// Opens the kernel of the first confirmed page table.
+pub(super) fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a>, OpenError> {
+    let table = d.page_tables.iter().find(|p| p.confirmed);
+    let table = table.ok_or(OpenError::NoTable)?;
+    let shape = [X86_64, X86_64_LA57]
+        .into_iter()
+        .find(|s: &Shape| s.name == table.shape)
+        .ok_or(OpenError::NoTable)?;
+    let space = Space::new(input.memory, shape, table.dtb.0);
+    let base = d.kernel_base.ok_or(OpenError::NoImage)?;
+    let (size, pdb) = image::image(&space, base).ok_or(OpenError::NoImage)?;
+    let key = pdb.key();
+    let built_in = Layouts::built_in()?.kernel(&pdb.guid, base);
+    let symbols = match built_in.transpose().map_err(|e| OpenError::from(&e))? {
+        Some(s) => s,
+        None => from_file(input, &key, base)?,
+    };
+    let space = space.with_entries(Entries::default());
+    let mut kernel = Kernel {
+        space,
+        symbols,
+        base,
+        size,
+        runs: input.runs.clone(),
+    };
+    let entries = entries(&kernel);
+    kernel.space = Space::new(input.memory, shape, table.dtb.0).with_entries(entries);
+    fits(&kernel).map_err(|why| OpenError::Misfit { key, why })?;
+    Ok(kernel)
+}
+
+/// The table of a symbol file for exactly this kernel.
+fn from_file(input: &ViewInput<'_>, key: &str, base: u64) -> Result<SymbolTable, OpenError> {
+    let found = input.symbols.map_or(Ok(None), |s| s.find(key));
+    let found = found.map_err(OpenError::File)?;
+    let symbols = found.ok_or_else(|| OpenError::Unknown {
+        key: key.to_owned(),
+    })?;
+    Ok(symbols.based(base))
+}
+
+/// What entries that are not present look like in this build.
+fn entries(k: &Kernel<'_>) -> Entries {
+    let types = k.symbols.types();
+    let page_file_low = types
+        .field("_MMPTE_SOFTWARE", "PageFileLow")
+        .ok()
+        .and_then(|f| f.bits)
+        .map_or(1, |b| u32::from(b.offset));
+    let swizzles = types.has_field("_MMPTE_TRANSITION", "SwizzleBit")
+        || types.has_field("_MMPTE_SOFTWARE", "SwizzleBit");
+    let mask = || {
+        if let Some(at) = k.symbols.address("MiInvalidPteMask") {
+            return k.space.u64(at.0).ok();
+        }
+        let state = k.symbols.address("MiState")?;
+        let f = types.field("_MI_SYSTEM_INFORMATION", "Hardware.InvalidPteMask");
+        k.space.u64(state.0 + f.ok()?.offset).ok()
+    };
+    // Bits of a page's number, no others.
+    let mask = mask().filter(|m| swizzles && m & !0x000f_ffff_ffff_f000 == 0);
+    Entries {
+        invalid_mask: mask.unwrap_or(0),
+        page_file_low,
+    }
+}
+
+/// Whether the layouts lead to what must be there: the System process, by the pointer to it and by the list.
+fn fits(k: &Kernel<'_>) -> Result<(), String> {
+    let name = |va: u64| {
+        let p = k.object("_EPROCESS", va);
+        let own = p.text("ImageFileName").map_err(|e| e.to_string())?;
+        let pid = p.number("UniqueProcessId").map_err(|e| e.to_string())?;
+        Ok::<_, String>((own, pid))
+    };
+    let system = k
+        .global("PsInitialSystemProcess")
+        .map_err(|e| e.to_string())?;
+    let (own, pid) = name(system)?;
+    if (own.as_str(), pid) != ("System", 4) {
+        return Err(format!(
+            "the first process should be System, 4; there is {own:?}, {pid}"
+        ));
+    }
+    let head = k
+        .address("PsActiveProcessHead")
+        .map_err(|e| e.to_string())?;
+    let list =
+        lists::list(k, head, "_EPROCESS", "ActiveProcessLinks").map_err(|e| e.to_string())?;
+    // What is torn is told by the views; a list that leads to no process at all is another layout.
+    let first = list.items.first().copied().unwrap_or(system);
+    let (_, pid) = name(first)?;
+    if pid % 4 != 0 || pid > 1 << 26 {
+        return Err(format!(
+            "the first process in the list has the number {pid}"
+        ));
+    }
+    Ok(())
+}

@@ -1,0 +1,5 @@
+//! Views of Windows against machines that the generator made: what it put into them is the truth.
+
+mod common;
+mod hostile;
+mod views;
