@@ -399,7 +399,11 @@ impl Wanted {
 /// `ramsift recover`: what a view can give, and a list of it with its holes.
 pub(crate) async fn recover(config: &Config, args: RecoverArgs) -> Result<u8> {
     let view = match &args.view {
-        Some(name) => crate::view::by_name(name)?,
+        Some(name) => {
+            let meant = crate::view::named(name)?;
+            let able = meant.iter().find(|v| v.recovers);
+            able.or(meant.first()).copied().context("no such view")?
+        }
         None => crate::view::view_for(Purpose::CachedFiles)?,
     };
     let (image, path) = split(&args.target);

@@ -36,16 +36,21 @@ pub(crate) fn is_address(column: &str) -> bool {
     ADDRESSES.contains(column)
 }
 
-/// A view by its name, however it is written: linux/pslist, linux.pslist, linux_pslist, pslist.
-pub(crate) fn by_name(wanted: &str) -> Result<&'static View> {
+/// The view of a name, however it is written (linux/pslist, linux.pslist, linux_pslist, pslist); where it names no system,
+/// that of each system that has one.
+pub(crate) fn named(wanted: &str) -> Result<Vec<&'static View>> {
     let plain = |s: &str| s.to_ascii_lowercase().replace(['.', '_', '-'], "/");
     let w = plain(wanted);
-    let found = views().find(|v| {
+    let is_meant = |v: &&View| {
         let n = plain(v.name);
         n == w || n.split_once('/').is_some_and(|(_, short)| short == w)
-    });
-    let names: Vec<&str> = views().map(|v| v.name).collect();
-    found.ok_or_else(|| suggest::unknown("view", wanted, &names))
+    };
+    let found: Vec<&View> = views().filter(is_meant).collect();
+    if found.is_empty() {
+        let names: Vec<&str> = views().map(|v| v.name).collect();
+        return Err(suggest::unknown("view", wanted, &names));
+    }
+    Ok(found)
 }
 
 /// Whether a view is the one of its system that does something.
@@ -71,7 +76,7 @@ pub(crate) async fn run(config: &Config, args: ViewArgs) -> Result<u8> {
     };
     show(
         config,
-        by_name(wanted)?,
+        named(wanted)?,
         image,
         &args.place,
         &Wish::of(&args),
@@ -135,14 +140,19 @@ impl Wish {
 /// Shows a view of a capture, or the table of a job, where there is one.
 pub(crate) async fn show(
     config: &Config,
-    view: &'static View,
+    views: Vec<&'static View>,
     image: &str,
     place: &EvidenceArgs,
     wish: &Wish,
     how: &Format,
 ) -> Result<u8> {
-    let (filter, order) = wish.clauses(view)?;
-    let answer = rows_of(config, view, image, place).await?;
+    // A name that is wrong for all of them is told before anything is read.
+    let wrong = views.iter().map(|v| wish.clauses(v)).find_map(Result::err);
+    if let Some(e) = wrong.filter(|_| views.iter().all(|v| wish.clauses(v).is_err())) {
+        return Err(e);
+    }
+    let answer = rows_of(config, views, image, place).await?;
+    let (filter, order) = wish.clauses(answer.view)?;
     print(answer, (&filter, &order), wish, how).await
 }
 
@@ -189,6 +199,8 @@ pub(crate) async fn count(t: &Tables, sql: &str) -> Result<u64> {
 
 /// The rows of a view as a table `v`.
 pub(crate) struct Answer {
+    /// The view.
+    pub(crate) view: &'static View,
     pub(crate) tables: Tables,
     /// What the rows are taken from: `v`, or a statement over it.
     from: &'static str,
@@ -200,16 +212,19 @@ pub(crate) struct Answer {
 /// The rows of a view: those of a job's table, or built from the capture.
 pub(crate) async fn rows_of(
     config: &Config,
-    view: &'static View,
+    views: Vec<&'static View>,
     image: &str,
     place: &EvidenceArgs,
 ) -> Result<Answer> {
     let named = evidence::named(config, image).await?;
     if let Named::Job(j) = &named
         && place.evidence.is_none()
-        && let Some(a) = sealed(j, view).await?
     {
-        return Ok(a);
+        for view in &views {
+            if let Some(a) = sealed(j, view).await? {
+                return Ok(a);
+            }
+        }
     }
     let moved = place.evidence.as_deref();
     let e = match named {
@@ -218,14 +233,16 @@ pub(crate) async fn rows_of(
     };
     let record = e.record(config).await;
     let means = symbols::means(config).await?;
-    let got = view_alone(e.source.clone(), &e.plan, record.as_ref(), view, means).await?;
+    let got = view_alone(e.source.clone(), &e.plan, record.as_ref(), views, means).await?;
     e.keep(config, got.found.as_ref()).await;
-    let tables = memory_table(batch(&got.answer)?)?;
+    let (view, table) = got.answer;
+    let tables = memory_table(batch(&table)?)?;
     Ok(Answer {
+        view,
         tables,
         from: "v",
         exclude: "row",
-        doubts: got.answer.doubts,
+        doubts: table.doubts,
     })
 }
 
@@ -240,7 +257,7 @@ fn memory_table(b: RecordBatch) -> Result<Tables> {
 }
 
 /// The rows of a view that a job has committed, though it is not sealed.
-async fn so_far_of(j: &NamedJob, view: &View) -> Result<Option<Answer>> {
+async fn so_far_of(j: &NamedJob, view: &'static View) -> Result<Option<Answer>> {
     let now = so_far(j.objects.as_ref(), &j.job).await?;
     let Some(mut now) = now else { return Ok(None) };
     let Some(rows) = now.tables.remove(&table_name(view.name)) else {
@@ -264,6 +281,7 @@ async fn so_far_of(j: &NamedJob, view: &View) -> Result<Option<Answer>> {
     );
     let doubts = doubts_of(&tables, view).await?;
     Ok(Some(Answer {
+        view,
         tables,
         from: "v",
         exclude: "capture, pass, row",
@@ -289,7 +307,7 @@ async fn doubts_of(tables: &Tables, view: &View) -> Result<Vec<String>> {
 }
 
 /// The table of a job that is sealed.
-async fn sealed(j: &NamedJob, view: &View) -> Result<Option<Answer>> {
+async fn sealed(j: &NamedJob, view: &'static View) -> Result<Option<Answer>> {
     let keys = Keys::new(&j.job);
     if j.objects.head(&keys.manifest()).await.is_err() {
         return so_far_of(j, view).await;
@@ -319,6 +337,7 @@ async fn sealed(j: &NamedJob, view: &View) -> Result<Option<Answer>> {
     }
     let doubts = doubts_of(&tables, view).await?;
     Ok(Some(Answer {
+        view,
         tables,
         from: "v",
         exclude: "capture, pass, row",
@@ -349,8 +368,9 @@ pub(crate) async fn short(config: &Config, view: &str, args: ShortArgs) -> Resul
         limit: args.limit,
         ..Wish::default()
     };
-    let view = by_name(view)?;
-    if is_for(view, Purpose::Logins)
+    let views = named(view)?;
+    if let [view] = views[..]
+        && is_for(view, Purpose::Logins)
         && args.place.evidence.is_none()
         && let Named::Job(j) = evidence::named(config, &args.image).await?
         && let Some(mut answer) = sealed(&j, view).await?
@@ -361,7 +381,7 @@ pub(crate) async fn short(config: &Config, view: &str, args: ShortArgs) -> Resul
         let (filter, order) = wish.clauses(view)?;
         return print(answer, (&filter, &order), &wish, &args.how).await;
     }
-    show(config, view, &args.image, &args.place, &wish, &args.how).await
+    show(config, views, &args.image, &args.place, &wish, &args.how).await
 }
 
 /// The records of utmp(5) in cached files, what sshd wrote to its log, and records that lie elsewhere in memory: a job has
@@ -395,19 +415,19 @@ mod tests {
             "linux_pslist",
             "PsList",
         ] {
-            assert_eq!(by_name(n).expect("view").name, "linux/pslist");
+            assert_eq!(named(n).expect("view")[0].name, "linux/pslist");
         }
         assert_eq!(
-            by_name("linux.keyboard-notifiers").expect("view").name,
+            named("linux.keyboard-notifiers").expect("view")[0].name,
             "linux/keyboard_notifiers"
         );
-        let e = by_name("pslits").expect_err("none").to_string();
+        let e = named("pslits").expect_err("none").to_string();
         assert!(e.contains("linux/pslist"), "{e}");
     }
 
     #[test]
     fn wrong_columns_are_told() {
-        let view = by_name("pslist").expect("view");
+        let view = named("pslist").expect("view")[0];
         let wish = Wish {
             sort: Some("-pidd".into()),
             ..Wish::default()

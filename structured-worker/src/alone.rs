@@ -35,6 +35,16 @@ pub enum AloneError {
         /// Why.
         error: ViewError,
     },
+    /// The captured system has no such view.
+    #[error(
+        "this is a capture of {system}, which has no view {wanted}; ramsift view --list names all"
+    )]
+    NoView {
+        /// Name of the system.
+        system: &'static str,
+        /// The views that were asked for, by name.
+        wanted: String,
+    },
     /// The thread that built it.
     #[error("the view failed: {0}")]
     Thread(String),
@@ -240,19 +250,29 @@ where
     asked.await.map_err(|e| AloneError::Thread(e.to_string()))?
 }
 
-/// Builds a view.
+/// Builds the one of these views that is of the captured system.
 pub async fn view_alone(
     source: Arc<dyn ByteSource>,
     plan: &Plan,
     record: Option<&KernelRecord>,
-    view: &'static View,
+    views: Vec<&'static View>,
     means: Means,
-) -> Result<Alone<Table>, AloneError> {
+) -> Result<Alone<(&'static View, Table)>, AloneError> {
     let ask = move |machine: &dyn Machine, _: &RunMap| {
-        machine.build(view).map_err(|error| AloneError::View {
+        let own = machine.system().views();
+        let is_own = |v: &&&View| own.iter().any(|o| o.name == v.name);
+        let view = views
+            .iter()
+            .find(is_own)
+            .ok_or_else(|| AloneError::NoView {
+                system: machine.system().name(),
+                wanted: views.iter().map(|v| v.name).collect::<Vec<_>>().join(", "),
+            })?;
+        let table = machine.build(view).map_err(|error| AloneError::View {
             view: view.name,
             error,
-        })
+        })?;
+        Ok((*view, table))
     };
     with_machine(source, plan, record, means, ask).await
 }
