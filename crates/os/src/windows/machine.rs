@@ -83,7 +83,10 @@ impl Machine for Kernel<'_> {
         _: &mut Vec<String>,
         _: &mut dyn FnMut(Recovered) -> ControlFlow<()>,
     ) -> Result<(), ViewError> {
-        Err(ViewError::new(format!("{} gives no content", view.name)))
+        Err(ViewError::new(format!(
+            "content is not recovered from captures of Windows yet (asked for: {})",
+            view.name
+        )))
     }
 
     fn frames(
@@ -209,7 +212,9 @@ impl Machine for Kernel<'_> {
     }
 
     fn files(&self, _: &Viewer) -> Result<Box<dyn Files + '_>, FilesError> {
-        Err(ViewError::new("files of Windows are not listed yet").into())
+        Err(ViewError::new(
+            "files are not listed from captures of Windows yet; ramsift view filescan has the names of those that were open",
+        ).into())
     }
 
     fn seen_by_others(&self, _: &str) -> Vec<String> {

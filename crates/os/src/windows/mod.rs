@@ -30,6 +30,7 @@ use ramsift_layers::PhysAddr;
 use ramsift_layers::run::RunMap;
 use ramsift_layers::translate::PhysRead;
 use ramsift_symbols::{SymbolTable, TypeError};
+use std::cell::OnceCell;
 use std::sync::LazyLock;
 
 /// The system.
@@ -83,6 +84,8 @@ pub struct Kernel<'a> {
     pub size: u64,
     /// Which physical memory there is.
     runs: RunMap,
+    /// What a scan of all memory gave.
+    scanned: OnceCell<scan::Scanned>,
 }
 
 /// Why a view can't be built.
@@ -125,6 +128,12 @@ impl<'a> Kernel<'a> {
     /// The pointer in a global.
     pub fn global(&self, name: &'static str) -> Result<u64, WindowsError> {
         Ok(self.space.u64(self.address(name)?)?)
+    }
+
+    /// Number of the build.
+    pub fn build_number(&self) -> Option<u32> {
+        let at = self.symbols.address("NtBuildNumber")?;
+        self.space.u32(at.0).ok().map(|b| b & 0xffff)
     }
 
     /// The physical address of a virtual one of the kernel's.

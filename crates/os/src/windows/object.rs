@@ -14,6 +14,35 @@ pub struct Object<'k> {
     pub va: u64,
 }
 
+/// A number or pointer of up to 8 bytes in the bytes of a struct.
+pub(super) fn number_in(
+    k: &Kernel<'_>,
+    ty: &str,
+    path: &str,
+    bytes: &[u8],
+) -> Result<Option<u64>, WindowsError> {
+    let f = k.symbols.types().field(ty, path)?;
+    let from = usize::try_from(f.offset).unwrap_or(usize::MAX);
+    let raw = bytes.get(from..).unwrap_or_default();
+    Ok(f.value(raw))
+}
+
+/// The text of a `_UNICODE_STRING` in the bytes of a struct, which it leads out of.
+pub(super) fn unicode_in(
+    k: &Kernel<'_>,
+    ty: &str,
+    path: &str,
+    bytes: &[u8],
+) -> Result<Option<String>, WindowsError> {
+    let len = number_in(k, ty, &format!("{path}.Length"), bytes)?;
+    let at = number_in(k, ty, &format!("{path}.Buffer"), bytes)?;
+    let Some((len, at)) = len.zip(at).filter(|(_, at)| *at != 0) else {
+        return Ok(None);
+    };
+    let len = usize::try_from(len).unwrap_or(0);
+    Ok(k.space.utf16(at, len).ok())
+}
+
 /// Bytes of text in a field at most.
 const MAX_TEXT: usize = 4096;
 

@@ -7,6 +7,7 @@ use crate::input::ViewInput;
 use ramsift_layers::translate::{Shape, X86_64, X86_64_LA57};
 use ramsift_symbols::SymbolTable;
 use ramsift_symbols::layouts::{LayoutError, Layouts};
+use std::cell::OnceCell;
 
 /// Why a kernel that was found can't be read.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -70,6 +71,7 @@ pub(super) fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a
         base,
         size,
         runs: input.runs.clone(),
+        scanned: OnceCell::new(),
     };
     let entries = entries(&kernel);
     kernel.space = Space::new(input.memory, shape, table.dtb.0).with_entries(entries);

@@ -5,9 +5,10 @@
 //! ```
 //!
 //! Where in its chunk an object begins depends on its optional headers, and memory that was given back may have lost its
-//! header: so a body is looked for at every multiple of 16, and counts only if its fields make sense together.
+//! header: so a body is looked for at every multiple of 16, and counts only if its fields make sense together. An object that
+//! crosses pages that lie apart in RAM is read as if they did not.
 //!
-//! Sources: the public types `_POOL_HEADER`, `_OBJECT_HEADER`, `_EPROCESS`; before Windows 8 the top bit of a tag's last
+//! Sources: the public types `_POOL_HEADER`, `_OBJECT_HEADER`, `_EPROCESS`, `_FILE_OBJECT`, `_DRIVER_OBJECT`; before Windows 8 the top bit of a tag's last
 //! letter marks protected objects.
 
 use super::{Kernel, WindowsError, time};
@@ -20,11 +21,8 @@ use std::collections::BTreeSet;
 const STEP: u64 = 1 << 20;
 /// Optional headers and the object's own lie in front of a body, at most so many bytes.
 const HEADERS: usize = 0x100;
-/// Objects at most.
-const MOST: usize = 1 << 16;
-/// Tags of a process.
-const TAGS: [&[u8]; 2] = [b"Proc", b"Pro\xe3"];
-
+/// Objects of one kind at most.
+const MOST: usize = 1 << 20;
 /// A process object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
@@ -110,63 +108,174 @@ impl Layout {
     }
 }
 
-/// All process objects in memory, by their places.
-pub(super) fn processes(
-    k: &Kernel<'_>,
-    doubts: &mut Vec<String>,
-) -> Result<Vec<Found>, WindowsError> {
-    let layout = Layout::new(k)?;
+/// An object of a type that is told by two numbers at its start, or an endpoint of a connection: its bytes and its place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Body {
+    /// Its first bytes, as many as its type has; fewer at the end of memory.
+    pub(super) bytes: Vec<u8>,
+    /// Physical address.
+    pub(super) physical: u64,
+    /// Whether its chunk of the pool is free.
+    pub(super) freed: bool,
+}
+
+/// What one pass over memory found: several views need it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Scanned {
+    pub(super) processes: Vec<Found>,
+    pub(super) drivers: Vec<Body>,
+    pub(super) files: Vec<Body>,
+    /// Endpoints, by the letter of their tag: `E` connections, `L` listeners, `A` of UDP.
+    pub(super) endpoints: Vec<(u8, Body)>,
+    pub(super) doubts: Vec<String>,
+}
+
+/// Bytes of an endpoint that are kept: its fields lie within.
+const ENDPOINT: usize = 0x340;
+
+/// What a tag leads to.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Process,
+    /// Kept if the first two numbers are these: `Type` and `Size` of the I/O manager's objects.
+    Io(u16),
+    Endpoint(u8),
+}
+
+/// Tags and what they lead to. Before Windows 8 protected ones have the top bit of the last letter set.
+const TAGS: [(&[u8], Kind); 10] = [
+    (b"Proc", Kind::Process),
+    (b"Pro\xe3", Kind::Process),
+    // IO_TYPE_DRIVER and IO_TYPE_FILE of `wdm.h`.
+    (b"Driv", Kind::Io(4)),
+    (b"Dri\xf6", Kind::Io(4)),
+    (b"File", Kind::Io(5)),
+    (b"Fil\xe5", Kind::Io(5)),
+    (b"TcpE", Kind::Endpoint(b'E')),
+    (b"TcpL", Kind::Endpoint(b'L')),
+    (b"UdpA", Kind::Endpoint(b'A')),
+    (b"TTcb", Kind::Endpoint(b'E')),
+];
+
+/// The pass.
+struct Pass {
+    layout: Layout,
+    /// Bytes of a driver object and of a file object.
+    driver: usize,
+    file: usize,
+    highest: u64,
+    seen: BTreeSet<u64>,
+    out: Scanned,
+}
+
+/// Looks for objects in all memory, once for a kernel.
+pub(super) fn scanned<'k>(k: &'k Kernel<'_>) -> Result<&'k Scanned, WindowsError> {
+    if let Some(s) = k.scanned.get() {
+        return Ok(s);
+    }
+    let types = k.symbols.types();
+    let size = |ty| Ok::<_, WindowsError>(usize::try_from(types.size_of(ty)?).unwrap_or(0));
     let runs = k.runs().runs();
     let highest = runs.iter().map(|r| r.pa.saturating_add(r.len)).max();
-    let highest = highest.unwrap_or(0);
-    let mut seen = BTreeSet::new();
-    let mut out: Vec<Found> = Vec::new();
-    let mut unread = 0u64;
-    let finders = TAGS.map(memmem::Finder::new);
-    let mut buf = Vec::new();
+    let mut pass = Pass {
+        layout: Layout::new(k)?,
+        driver: size("_DRIVER_OBJECT")?,
+        file: size("_FILE_OBJECT")?,
+        highest: highest.unwrap_or(0),
+        seen: BTreeSet::new(),
+        out: Scanned::default(),
+    };
+    let finders = TAGS.map(|(tag, kind)| (memmem::Finder::new(tag), kind));
+    let (mut unread, mut buf) = (0u64, Vec::new());
     for run in runs {
         let end = run.pa.saturating_add(run.len);
         let mut at = run.pa;
         while at < end {
             let n = (end - at).min(STEP);
             // An object may begin in one step and end in the next.
-            let more = (end - at).min(STEP + (layout.size + HEADERS + 16) as u64);
+            let more = (end - at).min(STEP + (pass.layout.size + HEADERS + 16) as u64);
             unread += fill(k, at, more, &mut buf);
-            for f in &finders {
+            for (f, kind) in &finders {
                 for tag in f.find_iter(&buf) {
-                    let Some(header) = tag.checked_sub(4).filter(|h| h % 16 == 0) else {
-                        continue;
-                    };
-                    if header as u64 >= n {
-                        break;
-                    }
-                    for body in (header + 0x20..header + HEADERS).step_by(16) {
-                        let Some(bytes) = buf.get(body..) else { break };
-                        let Some(found) = layout.read(bytes, highest) else {
-                            continue;
-                        };
-                        let physical = at + body as u64;
-                        if out.len() < MOST && seen.insert(physical) {
-                            out.push(Found {
-                                physical,
-                                freed: is_free(&buf[header..header + 16]),
-                                ..found
-                            });
-                        }
-                        break;
+                    let header = tag.checked_sub(4).filter(|h| h % 16 == 0);
+                    if let Some(header) = header.filter(|h| (*h as u64) < n) {
+                        pass.chunk(*kind, &buf, header, at);
                     }
                 }
             }
             at += n;
         }
     }
+    let mut out = pass.out;
     if unread > 0 {
-        doubts.push(format!(
+        out.doubts.push(format!(
             "{unread} bytes of memory could not be read for the scan"
         ));
     }
-    out.sort_by_key(|f| f.physical);
-    Ok(out)
+    out.processes.sort_by_key(|f| f.physical);
+    out.files.sort_by_key(|f| f.physical);
+    out.drivers.sort_by_key(|f| f.physical);
+    out.endpoints.sort_by_key(|(_, f)| f.physical);
+    Ok(k.scanned.get_or_init(|| out))
+}
+
+impl Pass {
+    /// The chunk of the pool whose header begins at this index of what was read from `at` on.
+    fn chunk(&mut self, kind: Kind, buf: &[u8], header: usize, at: u64) {
+        let freed = buf.get(header..header + 16).is_some_and(is_free);
+        let body = |from: usize, bytes: usize| Body {
+            bytes: buf[from..buf.len().min(from + bytes)].to_vec(),
+            physical: at + from as u64,
+            freed,
+        };
+        if let Kind::Endpoint(letter) = kind {
+            let from = header + 16;
+            if from < buf.len()
+                && self.out.endpoints.len() < MOST
+                && self.seen.insert(at + from as u64)
+            {
+                self.out.endpoints.push((letter, body(from, ENDPOINT)));
+            }
+            return;
+        }
+        for from in (header + 0x20..header + HEADERS).step_by(16) {
+            let Some(bytes) = buf.get(from..) else { return };
+            let physical = at + from as u64;
+            match kind {
+                Kind::Process => {
+                    let Some(found) = self.layout.read(bytes, self.highest) else {
+                        continue;
+                    };
+                    if self.out.processes.len() < MOST && self.seen.insert(physical) {
+                        self.out.processes.push(Found {
+                            physical,
+                            freed,
+                            ..found
+                        });
+                    }
+                }
+                Kind::Io(number) => {
+                    let (size, list) = if number == 4 {
+                        (self.driver, &mut self.out.drivers)
+                    } else {
+                        (self.file, &mut self.out.files)
+                    };
+                    let half = |i: usize| {
+                        let b = bytes.get(i..i + 2).and_then(|b| b.first_chunk());
+                        b.map(|b| u16::from_le_bytes(*b))
+                    };
+                    if half(0) != Some(number) || half(2).map(usize::from) != Some(size) {
+                        continue;
+                    }
+                    if list.len() < MOST && self.seen.insert(physical) {
+                        list.push(body(from, size));
+                    }
+                }
+                Kind::Endpoint(_) => {}
+            }
+            return;
+        }
+    }
 }
 
 /// Whether a chunk of the pool is free: its type is 0.

@@ -472,3 +472,85 @@ fn a_kernel_without_a_low_stub_and_among_decoys_is_found() {
         assert!(extra <= 2, "{name}: {extra} more than there are");
     }
 }
+
+#[test]
+fn endpoints_are_those_that_the_network_driver_holds() {
+    for m in machines() {
+        let t = m.build("windows/netscan");
+        let all = m.truth["network"].as_array().unwrap().iter();
+        let fields = [
+            "proto", "local", "lport", "remote", "rport", "state", "pid", "@created",
+        ];
+        let mut want = told(all, &fields);
+        for r in &mut want {
+            // A listener has no peer, and UDP none that it keeps.
+            if r[5] == "LISTENING" || r[3] == "*" {
+                r[3] = String::new();
+                r[4] = String::new();
+            }
+        }
+        want.sort();
+        let columns = [
+            "protocol",
+            "local",
+            "local_port",
+            "remote",
+            "remote_port",
+            "state",
+            "pid",
+            "created",
+        ];
+        assert_eq!(rows(&t, &columns), want, "{}", m.name);
+        let rules: Vec<&str> = anomalies(&t).iter().map(|a| a.0).collect();
+        assert!(
+            rules.contains(&"endpoint_of_hidden_process"),
+            "{} {rules:?}",
+            m.name
+        );
+    }
+}
+
+#[test]
+fn driver_objects_are_found_and_the_hidden_driver_shows() {
+    for m in machines() {
+        let t = m.build("windows/driverscan");
+        let drivers = m.truth["drivers"].as_array().unwrap();
+        let with = drivers.iter().filter(|d| !d["driver_object"].is_null());
+        let mut want: Vec<Vec<String>> = with
+            .map(|d| {
+                vec![
+                    format!("\\Driver\\{}", text(&d["object_name"])),
+                    text(&d["base"]),
+                    text(&d["size"]),
+                    text(&d["in_list"]),
+                ]
+            })
+            .collect();
+        want.sort();
+        assert_eq!(
+            rows(&t, &["name", "start", "size", "listed"]),
+            want,
+            "{}",
+            m.name
+        );
+        let got = anomalies(&t);
+        assert_eq!(got.len(), 1, "{} {got:?}", m.name);
+        let hidden = text(&m.truth["story"]["hidden_driver"]);
+        let stem = hidden.split('.').next().unwrap();
+        assert!(
+            got[0].0 == "hidden_driver" && got[0].2.contains(stem),
+            "{} {got:?}",
+            m.name
+        );
+    }
+}
+
+#[test]
+fn file_objects_are_found() {
+    for m in machines() {
+        let t = m.build("windows/filescan");
+        let files = m.truth["files"].as_array().unwrap().iter();
+        let want = told(files, &["path", "file_object_pa"]);
+        assert_eq!(rows(&t, &["path", "physical"]), want, "{}", m.name);
+    }
+}

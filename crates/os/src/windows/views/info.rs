@@ -79,7 +79,7 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
     out.push(vec![
         shared.number("NtMajorVersion")?.into(),
         shared.number("NtMinorVersion")?.into(),
-        small("NtBuildNumber").map(|b| u64::from(b & 0xffff)).into(),
+        k.build_number().into(),
         text("NtBuildLab").into(),
         pack.into(),
         product.into(),

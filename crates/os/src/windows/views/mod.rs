@@ -2,9 +2,12 @@
 
 mod command_lines;
 mod dlllist;
+mod drivers;
+mod files;
 mod handles;
 mod info;
 mod modules;
+mod network;
 mod pslist;
 mod psscan;
 mod pstree;
@@ -33,4 +36,7 @@ pub(super) const ALL: &[WindowsView] = &[
     vads::VADINFO,
     vads::MALFIND,
     modules::MODULES,
+    drivers::DRIVERSCAN,
+    network::NETSCAN,
+    files::FILESCAN,
 ];

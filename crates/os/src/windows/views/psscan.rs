@@ -1,7 +1,7 @@
 //! `windows/psscan`: process objects wherever they lie in physical memory, those of ended and hidden processes included.
 
 use crate::table::{Column, Kind, Table, column};
-use crate::windows::scan::{Found, processes};
+use crate::windows::scan::{Found, scanned};
 use crate::windows::{Kernel, WindowsError, WindowsView, time};
 
 /// `windows/psscan`.
@@ -31,7 +31,9 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
         .iter()
         .filter_map(|p| p.object.physical())
         .collect();
-    for f in processes(k, &mut out.doubts)? {
+    let found = scanned(k)?;
+    out.doubts.extend(found.doubts.iter().cloned());
+    for f in found.processes.iter().cloned() {
         let Found {
             pid,
             ppid,

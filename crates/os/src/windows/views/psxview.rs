@@ -36,6 +36,22 @@ const COLUMNS: &[Column] = &[
     column("physical", Kind::Hex, "physical address of its _EPROCESS"),
 ];
 
+/// Addresses of the processes that the table of numbers leads to.
+pub(in crate::windows) fn numbered(k: &Kernel<'_>) -> Vec<u64> {
+    let mut out = Vec::new();
+    if let (Ok(types), Ok(table)) = (ObjectTypes::new(k), k.global("PspCidTable")) {
+        let _ = handles(k, table, &mut |h| {
+            if types
+                .of(&types.header(k, h.object))
+                .is_ok_and(|t| t == "Process")
+            {
+                out.push(h.object);
+            }
+        });
+    }
+    out
+}
+
 #[derive(Default)]
 struct Known {
     pid: i64,
@@ -114,7 +130,9 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
             });
         }
     }
-    for f in scan::processes(k, &mut out.doubts)? {
+    let found = scan::scanned(k)?;
+    out.doubts.extend(found.doubts.iter().cloned());
+    for f in &found.processes {
         let known = all.entry(f.physical).or_insert_with(|| Known {
             pid: f.pid,
             name: f.name.clone(),
