@@ -58,7 +58,7 @@ async fn of_machine<T: Send + 'static>(
     // An answer may be that something isn't there, which is no fault of the kernel's.
     let question = move |machine: &dyn Machine, _: &RunMap| Ok(question(machine, &path));
     let means = symbols::means(config).await?;
-    let got = with_machine(e.source.clone(), &e.plan, record.as_ref(), means, question).await?;
+    let got = with_machine(&e.image, &e.plan, record.as_ref(), means, question).await?;
     e.keep(config, got.found.as_ref()).await;
     got.answer
 }

@@ -216,7 +216,7 @@ async fn image(
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let (regex, context) = (a.regex, a.context);
     let search = |(core, end): (Range<u64>, u64)| {
-        let (p, source) = (p.clone(), e.source.clone());
+        let (p, source) = (p.clone(), e.image.bytes());
         let places = runs.pieces(core.start..end);
         async move {
             let data = gathered(source.as_ref(), &places, core.start, end).await?;
@@ -389,7 +389,7 @@ async fn processes(
         let unknown: Vec<String> = known.map(u32::to_string).collect();
         Ok((out, doubts, unknown))
     };
-    let got = with_machine(e.source.clone(), &e.plan, record.as_ref(), means, ask).await?;
+    let got = with_machine(&e.image, &e.plan, record.as_ref(), means, ask).await?;
     e.keep(config, got.found.as_ref()).await;
     let (out, doubts, unknown) = got.answer;
     if !unknown.is_empty() {
@@ -431,7 +431,7 @@ async fn owners(config: &Config, e: &Evidence, found: &mut [Told]) -> Result<()>
             .map_err(|e| ramsift_structured_worker::AloneError::NoKernel(e.to_string()))?;
         Ok(out)
     };
-    let got = with_machine(e.source.clone(), &e.plan, record.as_ref(), means, ask).await?;
+    let got = with_machine(&e.image, &e.plan, record.as_ref(), means, ask).await?;
     e.keep(config, got.found.as_ref()).await;
     for f in found.iter_mut() {
         if let Some((owner, va)) = f.physical.and_then(|pa| got.answer.get(&pa)) {

@@ -67,7 +67,7 @@ pub(crate) async fn run(config: &Config, args: OwnerArgs) -> Result<u8> {
         Ok((found, doubts))
     };
     let means = symbols::means(config).await?;
-    let got = with_machine(e.source.clone(), &e.plan, record.as_ref(), means, ask).await?;
+    let got = with_machine(&e.image, &e.plan, record.as_ref(), means, ask).await?;
     e.keep(config, got.found.as_ref()).await;
     let (found, doubts) = got.answer;
     for (pa, f) in wanted.iter().zip(found) {

@@ -41,7 +41,7 @@ async fn built(
         }
         Ok((system, out))
     };
-    let got = with_machine(e.source.clone(), &e.plan, record.as_ref(), means, ask).await?;
+    let got = with_machine(&e.image, &e.plan, record.as_ref(), means, ask).await?;
     e.keep(config, got.found.as_ref()).await;
     let nothing = std::sync::Arc::new(ramsift_store::LocalObjects::open_existing(
         &std::env::temp_dir(),

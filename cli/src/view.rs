@@ -233,7 +233,7 @@ pub(crate) async fn rows_of(
     };
     let record = e.record(config).await;
     let means = symbols::means(config).await?;
-    let got = view_alone(e.source.clone(), &e.plan, record.as_ref(), views, means).await?;
+    let got = view_alone(&e.image, &e.plan, record.as_ref(), views, means).await?;
     e.keep(config, got.found.as_ref()).await;
     let (view, table) = got.answer;
     let tables = memory_table(batch(&table)?)?;

@@ -4,7 +4,7 @@ use crate::anchors;
 use ramsift_layers::format::Layout;
 use ramsift_layers::run::RunMap;
 use ramsift_layers::source::CachedPhys;
-use ramsift_layers::{ByteSource, SourceError};
+use ramsift_layers::{ByteSource, ImageReader, SourceError};
 use ramsift_os::discover::{Anchor, Discovery, discover, raw_base};
 use ramsift_os::input::{KernelSymbols, ViewInput};
 use ramsift_os::machine::{OpenError, ViewError, is_whole};
@@ -117,7 +117,7 @@ pub(crate) fn input<'i>(
     }
 }
 
-/// Physical memory of a capture and its runs: those of the container, unless the kernel says that
+/// Physical memory of a capture, of whose image `source` are the bytes, and its runs: those of the container, unless the kernel says that
 /// the memory of a raw image begins elsewhere. Must be called where blocking is allowed.
 pub(crate) fn memory(
     source: Arc<dyn ByteSource>,
@@ -143,7 +143,7 @@ pub(crate) enum Found {
     Trouble(SourceError),
 }
 
-/// Looks at the known places of a capture. Must be called where blocking is allowed.
+/// Looks at the known places of a capture, of whose image `source` are the bytes. Must be called where blocking is allowed.
 pub(crate) fn at_known_places(
     source: Arc<dyn ByteSource>,
     layout: &Layout,
@@ -172,13 +172,14 @@ enum Asked<T, F> {
 /// Opens the kernel of a capture and asks it something. Without a record the kernel is looked for: at known places,
 /// else by one streaming pass, which ends where the kernel can be opened.
 pub async fn with_machine<T: Send + 'static>(
-    source: Arc<dyn ByteSource>,
+    image: &ImageReader,
     plan: &Plan,
     record_of: Option<&KernelRecord>,
     means: Means,
     ask: impl FnOnce(&dyn Machine, &RunMap) -> Result<T, AloneError> + Send + 'static,
 ) -> Result<Alone<T>, AloneError> {
     let known = record_of.map(known);
+    let source = image.bytes();
     let mut asked = on_kernel(&source, plan, known, &means, ask).await?;
     if let Asked::Elsewhere(ask) = asked {
         let anchors = anchors::stream(source.clone(), plan, &means).await?;
@@ -188,7 +189,7 @@ pub async fn with_machine<T: Send + 'static>(
             a.found = Some(found);
         }
     }
-    source.check_pin().await?;
+    image.stored().check_pin().await?;
     match asked {
         Asked::Answered(a) => Ok(*a),
         Asked::Elsewhere(_) => Err(AloneError::NoKernel("no kernel was found".into())),
@@ -252,7 +253,7 @@ where
 
 /// Builds the one of these views that is of the captured system.
 pub async fn view_alone(
-    source: Arc<dyn ByteSource>,
+    image: &ImageReader,
     plan: &Plan,
     record: Option<&KernelRecord>,
     views: Vec<&'static View>,
@@ -274,5 +275,5 @@ pub async fn view_alone(
         })?;
         Ok((*view, table))
     };
-    with_machine(source, plan, record, means, ask).await
+    with_machine(image, plan, record, means, ask).await
 }

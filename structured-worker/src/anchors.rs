@@ -221,7 +221,7 @@ fn enough(
     d.impossible.is_none() && open(&input, &d).is_ok_and(|m| m.lists_processes())
 }
 
-/// One pass over the image for anchors alone. It ends as soon as a kernel can be opened with them: tables that
+/// One pass over the image, of which `source` are the bytes, for anchors alone. It ends as soon as a kernel can be opened with them: tables that
 /// don't translate the kernel they are found in are never confirmed.
 pub(crate) async fn stream(
     source: Arc<dyn ByteSource>,

@@ -4,7 +4,7 @@ use crate::alone::{self, Found};
 use crate::lists::Asked;
 use crate::parts::{Collector, Opened, Part};
 use crate::{SHA256, Trouble, Worker, anchors, sha256};
-use ramsift_layers::{ByteSource, SourceError};
+use ramsift_layers::{ImageReader, SourceError};
 use ramsift_os::discover::{Anchor, Discovery, discover};
 use ramsift_os::input::ViewInput;
 use ramsift_os::machine::is_whole;
@@ -12,6 +12,7 @@ use ramsift_os::{Machine, open};
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{Outcome, Task, TaskReport, Wishes};
 use ramsift_proto::{TaskId, view};
+use ramsift_store::image;
 use ramsift_store::job::{read, to_json};
 use ramsift_store::kernel::KernelRecord;
 use ramsift_store::tables::{SystemRow, name, system_batch};
@@ -45,6 +46,10 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
         Ok(s) => s,
         Err(e) => return gone(worker, task, e),
     };
+    let image = match image::reader(&worker.deps.objects, &keys, &plan, source.clone()).await {
+        Ok(i) => i,
+        Err(e) => return no_record(worker, task, &e),
+    };
     // The first part looks for the kernel; the others take what it found.
     let known = match part {
         Part::System => None,
@@ -54,18 +59,18 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
             Err(e) => return no_record(worker, task, &e),
         },
     };
-    let mut built = on_kernel(worker, task, &plan, &source, part, known).await;
+    let mut built = on_kernel(worker, task, &plan, &image, part, known).await;
     if let Ok(Built::Elsewhere) = built {
         if plan.spec.unstructured {
             // The chunks' anchors tell when they are all in.
             return Ok(asks_for_anchors(worker, task));
         }
-        let anchors = match anchors::stream(source.clone(), &plan, &worker.config.means).await {
+        let anchors = match anchors::stream(image.bytes(), &plan, &worker.config.means).await {
             Ok(a) => a,
             Err(e) => return gone(worker, task, e),
         };
         let known = Some((anchors, BY_PASS));
-        built = on_kernel(worker, task, &plan, &source, part, known).await;
+        built = on_kernel(worker, task, &plan, &image, part, known).await;
     }
     match built {
         Ok(Built::Rows(report, anchors)) => {
@@ -137,7 +142,7 @@ async fn on_kernel(
     worker: &Arc<Worker>,
     task: &Task,
     plan: &Plan,
-    source: &Arc<dyn ByteSource>,
+    image: &ImageReader,
     part: Part,
     known: Option<(Vec<Anchor>, &'static str)>,
 ) -> Result<Built, Ended> {
@@ -152,7 +157,8 @@ async fn on_kernel(
     let layout = plan.layout.clone();
     let means = worker.config.means.clone();
     // All views together read most of a capture.
-    let near = worker.config.disk.source(&task.job, source);
+    let near = worker.config.disk.source(&task.job, image.stored());
+    let near = image.over(near).bytes();
     let cache = means.cache / worker.config.slots.max(1) as u64;
     let work = move || {
         let around = near.worth();

@@ -32,13 +32,13 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
     (
         0,
         b"AVML",
-        "an AVML capture",
-        "convert it with avml-convert --source-format lime_compressed",
+        "an AVML capture of another version than 2",
+        "convert it with avml-convert",
     ),
     (
         0,
         b"LMVA",
-        "an AVML capture",
+        "a big-endian AVML capture",
         "convert it with avml-convert",
     ),
     (
@@ -57,21 +57,9 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
     ),
     (
         0,
-        b"KDUMP   ",
-        "a kdump-compressed vmcore",
-        "convert it with makedumpfile -E or crash",
-    ),
-    (
-        0,
         b"DISKDUMP",
         "a diskdump vmcore",
         "convert it with makedumpfile -E or crash",
-    ),
-    (
-        0,
-        b"makedumpfile\0",
-        "a flattened kdump",
-        "rearrange it with makedumpfile -R",
     ),
     (0, b"\xed\x23\x8f\x61\x73\x01\x19\xa8", "an LKCD dump", RAW),
     (0, b"\xa8\x19\x01\x73\x61\x8f\x23\xed", "an LKCD dump", RAW),
