@@ -51,6 +51,17 @@ fn root() -> PathBuf {
 
 /// Makes a machine with these options of the generator.
 pub(crate) fn make(name: &str, guid: &str, seed: u32, options: &[&str]) -> Made {
+    make_with(name, guid, seed, options, &[]).0
+}
+
+/// The same, and files with these endings that the generator made of it.
+pub(crate) fn make_with(
+    name: &str,
+    guid: &str,
+    seed: u32,
+    options: &[&str],
+    endings: &[&str],
+) -> (Made, Vec<Vec<u8>>) {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("windows");
     std::fs::create_dir_all(&dir).unwrap();
     let stem = dir.join(format!("{name}-{seed}{}", options.concat()));
@@ -78,10 +89,16 @@ pub(crate) fn make(name: &str, guid: &str, seed: u32, options: &[&str]) -> Made 
         image: Image(map),
         truth: serde_json::from_slice(&truth).unwrap(),
     };
+    let mut files = Vec::new();
+    for ext in endings {
+        let path = stem.with_extension(ext);
+        files.push(std::fs::read(&path).unwrap());
+        std::fs::remove_file(path).unwrap();
+    }
     for ext in ["raw", "truth.json", "pagefile.sys"] {
         std::fs::remove_file(stem.with_extension(ext)).unwrap();
     }
-    made
+    (made, files)
 }
 
 static MACHINES: LazyLock<Vec<Made>> = LazyLock::new(|| {
