@@ -12,4 +12,5 @@ mod memory;
 mod structured;
 mod telemetry;
 mod tls;
+mod windows;
 mod yara_oracle;
