@@ -11,6 +11,7 @@ mod discover;
 mod image;
 mod lists;
 mod machine;
+mod nearest;
 mod object;
 mod objects;
 mod open;
@@ -84,6 +85,8 @@ pub struct Kernel<'a> {
     pub size: u64,
     /// Which physical memory there is.
     runs: RunMap,
+    /// What the numbers of types in objects' headers are mixed with, from Windows 10 on.
+    cookie: Option<u8>,
     /// What a scan of all memory gave.
     scanned: OnceCell<scan::Scanned>,
 }

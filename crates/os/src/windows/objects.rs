@@ -51,11 +51,7 @@ impl ObjectTypes {
                 names.insert(i, name);
             }
         }
-        let cookie = k.symbols.address("ObHeaderCookie");
-        let cookie = cookie.and_then(|at| {
-            let mut raw = [0];
-            k.space.read(at.0, &mut raw).ok().map(|()| raw[0])
-        });
+        let cookie = k.cookie;
         let body = k.symbols.types().field("_OBJECT_HEADER", "Body")?.offset;
         Ok(Self {
             names,

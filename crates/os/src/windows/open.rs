@@ -1,7 +1,7 @@
 //! From what discovery confirmed to a kernel that can be read.
 
 use super::space::Entries;
-use super::{Kernel, Space, image, lists};
+use super::{Kernel, Space, WindowsError, image, lists, nearest};
 use crate::discover::Discovery;
 use crate::input::ViewInput;
 use ramsift_layers::translate::{Shape, X86_64, X86_64_LA57};
@@ -59,20 +59,26 @@ pub(super) fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a
     let base = d.kernel_base.ok_or(OpenError::NoImage)?;
     let (size, pdb) = image::image(&space, base).ok_or(OpenError::NoImage)?;
     let key = pdb.key();
-    let built_in = Layouts::built_in()?.kernel(&pdb.guid, base);
-    let symbols = match built_in.transpose().map_err(|e| OpenError::from(&e))? {
-        Some(s) => s,
-        None => from_file(input, &key, base)?,
-    };
-    let space = space.with_entries(Entries::default());
-    let mut kernel = Kernel {
-        space,
+    let make = |symbols| Kernel {
+        space: Space::new(input.memory, shape, table.dtb.0),
         symbols,
         base,
         size,
         runs: input.runs.clone(),
+        cookie: None,
         scanned: OnceCell::new(),
     };
+    let layouts = Layouts::built_in()?;
+    let built_in = layouts.kernel(&pdb.guid, base);
+    let symbols = match built_in.transpose().map_err(|e| OpenError::from(&e))? {
+        Some(s) => s,
+        None => from_file(input, &key, base).or_else(|unknown| {
+            let near = nearest::find(layouts, &key, &space, base, &make);
+            near.ok_or(unknown)
+        })?,
+    };
+    let mut kernel = make(symbols);
+    kernel.cookie = cookie(&kernel);
     let entries = entries(&kernel);
     kernel.space = Space::new(input.memory, shape, table.dtb.0).with_entries(entries);
     fits(&kernel).map_err(|why| OpenError::Misfit { key, why })?;
@@ -87,6 +93,31 @@ fn from_file(input: &ViewInput<'_>, key: &str, base: u64) -> Result<SymbolTable,
         key: key.to_owned(),
     })?;
     Ok(symbols.based(base))
+}
+
+/// What the numbers of types are mixed with: where the symbol is not known, by the number that the System process must have.
+fn cookie(k: &Kernel<'_>) -> Option<u8> {
+    if let Some(at) = k.symbols.address("ObHeaderCookie") {
+        let mut raw = [0];
+        return k.space.read(at.0, &mut raw).ok().map(|()| raw[0]);
+    }
+    let system = k.global("PsInitialSystemProcess").ok()?;
+    let process = k.global("PsProcessType").ok()?;
+    let number = k.object("_OBJECT_TYPE", process).number("Index").ok()?;
+    let body = k
+        .symbols
+        .types()
+        .field("_OBJECT_HEADER", "Body")
+        .ok()?
+        .offset;
+    let header = system.wrapping_sub(body);
+    let raw = k
+        .object("_OBJECT_HEADER", header)
+        .number("TypeIndex")
+        .ok()?;
+    let mixed = (raw ^ number ^ (header >> 8)) as u8;
+    // Before Windows 10 the number stands as it is.
+    (raw != number).then_some(mixed)
 }
 
 /// What entries that are not present look like in this build.
@@ -115,34 +146,62 @@ fn entries(k: &Kernel<'_>) -> Entries {
     }
 }
 
-/// Whether the layouts lead to what must be there: the System process, by the pointer to it and by the list.
+/// Whether the layouts lead to what must be there: the System process, by the pointer to it and by the list, the kernel itself
+/// as the first module, and the type of types.
 fn fits(k: &Kernel<'_>) -> Result<(), String> {
-    let name = |va: u64| {
-        let p = k.object("_EPROCESS", va);
-        let own = p.text("ImageFileName").map_err(|e| e.to_string())?;
-        let pid = p.number("UniqueProcessId").map_err(|e| e.to_string())?;
-        Ok::<_, String>((own, pid))
-    };
-    let system = k
-        .global("PsInitialSystemProcess")
-        .map_err(|e| e.to_string())?;
-    let (own, pid) = name(system)?;
-    if (own.as_str(), pid) != ("System", 4) {
+    let told = |e: WindowsError| e.to_string();
+    let system = k.global("PsInitialSystemProcess").map_err(told)?;
+    let p = k.object("_EPROCESS", system);
+    let name = p.text("ImageFileName").map_err(told)?;
+    let pid = p.number("UniqueProcessId").map_err(told)?;
+    if (name.as_str(), pid) != ("System", 4) {
         return Err(format!(
-            "the first process should be System, 4; there is {own:?}, {pid}"
+            "the first process should be System, 4; there is {name:?}, {pid}"
         ));
     }
-    let head = k
-        .address("PsActiveProcessHead")
-        .map_err(|e| e.to_string())?;
-    let list =
-        lists::list(k, head, "_EPROCESS", "ActiveProcessLinks").map_err(|e| e.to_string())?;
+    let dtb = p.number("Pcb.DirectoryTableBase").map_err(told)? & !0xfff;
+    if dtb != k.space.dtb().0 {
+        return Err(format!(
+            "the page table of System should be {}; there is {dtb:#x}",
+            k.space.dtb().0
+        ));
+    }
+    let head = k.address("PsActiveProcessHead").map_err(told)?;
+    let list = lists::list(k, head, "_EPROCESS", "ActiveProcessLinks").map_err(told)?;
     // What is torn is told by the views; a list that leads to no process at all is another layout.
     let first = list.items.first().copied().unwrap_or(system);
-    let (_, pid) = name(first)?;
+    let pid = k
+        .object("_EPROCESS", first)
+        .number("UniqueProcessId")
+        .map_err(told)?;
     if pid % 4 != 0 || pid > 1 << 26 {
         return Err(format!(
             "the first process in the list has the number {pid}"
+        ));
+    }
+    // The two that follow may be torn or, of the nearest layouts, not known: they count where they can be read.
+    let modules = k.symbols.types().has_type("_KLDR_DATA_TABLE_ENTRY");
+    let ty = if modules {
+        "_KLDR_DATA_TABLE_ENTRY"
+    } else {
+        "_LDR_DATA_TABLE_ENTRY"
+    };
+    if let Ok(first) = k.global("PsLoadedModuleList")
+        && let Ok(base) = k.object(ty, first).number("DllBase")
+        && base != k.base
+    {
+        return Err(format!(
+            "the first module should be the kernel at {:#x}; there is one at {base:#x}",
+            k.base
+        ));
+    }
+    if let Ok(table) = k.address("ObTypeIndexTable")
+        && let Ok(of_types) = k.space.u64(table.wrapping_add(16))
+        && let Ok(name) = k.object("_OBJECT_TYPE", of_types).unicode("Name")
+        && name != "Type"
+    {
+        return Err(format!(
+            "the first type of objects should be Type; there is {name:?}"
         ));
     }
     Ok(())

@@ -92,3 +92,48 @@ fn views_end_on_torn_and_forged_memory() {
         "{opened} opened, {refused} refused"
     );
 }
+
+#[test]
+fn layouts_of_another_family_are_refused() {
+    use ramsift_os::input::KernelSymbols;
+    use ramsift_symbols::SymbolTable;
+    use ramsift_symbols::layouts::Layouts;
+
+    /// Gives the layouts of another kernel for whatever is asked.
+    #[derive(Debug)]
+    struct Wrong(&'static str);
+
+    impl KernelSymbols for Wrong {
+        fn find(&self, _: &str) -> Result<Option<SymbolTable>, String> {
+            let layouts = Layouts::built_in().map_err(|e| e.to_string())?;
+            let table = layouts.kernel(self.0, 0).expect("known");
+            table.map(Some).map_err(|e| e.to_string())
+        }
+    }
+
+    for (i, (name, guid)) in KERNELS.iter().enumerate() {
+        let made = make(
+            name,
+            guid,
+            41,
+            &["--record-guid", "0123456789ABCDEF0123456789ABCDEF"],
+        );
+        let anchors = anchors();
+        let is_19041 = |name: &str| name.starts_with("10-19041");
+        for (other, wrong) in KERNELS.iter().enumerate().filter(|(o, _)| *o != i) {
+            // Two revisions of one build have the same structs.
+            if is_19041(name) && is_19041(wrong.0) {
+                continue;
+            }
+            let symbols = Wrong(wrong.1);
+            let input = ViewInput {
+                symbols: Some(&symbols),
+                ..made.input(&anchors)
+            };
+            let d = discover(&input);
+            let e = open(&input, &d).err().map(|e| e.to_string());
+            let e = e.unwrap_or_else(|| panic!("{name} opened as {}", KERNELS[other].0));
+            assert!(e.contains("don't fit"), "{name} as {}: {e}", wrong.0);
+        }
+    }
+}

@@ -554,3 +554,47 @@ fn file_objects_are_found() {
         assert_eq!(rows(&t, &["path", "physical"]), want, "{}", m.name);
     }
 }
+
+#[test]
+fn a_kernel_that_nobody_knows_is_read_by_the_nearest_layouts() {
+    for (name, guid) in crate::common::KERNELS {
+        let unknown = "0123456789ABCDEF0123456789ABCDEF";
+        let m = make(name, guid, 31, &["--record-guid", unknown]);
+        let info = m.build("windows/info");
+        let symbols = cell(&info, 0, "symbols");
+        assert!(
+            symbols.contains("nearest") && symbols.contains(unknown),
+            "{name}: {symbols}"
+        );
+        assert_eq!(info.doubts, [symbols], "{name}");
+        let t = m.build("windows/pslist");
+        let listed = m.processes().filter(|p| p["in_active_list"] == true);
+        let want = told(listed, &["pid", "image_file_name", "@create_time"]);
+        assert_eq!(rows(&t, &["pid", "comm", "start"]), want, "{name}");
+        let t = m.build("windows/handles");
+        let open: usize = m
+            .running()
+            .map(|p| p["handles"].as_array().unwrap().len())
+            .sum();
+        assert_eq!(t.rows.len(), open, "{name}");
+        assert!(
+            t.rows
+                .iter()
+                .all(|r| r[3] != ramsift_os::table::Value::from("")),
+            "{name}: types"
+        );
+        let t = m.build("windows/malfind");
+        assert_eq!(
+            t.rows.len(),
+            m.truth["story"]["injected"].as_array().unwrap().len(),
+            "{name}"
+        );
+        let t = m.build("windows/modules");
+        let all = m.truth["drivers"].as_array().unwrap().iter();
+        assert_eq!(
+            t.rows.len(),
+            all.filter(|d| d["in_list"] == true).count(),
+            "{name}"
+        );
+    }
+}

@@ -23,7 +23,7 @@ use crate::isf::IsfError;
 use crate::table::SymbolTable;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::OnceLock;
 
 /// The table that the program carries.
@@ -111,6 +111,15 @@ impl Layouts {
     pub fn kernels(&self) -> impl Iterator<Item = (&str, u32)> {
         let builds = self.table.builds.iter();
         builds.map(|b| (b.guid.as_str(), b.age))
+    }
+
+    /// GUIDs of kernels that differ in their types, one of each family.
+    pub fn families(&self) -> impl Iterator<Item = &str> {
+        let mut seen = HashSet::new();
+        let builds = self.table.builds.iter();
+        builds
+            .filter(move |b| seen.insert(&b.types))
+            .map(|b| b.guid.as_str())
     }
 
     /// Symbols and types of the kernel with this symbol file, for an image at `base`. `None` where the table has not this

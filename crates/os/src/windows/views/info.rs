@@ -5,6 +5,7 @@
 
 use crate::table::{Column, Kind, Table, Value, column};
 use crate::windows::{Kernel, WindowsError, WindowsView, time};
+use ramsift_symbols::Source;
 
 /// `windows/info`.
 pub(in crate::windows) const INFO: WindowsView = WindowsView {
@@ -48,6 +49,9 @@ const SHARED_DATA: u64 = 0xffff_f780_0000_0000;
 
 fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
     let mut out = Table::new(COLUMNS);
+    if let Source::Nearest { .. } = &k.symbols.provenance().types {
+        out.doubts.push(k.symbols.provenance().types.to_string());
+    }
     let shared = k.object("_KUSER_SHARED_DATA", SHARED_DATA);
     let small = |name| {
         let at = k.symbols.address(name)?;

@@ -72,9 +72,14 @@ pub(in crate::windows) struct Area {
     pub(in crate::windows) image: bool,
 }
 
+/// The row that MmProtectToValue repeats for each kind of caching: the same in all builds.
+const ROW: [u32; 8] = [1, 2, 0x10, 0x20, 4, 8, 0x40, 0x80];
+
 /// Protections by the number in a descriptor.
 fn protections(k: &Kernel<'_>) -> Result<Vec<u32>, WindowsError> {
-    let at = k.address("MmProtectToValue")?;
+    let Ok(at) = k.address("MmProtectToValue") else {
+        return Ok(ROW.repeat(4));
+    };
     let mut raw = [0; 128];
     k.space.read(at, &mut raw)?;
     let all = raw.as_chunks::<4>().0.iter();
