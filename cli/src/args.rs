@@ -24,6 +24,10 @@ pub(crate) struct Args {
     /// Where results lie: a folder, or s3://bucket/prefix (setting store.url).
     #[arg(long, global = true, value_name = "STORE")]
     pub(crate) store: Option<String>,
+    /// Listen for other machines without TLS or without knowing who calls, and send tokens over plain HTTP: where everyone
+    /// in the network may do everything.
+    #[arg(long, global = true)]
+    pub(crate) insecure: bool,
     #[command(subcommand)]
     pub(crate) command: Command,
 }

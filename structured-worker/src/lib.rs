@@ -307,7 +307,12 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
                     tracing::info!(reason = %why, "report refused, task dropped");
                     return End::Done;
                 }
-                Err(e) => e.to_string(),
+                Err(e) => {
+                    if e.refused {
+                        tracing::error!(reason = %e, "this worker may not report; its tasks go back until it may");
+                    }
+                    e.to_string()
+                }
             },
             Err(why) => why,
         };

@@ -9,6 +9,7 @@ mod helm;
 mod kernels;
 mod measure;
 mod memory;
+mod security;
 mod structured;
 mod telemetry;
 mod tls;
