@@ -518,6 +518,7 @@ impl Reporter for Aggregator {
             .map_err(|detail| ReportError {
                 at: "this process".into(),
                 detail,
+                refused: false,
             })
     }
 

@@ -1,16 +1,19 @@
 //! The aggregator over gRPC, with health checking.
 
 use crate::{Aggregator, FinaliseInfo, finalise};
+use ramsift_auth::ServerSecurity;
 use ramsift_proto::MAX_MESSAGE;
 use ramsift_proto::v1::aggregator_server::{Aggregator as Service, AggregatorServer};
-use ramsift_proto::v1::{FinaliseRequest, FinaliseResponse, ReportAck, ReportPart};
+use ramsift_proto::v1::{
+    CheckReporterRequest, CheckReporterResponse, FinaliseRequest, FinaliseResponse, ReportAck,
+    ReportPart,
+};
 use ramsift_store::Ack;
 use ramsift_store::report::Assembler;
 use ramsift_telemetry::Carrier;
 use std::net::SocketAddr;
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::metadata::KeyAndValueRef;
 use tonic::{Request, Response, Status, Streaming};
@@ -74,6 +77,13 @@ impl Service for Server {
         Ok(Response::new(ack))
     }
 
+    async fn check_reporter(
+        &self,
+        _: Request<CheckReporterRequest>,
+    ) -> Result<Response<CheckReporterResponse>, Status> {
+        Ok(Response::new(CheckReporterResponse {}))
+    }
+
     async fn finalise(
         &self,
         request: Request<FinaliseRequest>,
@@ -93,11 +103,12 @@ impl Service for Server {
     }
 }
 
-/// Answers on `address` until `stop`; then commits what waits and ends. Returns the bound address.
+/// Answers whom `security` lets on `address` until `stop`; then commits what waits and ends. Returns the bound address.
 pub async fn serve(
     address: SocketAddr,
     aggregator: Aggregator,
     info: FinaliseInfo,
+    security: &ServerSecurity,
     stop: CancellationToken,
 ) -> std::io::Result<(SocketAddr, tokio::task::JoinHandle<()>)> {
     let listener = TcpListener::bind(address).await?;
@@ -108,11 +119,12 @@ pub async fn serve(
     let service = AggregatorServer::new(Server { aggregator, info })
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    let server = tonic::transport::Server::builder()
+    let server = security
+        .server()
         .http2_keepalive_interval(Some(std::time::Duration::from_secs(20)))
         .add_service(health_service)
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async move {
+        .serve_with_incoming_shutdown(security.incoming(listener), async move {
             stop.cancelled().await;
             // Reports that wait are committed at once and their workers told.
             drain.drain();

@@ -268,7 +268,12 @@ async fn send(worker: &Worker, report: &Report, give_up_at: Instant) -> End {
                 tracing::info!(reason = %why, "report refused, task dropped");
                 return End::Done;
             }
-            Err(e) => e.to_string(),
+            Err(e) => {
+                if e.refused {
+                    tracing::error!(reason = %e, "this worker may not report; its tasks go back until it may");
+                }
+                e.to_string()
+            }
         };
         let over = Instant::now() >= give_up_at;
         if over && worker.config.fatal_outage {

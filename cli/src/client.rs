@@ -9,6 +9,7 @@ use crate::{CANNOT_RUN, capture, glue};
 use anyhow::{Context, Result, anyhow, bail};
 use futures::{StreamExt, TryStreamExt};
 use indicatif::HumanBytes;
+use ramsift_auth::{AuthChannel, describe};
 use ramsift_layers::source::{Sources, split_s3_url};
 use ramsift_proto::v1::coordinator_client::CoordinatorClient;
 use ramsift_proto::v1::{
@@ -17,13 +18,10 @@ use ramsift_proto::v1::{
 };
 use ramsift_store::job::read_opt;
 use ramsift_store::{Keys, Manifest};
-use tonic::transport::Channel;
 
-fn client(config: &Config) -> Result<CoordinatorClient<Channel>> {
-    Ok(CoordinatorClient::new(channel(
-        "coordinator.url",
-        &config.coordinator.url,
-    )?))
+fn client(config: &Config) -> Result<CoordinatorClient<AuthChannel>> {
+    let channel = channel(config, "coordinator.url", &config.coordinator.url)?;
+    Ok(CoordinatorClient::new(channel))
 }
 
 /// An error of a call, for people.
@@ -33,9 +31,19 @@ fn explain(config: &Config, s: &tonic::Status) -> anyhow::Error {
             "the coordinator at {} can't be reached ({}); is it running? It is named by \
              coordinator.url",
             config.coordinator.url,
-            s.message()
+            describe(s)
         ),
-        _ => anyhow!("{}", s.message()),
+        // A service that speaks TLS ends a connection that does not, and can't say why.
+        tonic::Code::Unknown | tonic::Code::Internal
+            if config.coordinator.url.reveal().starts_with("http:") =>
+        {
+            anyhow!(
+                "the coordinator at {} ended the connection ({}); if it speaks TLS, write https:// in coordinator.url",
+                config.coordinator.url,
+                describe(s)
+            )
+        }
+        _ => anyhow!("{}", describe(s)),
     }
 }
 

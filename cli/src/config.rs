@@ -4,7 +4,9 @@
 //! `--set section.key=value` on the command line.
 
 use anyhow::{Context, Result, anyhow, bail};
+use ramsift_auth::{ClientSettings, ServerSettings};
 use ramsift_layers::source::{Allowed, S3Config, SignPayloads};
+use ramsift_mask::MaskedUrl;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -18,6 +20,8 @@ pub(crate) struct Config {
     pub(crate) sources: Sources,
     pub(crate) queue: Queue,
     pub(crate) ledger: Ledger,
+    pub(crate) server: Server,
+    pub(crate) client: Client,
     pub(crate) clamd: Clamd,
     pub(crate) scan: Scan,
     pub(crate) coordinator: Coordinator,
@@ -49,7 +53,7 @@ impl Default for Store {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct S3 {
-    pub(crate) endpoint: String,
+    pub(crate) endpoint: MaskedUrl,
     pub(crate) region: String,
     pub(crate) access_key: String,
     pub(crate) secret_key: String,
@@ -97,7 +101,7 @@ impl Sources {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Queue {
-    pub(crate) url: String,
+    pub(crate) url: MaskedUrl,
     pub(crate) prefix: String,
     /// PEM file of authorities for `amqps://`; empty: those of the system alone.
     pub(crate) ca_file: String,
@@ -115,16 +119,23 @@ impl Default for Queue {
 
 impl Queue {
     pub(crate) fn ca_file(&self) -> Option<PathBuf> {
-        (!self.ca_file.is_empty()).then(|| self.ca_file.clone().into())
+        file(&self.ca_file)
     }
+}
+
+/// The file that a setting names; empty: none.
+fn file(path: &str) -> Option<PathBuf> {
+    (!path.is_empty()).then(|| path.into())
 }
 
 /// Redis.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Ledger {
-    pub(crate) url: String,
+    pub(crate) url: MaskedUrl,
     pub(crate) prefix: String,
+    /// PEM file of authorities for `rediss://`; empty: those of the system.
+    pub(crate) ca_file: String,
 }
 
 impl Default for Ledger {
@@ -132,6 +143,70 @@ impl Default for Ledger {
         Self {
             url: "redis://127.0.0.1:6379/0".into(),
             prefix: "ramsift".into(),
+            ca_file: String::new(),
+        }
+    }
+}
+
+impl Ledger {
+    pub(crate) fn ca_file(&self) -> Option<PathBuf> {
+        file(&self.ca_file)
+    }
+}
+
+/// What coordinators and aggregators show to who calls them, and ask of them. All empty: they listen on loopback alone.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Server {
+    /// PEM file of the service's certificate.
+    pub(crate) cert_file: String,
+    /// PEM file of its key.
+    pub(crate) key_file: String,
+    /// PEM file of the authorities that sign the certificates of callers.
+    pub(crate) client_ca_file: String,
+    /// Files of the tokens that callers may send, separated by commas.
+    pub(crate) token_file: String,
+    /// Listen for other machines without TLS, or without knowing who calls (`--insecure`).
+    pub(crate) insecure: bool,
+}
+
+impl Server {
+    pub(crate) fn settings(&self) -> ServerSettings {
+        let tokens = self.token_file.split(',').map(str::trim);
+        ServerSettings {
+            cert_file: file(&self.cert_file),
+            key_file: file(&self.key_file),
+            client_ca_file: file(&self.client_ca_file),
+            token_files: tokens.filter_map(file).collect(),
+            insecure: self.insecure,
+        }
+    }
+}
+
+/// What this program shows to coordinators and aggregators, and whom it trusts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Client {
+    /// PEM file of the authorities that sign the services' certificates; empty: those of the system.
+    pub(crate) ca_file: String,
+    /// PEM file of its own certificate.
+    pub(crate) cert_file: String,
+    /// PEM file of its key.
+    pub(crate) key_file: String,
+    /// File whose first token it sends.
+    pub(crate) token_file: String,
+    /// Send the token over plain HTTP to other machines too (`--insecure`).
+    pub(crate) insecure: bool,
+}
+
+impl Client {
+    pub(crate) fn settings(&self) -> ClientSettings {
+        ClientSettings {
+            ca_file: file(&self.ca_file),
+            cert_file: file(&self.cert_file),
+            key_file: file(&self.key_file),
+            token_file: file(&self.token_file),
+            insecure: self.insecure,
         }
     }
 }
@@ -167,7 +242,7 @@ pub(crate) struct Coordinator {
     /// Where it listens.
     pub(crate) listen: String,
     /// Where others find it.
-    pub(crate) url: String,
+    pub(crate) url: MaskedUrl,
     pub(crate) window: u64,
     pub(crate) lease_seconds: u64,
     pub(crate) poll_milliseconds: u64,
@@ -179,7 +254,7 @@ pub(crate) struct Coordinator {
 impl Default for Coordinator {
     fn default() -> Self {
         Self {
-            listen: "0.0.0.0:7400".into(),
+            listen: "127.0.0.1:7400".into(),
             url: "http://127.0.0.1:7400".into(),
             window: 256,
             lease_seconds: 10,
@@ -195,7 +270,7 @@ impl Default for Coordinator {
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Aggregator {
     pub(crate) listen: String,
-    pub(crate) url: String,
+    pub(crate) url: MaskedUrl,
     pub(crate) commit_bytes: u64,
     pub(crate) commit_milliseconds: u64,
     /// Bytes of rows in memory before reports are told to come again.
@@ -209,7 +284,7 @@ pub(crate) struct Aggregator {
 impl Default for Aggregator {
     fn default() -> Self {
         Self {
-            listen: "0.0.0.0:7401".into(),
+            listen: "127.0.0.1:7401".into(),
             url: "http://127.0.0.1:7401".into(),
             commit_bytes: 64 << 20,
             commit_milliseconds: 2000,
@@ -290,18 +365,11 @@ pub(crate) struct Symbols {
 }
 
 /// `/livez` and `/readyz`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct Http {
+    /// Empty: loopback, at a port of the service's own (7480 to 7483), or at any where that is taken.
     pub(crate) listen: String,
-}
-
-impl Default for Http {
-    fn default() -> Self {
-        Self {
-            listen: "0.0.0.0:7480".into(),
-        }
-    }
 }
 
 /// Log lines.
@@ -373,10 +441,8 @@ pub(crate) fn load(
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("configuration {} can't be read", path.display()))?;
         // The first parse is for the error: it names line and key.
-        toml::from_str::<Config>(&text).with_context(|| format!("in {}", path.display()))?;
-        table = text
-            .parse()
-            .with_context(|| format!("in {}", path.display()))?;
+        toml::from_str::<Config>(&text).map_err(|e| unreadable(path, &text, &e))?;
+        table = text.parse().map_err(|e| unreadable(path, &text, &e))?;
     }
     let leaves = leaves()?;
     for (name, text) in env {
@@ -416,18 +482,11 @@ pub(crate) fn load(
     Ok(config)
 }
 
-/// A URL without its password.
-fn mask_url(url: &str) -> String {
-    let Some((scheme, rest)) = url.split_once("://") else {
-        return url.to_owned();
-    };
-    match rest.rsplit_once('@') {
-        Some((user, host)) => {
-            let name = user.split(':').next().unwrap_or_default();
-            format!("{scheme}://{name}:***@{host}")
-        }
-        None => url.to_owned(),
-    }
+/// Where a file is wrong, without the line itself, which may hold a password.
+fn unreadable(path: &Path, text: &str, e: &toml::de::Error) -> anyhow::Error {
+    let at = e.span().and_then(|s| text.get(..s.start));
+    let line = at.map_or(0, |before| before.matches('\n').count()) + 1;
+    anyhow!("in {} at line {line}: {}", path.display(), e.message())
 }
 
 impl Config {
@@ -439,8 +498,12 @@ impl Config {
                 *secret = "***".into();
             }
         }
-        c.queue.url = mask_url(&c.queue.url);
-        c.ledger.url = mask_url(&c.ledger.url);
+        // The other URLs mask themselves.
+        for place in [&mut c.store.url, &mut c.symbols.store] {
+            if place.contains("://") {
+                *place = MaskedUrl::from(place.as_str()).to_string();
+            }
+        }
         c
     }
 }
@@ -514,8 +577,56 @@ mod tests {
         c.s3.secret_key = "hunter2".into();
         c.queue.url = "amqp://me:hunter2@broker:5672/%2f".into();
         c.ledger.url = "redis://:hunter2@redis:6379".into();
+        c.s3.endpoint = "https://me:hunter2@s3:9000".into();
+        c.coordinator.url = "https://hunter2@coordinator:7400/?token=hunter2".into();
+        c.aggregator.url = "https://me:hunter2@aggregator:7401".into();
+        c.store.url = "s3://bucket/prefix?signature=hunter2".into();
         let shown = toml::to_string(&c.masked()).expect("toml");
         assert!(!shown.contains("hunter2"), "{shown}");
-        assert!(shown.contains("broker:5672"));
+        for place in [
+            "broker:5672",
+            "redis:6379",
+            "s3:9000",
+            "coordinator:7400",
+            "aggregator:7401",
+        ] {
+            assert!(shown.contains(place), "{place}: {shown}");
+        }
+        let debug = format!("{:?}", c.masked());
+        assert!(!debug.contains("hunter2"), "{debug}");
+    }
+
+    #[test]
+    fn errors_of_a_file_name_the_line_and_do_not_quote_it() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let file = dir.path().join("c.toml");
+        for text in [
+            "[queue]\nurl = \"amqp://me:hunter2@broker\" oops\n",
+            "[queue]\nurl = \"amqp://me:hunter2@broker\nprefix = 1\n",
+        ] {
+            std::fs::write(&file, text).expect("write");
+            let e = load(Some(&file), env(&[]), &[]).expect_err("no TOML");
+            let said = format!("{e:#}");
+            assert!(
+                said.contains("at line 2") && !said.contains("hunter2"),
+                "{said}"
+            );
+        }
+    }
+
+    #[test]
+    fn listeners_are_of_this_machine_unless_told_otherwise() {
+        let c = Config::default();
+        for listen in [&c.coordinator.listen, &c.aggregator.listen] {
+            let at: std::net::SocketAddr = listen.parse().expect("an address");
+            assert!(at.ip().is_loopback(), "{listen}");
+        }
+        let e = env(&[
+            ("RAMSIFT_SERVER_TOKEN_FILE", "/a, /b"),
+            ("RAMSIFT_SERVER_INSECURE", "true"),
+        ]);
+        let c = load(None, e, &[]).expect("valid").server.settings();
+        assert_eq!(c.token_files, [PathBuf::from("/a"), PathBuf::from("/b")]);
+        assert!(c.insecure && c.cert_file.is_none());
     }
 }

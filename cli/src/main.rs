@@ -87,6 +87,10 @@ async fn run(args: Args) -> Result<u8> {
     if let Some(store) = &args.store {
         config.store.url.clone_from(store);
     }
+    if args.insecure {
+        config.server.insecure = true;
+        config.client.insecure = true;
+    }
     let format = if config.log.format == "json" {
         LogFormat::Json
     } else {

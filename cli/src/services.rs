@@ -6,8 +6,10 @@ use crate::glue::{self, Specs, YaraVerdicts, finalise_info};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use ramsift_aggregator::{Aggregator, CommitLimits};
+use ramsift_auth::{AuthChannel, ClientSecurity, ServerSecurity, describe};
 use ramsift_coordinator::{Coordinator, Finaliser};
 use ramsift_layers::source::Sources;
+use ramsift_mask::MaskedUrl;
 use ramsift_proto::MAX_MESSAGE;
 use ramsift_proto::v1::FinaliseRequest;
 use ramsift_proto::v1::aggregator_client::AggregatorClient;
@@ -19,7 +21,6 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tonic::transport::{Channel, Endpoint};
 
 /// Cancelled on SIGTERM and SIGINT.
 fn until_signal() -> Result<CancellationToken> {
@@ -65,10 +66,7 @@ async fn shared(config: &Config, what: &str) -> Result<Shared> {
     let stop = until_signal()?;
     let readiness = Readiness::default();
     readiness.block("store", "not reached yet");
-    let http = address("http.listen", &config.http.listen)?;
-    let bound = ramsift_telemetry::serve(http, readiness.clone(), stop.clone())
-        .await
-        .with_context(|| format!("http.listen {http}"))?;
+    let bound = health(config, what, &readiness, &stop).await?;
     tracing::info!(address = %bound, "health endpoint");
     let sources = Sources::new(config.s3.to_layers()).only(config.sources.allowed()?);
     let objects = glue::store(&config.store.url, &sources).await?;
@@ -78,8 +76,8 @@ async fn shared(config: &Config, what: &str) -> Result<Shared> {
         name: instance(what),
         ca_file: config.queue.ca_file(),
     }));
-    let ledger: Arc<dyn Ledger> =
-        Arc::new(RedisLedger::new(&config.ledger.url, &config.ledger.prefix));
+    let ledger = RedisLedger::new(config.ledger.url.clone(), &config.ledger.prefix);
+    let ledger: Arc<dyn Ledger> = Arc::new(ledger.trusting(config.ledger.ca_file()));
     await_store(objects.as_ref(), &readiness, &stop).await?;
     Ok(Shared {
         sources,
@@ -89,6 +87,34 @@ async fn shared(config: &Config, what: &str) -> Result<Shared> {
         readiness,
         stop,
     })
+}
+
+/// Answers for the service's health.
+async fn health(
+    config: &Config,
+    what: &str,
+    readiness: &Readiness,
+    stop: &CancellationToken,
+) -> Result<SocketAddr> {
+    let serve = async |at: SocketAddr| {
+        let served = ramsift_telemetry::serve(at, readiness.clone(), stop.clone()).await;
+        served.with_context(|| format!("http.listen {at}"))
+    };
+    if !config.http.listen.is_empty() {
+        return serve(address("http.listen", &config.http.listen)?).await;
+    }
+    // Side by side on one machine, each has its own.
+    let own = match what {
+        "coordinator" => 7480,
+        "aggregator" => 7481,
+        "chunk-worker" => 7482,
+        _ => 7483,
+    };
+    let loopback = |port: u16| SocketAddr::from(([127, 0, 0, 1], port));
+    match serve(loopback(own)).await {
+        Ok(bound) => Ok(bound),
+        Err(_) => serve(loopback(0)).await,
+    }
 }
 
 async fn await_store(
@@ -127,6 +153,7 @@ fn watch_parts(s: &Shared, reporter: Option<Arc<dyn Reporter>>) {
         s.stop.clone(),
     );
     tokio::spawn(async move {
+        let mut refused = String::new();
         while !stop.is_cancelled() {
             // The ledger is a cache: without it a service works, so it never blocks readiness.
             if let Err(e) = ledger.check().await {
@@ -139,7 +166,14 @@ fn watch_parts(s: &Shared, reporter: Option<Arc<dyn Reporter>>) {
             if let Some(r) = &reporter {
                 match r.check().await {
                     Ok(()) => readiness.ready("aggregator"),
-                    Err(e) => readiness.block("aggregator", e.to_string()),
+                    Err(e) => {
+                        let said = e.to_string();
+                        if e.refused && said != refused {
+                            tracing::error!(reason = said, "this worker may not report");
+                            refused.clone_from(&said);
+                        }
+                        readiness.block("aggregator", said);
+                    }
                 }
             }
             tokio::select! {
@@ -153,7 +187,7 @@ fn watch_parts(s: &Shared, reporter: Option<Arc<dyn Reporter>>) {
 /// Seals jobs through the aggregator.
 #[derive(Debug)]
 struct RemoteFinaliser {
-    channel: Channel,
+    channel: AuthChannel,
 }
 
 #[async_trait]
@@ -170,24 +204,42 @@ impl Finaliser for RemoteFinaliser {
             Ok(r) => Ok(r.into_inner().gaps),
             Err(e) => {
                 let fatal = e.code() == tonic::Code::FailedPrecondition;
-                Err((e.message().to_owned(), fatal))
+                Err((describe(&e), fatal))
             }
         }
     }
 }
 
-/// A channel that connects when it is first used.
-pub(crate) fn channel(name: &str, url: &str) -> Result<Channel> {
-    let e = Endpoint::from_shared(url.to_owned())
-        .with_context(|| format!("{name} {url:?}: use http://host:port"))?;
-    Ok(e.connect_timeout(Duration::from_secs(5)).connect_lazy())
+/// A channel to the service that a setting names, which connects when it is first used.
+pub(crate) fn channel(config: &Config, setting: &str, url: &MaskedUrl) -> Result<AuthChannel> {
+    let security = ClientSecurity::new(&config.client.settings())?;
+    let patience = Duration::from_secs(5);
+    Ok(security.channel(setting, url, |e| e.connect_timeout(patience))?)
+}
+
+/// Where this worker reports to.
+fn reporter(config: &Config) -> Result<Arc<dyn Reporter>> {
+    let security = ClientSecurity::new(&config.client.settings())?;
+    Ok(Arc::new(RemoteReporter::new(
+        &config.aggregator.url,
+        &security,
+    )?))
+}
+
+/// Where a service listens, and to whom.
+fn listener(config: &Config, setting: &str, listen: &str) -> Result<(SocketAddr, ServerSecurity)> {
+    let at = address(setting, listen)?;
+    let security = ServerSecurity::new(setting, at, &config.server.settings())?;
+    Ok((at, security))
 }
 
 /// `ramsift coordinator`
 pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
-    let s = shared(config, "coordinator").await?;
     let c = &config.coordinator;
-    let listen = address("coordinator.listen", &c.listen)?;
+    // What is wrong with settings is told before anything is waited for.
+    let (listen, security) = listener(config, "coordinator.listen", &c.listen)?;
+    let aggregator = channel(config, "aggregator.url", &config.aggregator.url)?;
+    let s = shared(config, "coordinator").await?;
     let coordinator = Coordinator::new(
         ramsift_coordinator::Config {
             name: instance("coordinator"),
@@ -206,15 +258,17 @@ pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
             verdicts: Arc::new(YaraVerdicts),
             specs: Arc::new(Specs),
             finaliser: Arc::new(RemoteFinaliser {
-                channel: channel("aggregator.url", &config.aggregator.url)?,
+                channel: aggregator,
             }),
             readiness: s.readiness.clone(),
         },
     );
     watch_parts(&s, None);
     let (bound, server) =
-        ramsift_coordinator::serve(listen, coordinator.clone(), s.stop.clone()).await?;
-    tracing::info!(address = %bound, "coordinator listens");
+        ramsift_coordinator::serve(listen, coordinator.clone(), &security, s.stop.clone())
+            .await
+            .with_context(|| format!("coordinator.listen {listen}"))?;
+    tracing::info!(address = %bound, tls = security.is_tls(), "coordinator listens");
     coordinator.run(s.stop.clone()).await;
     server.await?;
     Ok(0)
@@ -222,8 +276,8 @@ pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
 
 /// `ramsift chunk-worker`
 pub(crate) async fn chunk_worker(config: &Config) -> Result<u8> {
+    let reporter = reporter(config)?;
     let s = shared(config, "chunk-worker").await?;
-    let reporter: Arc<dyn Reporter> = Arc::new(RemoteReporter::new(&config.aggregator.url)?);
     watch_parts(&s, Some(reporter.clone()));
     let clamd = await_clamd(config, &s).await?;
     let deps = ramsift_chunk_worker::Deps {
@@ -272,8 +326,8 @@ async fn await_clamd(
 
 /// `ramsift structured-worker`
 pub(crate) async fn structured_worker(config: &Config) -> Result<u8> {
+    let reporter = reporter(config)?;
     let s = shared(config, "structured-worker").await?;
-    let reporter: Arc<dyn Reporter> = Arc::new(RemoteReporter::new(&config.aggregator.url)?);
     watch_parts(&s, Some(reporter.clone()));
     let deps = ramsift_structured_worker::Deps {
         queue: s.queue,
@@ -290,8 +344,9 @@ pub(crate) async fn structured_worker(config: &Config) -> Result<u8> {
 
 /// `ramsift aggregator`
 pub(crate) async fn aggregator(config: &Config) -> Result<u8> {
+    let listen = &config.aggregator.listen;
+    let (listen, security) = listener(config, "aggregator.listen", listen)?;
     let s = shared(config, "aggregator").await?;
-    let listen = address("aggregator.listen", &config.aggregator.listen)?;
     let limits = CommitLimits {
         bytes: usize::try_from(config.aggregator.commit_bytes).unwrap_or(usize::MAX),
         age: Duration::from_millis(config.aggregator.commit_milliseconds),
@@ -308,8 +363,10 @@ pub(crate) async fn aggregator(config: &Config) -> Result<u8> {
         });
     let a = Aggregator::new(s.objects.clone(), s.ledger.clone(), limits);
     let info = finalise_info(config, clamd.as_ref())?;
-    let (bound, server) = ramsift_aggregator::serve(listen, a, info, s.stop.clone()).await?;
-    tracing::info!(address = %bound, "aggregator listens");
+    let (bound, server) = ramsift_aggregator::serve(listen, a, info, &security, s.stop.clone())
+        .await
+        .with_context(|| format!("aggregator.listen {listen}"))?;
+    tracing::info!(address = %bound, tls = security.is_tls(), "aggregator listens");
     server.await?;
     Ok(0)
 }

@@ -1,6 +1,7 @@
 //! The coordinator over gRPC, with health checking.
 
 use crate::{Coordinator, SubmitError, Submitted};
+use ramsift_auth::ServerSecurity;
 use ramsift_proto::MAX_MESSAGE;
 use ramsift_proto::v1::coordinator_server::{Coordinator as Service, CoordinatorServer};
 use ramsift_proto::v1::{
@@ -13,7 +14,7 @@ use std::pin::Pin;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio_stream::Stream;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
 
@@ -126,10 +127,11 @@ impl Service for Server {
     }
 }
 
-/// Answers on `address` until `stop`. Returns the bound address.
+/// Answers whom `security` lets on `address` until `stop`. Returns the bound address.
 pub async fn serve(
     address: SocketAddr,
     coordinator: Coordinator,
+    security: &ServerSecurity,
     stop: CancellationToken,
 ) -> std::io::Result<(SocketAddr, tokio::task::JoinHandle<()>)> {
     let listener = TcpListener::bind(address).await?;
@@ -142,10 +144,11 @@ pub async fn serve(
     })
     .max_decoding_message_size(MAX_MESSAGE)
     .max_encoding_message_size(MAX_MESSAGE);
-    let server = tonic::transport::Server::builder()
+    let server = security
+        .server()
         .add_service(health_service)
         .add_service(service)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled_owned());
+        .serve_with_incoming_shutdown(security.incoming(listener), stop.cancelled_owned());
     let handle = tokio::spawn(async move {
         if let Err(e) = server.await {
             tracing::error!(error = %e, "coordinator endpoint ended");

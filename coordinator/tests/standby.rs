@@ -2,6 +2,7 @@
 
 mod support;
 
+use ramsift_auth::ServerSecurity;
 use ramsift_coordinator::{Coordinator, Submitted, serve};
 use ramsift_proto::v1::coordinator_client::CoordinatorClient;
 use ramsift_proto::v1::{
@@ -63,9 +64,14 @@ async fn a_standby_names_the_active_one_tells_it_and_answers_from_the_store() {
     until("b stands by", async || b.active_elsewhere()).await;
     assert_eq!(a.active_elsewhere(), None);
     let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-    let (at, _) = serve(any, b.clone(), CancellationToken::new())
-        .await
-        .expect("bound");
+    let (at, _) = serve(
+        any,
+        b.clone(),
+        &ServerSecurity::anyone(),
+        CancellationToken::new(),
+    )
+    .await
+    .expect("bound");
     let mut c = CoordinatorClient::connect(format!("http://{at}"))
         .await
         .expect("connected");

@@ -2,6 +2,7 @@
 
 mod support;
 
+use ramsift_auth::ServerSecurity;
 use ramsift_coordinator::serve;
 use ramsift_proto::v1::coordinator_client::CoordinatorClient;
 use ramsift_proto::v1::{JobSpec, SubmitRequest};
@@ -14,7 +15,13 @@ use tonic::{Code, Status};
 
 async fn client(w: &World, allow: &str) -> CoordinatorClient<Channel> {
     let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
-    let served = serve(any, w.coordinator("a", allow), CancellationToken::new()).await;
+    let served = serve(
+        any,
+        w.coordinator("a", allow),
+        &ServerSecurity::anyone(),
+        CancellationToken::new(),
+    )
+    .await;
     let (at, _) = served.expect("a free port");
     let connected = CoordinatorClient::connect(format!("http://{at}")).await;
     connected.expect("a connection")

@@ -25,6 +25,90 @@ app.kubernetes.io/component: {{ .component }}
 {{- end -}}
 {{- end -}}
 
+{{/* Name of the secret with a component's certificate. Takes root, component (coordinator, aggregator, worker, client). */}}
+{{- define "ramsift.tlsSecret" -}}
+{{- if .root.Values.tls.certManager.enabled -}}
+{{- printf "%s-%s-tls" (include "ramsift.name" .root) .component -}}
+{{- else -}}
+{{- get .root.Values.tls.secrets .component -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What a component shows and whom it trusts, as variables. Takes root, component. */}}
+{{- define "ramsift.securityEnv" -}}
+{{- $server := has .component (list "coordinator" "aggregator") -}}
+{{- $role := ternary .component "worker" (eq .component "coordinator") -}}
+{{- if .root.Values.tls.insecure }}
+{{- if $server }}
+- name: RAMSIFT_SERVER_INSECURE
+  value: "true"
+{{- end }}
+{{- else }}
+{{- if $server }}
+- name: RAMSIFT_SERVER_CERT_FILE
+  value: /etc/ramsift/tls/tls.crt
+- name: RAMSIFT_SERVER_KEY_FILE
+  value: /etc/ramsift/tls/tls.key
+{{- if .root.Values.tls.tokens }}
+- name: RAMSIFT_SERVER_TOKEN_FILE
+  value: {{ ternary "/etc/ramsift/tokens/client" "/etc/ramsift/tokens/worker,/etc/ramsift/tokens/coordinator" (eq .component "coordinator") }}
+{{- else }}
+- name: RAMSIFT_SERVER_CLIENT_CA_FILE
+  value: /etc/ramsift/tls/ca.crt
+{{- end }}
+{{- end }}
+{{- if ne .component "aggregator" }}
+- name: RAMSIFT_CLIENT_CA_FILE
+  value: /etc/ramsift/tls/ca.crt
+{{- if .root.Values.tls.tokens }}
+- name: RAMSIFT_CLIENT_TOKEN_FILE
+  value: /etc/ramsift/tokens/{{ $role }}
+{{- else }}
+- name: RAMSIFT_CLIENT_CERT_FILE
+  value: /etc/ramsift/tls/tls.crt
+- name: RAMSIFT_CLIENT_KEY_FILE
+  value: /etc/ramsift/tls/tls.key
+{{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{/* The files of that, as volumes. Each pod gets what it shows or compares, and no more. Takes root, component. */}}
+{{- define "ramsift.securityVolumes" -}}
+{{- $server := has .component (list "coordinator" "aggregator") -}}
+{{- $tokens := .root.Values.tls.tokens -}}
+{{- if not .root.Values.tls.insecure }}
+- name: tls
+  secret:
+    {{- if $server }}
+    secretName: {{ include "ramsift.tlsSecret" . }}
+    {{- else if $tokens }}
+    # Whom to trust is in the secret of whom it calls.
+    secretName: {{ include "ramsift.tlsSecret" (dict "root" .root "component" "aggregator") }}
+    items:
+      - {key: ca.crt, path: ca.crt}
+    {{- else }}
+    secretName: {{ include "ramsift.tlsSecret" (dict "root" .root "component" "worker") }}
+    {{- end }}
+    defaultMode: 0440
+{{- if $tokens }}
+- name: tokens
+  secret:
+    secretName: {{ $tokens }}
+    defaultMode: 0440
+    items:
+      {{- if eq .component "coordinator" }}
+      - {key: client, path: client}
+      {{- else }}
+      - {key: worker, path: worker}
+      {{- end }}
+      {{- if $server }}
+      - {key: coordinator, path: coordinator}
+      {{- end }}
+{{- end }}
+{{- end }}
+{{- end -}}
+
 {{/* One deployment. Takes root, component, values (of the component), grpc (port or 0), env. */}}
 {{- define "ramsift.deployment" -}}
 {{- $name := printf "%s-%s" (include "ramsift.name" .root) .component -}}
@@ -86,6 +170,13 @@ spec:
             - name: RAMSIFT_QUEUE_CA_FILE
               value: /etc/ramsift/queue-ca/ca.crt
             {{- end }}
+            {{- if .root.Values.secrets.ledgerCa }}
+            - name: RAMSIFT_LEDGER_CA_FILE
+              value: /etc/ramsift/ledger-ca/ca.crt
+            {{- end }}
+            {{- with include "ramsift.securityEnv" . | trim }}
+            {{- . | nindent 12 }}
+            {{- end }}
             {{- range $k, $v := .env }}
             - name: {{ $k }}
               value: {{ $v | quote }}
@@ -129,11 +220,34 @@ spec:
               mountPath: /etc/ramsift/queue-ca
               readOnly: true
             {{- end }}
+            {{- if .root.Values.secrets.ledgerCa }}
+            - name: ledger-ca
+              mountPath: /etc/ramsift/ledger-ca
+              readOnly: true
+            {{- end }}
+            {{- if not .root.Values.tls.insecure }}
+            - name: tls
+              mountPath: /etc/ramsift/tls
+              readOnly: true
+            {{- if .root.Values.tls.tokens }}
+            - name: tokens
+              mountPath: /etc/ramsift/tokens
+              readOnly: true
+            {{- end }}
+            {{- end }}
       volumes:
         {{- with .root.Values.secrets.queueCa }}
         - name: queue-ca
           secret:
             secretName: {{ . }}
+        {{- end }}
+        {{- with .root.Values.secrets.ledgerCa }}
+        - name: ledger-ca
+          secret:
+            secretName: {{ . }}
+        {{- end }}
+        {{- with include "ramsift.securityVolumes" . | trim }}
+        {{- . | nindent 8 }}
         {{- end }}
         - name: tmp
           emptyDir:

@@ -5,13 +5,13 @@
 mod alone;
 mod anchors;
 mod build;
-mod linux;
 mod lists;
+mod parts;
 mod rows;
 mod sha256;
 mod symbols;
 
-pub use alone::{Alone, AloneError, Means, view_alone, with_kernel};
+pub use alone::{Alone, AloneError, Means, view_alone, with_machine};
 pub use rows::{batch, table_name};
 pub use symbols::{ObjectFiles, symbol_store};
 
@@ -307,7 +307,12 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
                     tracing::info!(reason = %why, "report refused, task dropped");
                     return End::Done;
                 }
-                Err(e) => e.to_string(),
+                Err(e) => {
+                    if e.refused {
+                        tracing::error!(reason = %e, "this worker may not report; its tasks go back until it may");
+                    }
+                    e.to_string()
+                }
             },
             Err(why) => why,
         };

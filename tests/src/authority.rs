@@ -4,7 +4,10 @@ use std::path::PathBuf;
 use std::process::Command;
 use tempfile::TempDir;
 
-/// An authority that nobody else trusts, and the certificate of one server.
+/// How keys are made.
+const KEY: &str = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
+
+/// An authority that nobody else trusts, the certificate of one server, and others that it is asked for.
 #[derive(Debug)]
 pub struct Authority {
     dir: TempDir,
@@ -16,19 +19,29 @@ impl Authority {
         let a = Self {
             dir: tempfile::tempdir().expect("a temporary folder"),
         };
-        std::fs::write(a.at("name"), format!("subjectAltName={name}\n")).expect("write");
-        let key = "-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes";
         a.openssl(&format!(
-            "req -x509 {key} -keyout ca.key -out ca.pem -subj /CN=ramsift-tests -days 2"
+            "req -x509 {KEY} -keyout ca.key -out ca.pem -subj /CN=ramsift-tests -days 2"
         ));
-        a.openssl(&format!(
-            "req {key} -keyout key.pem -out request -subj /CN=server"
-        ));
-        a.openssl(
-            "x509 -req -in request -CA ca.pem -CAkey ca.key -CAcreateserial -extfile name \
-             -days 2 -out certificate.pem",
-        );
+        a.issue("server", name);
         a
+    }
+
+    /// Makes a certificate for these names (`DNS:…`, `IP:…`, `URI:…`, separated by commas) and its key. What was made as
+    /// `what` before is written over.
+    pub fn issue(&self, what: &str, names: &str) -> [PathBuf; 2] {
+        std::fs::write(self.at("names"), format!("subjectAltName={names}\n")).expect("write");
+        self.openssl(&format!(
+            "req {KEY} -keyout {what}.key -out request -subj /CN={what}"
+        ));
+        self.openssl(&format!(
+            "x509 -req -in request -CA ca.pem -CAkey ca.key -CAcreateserial -extfile names -days 2 -out {what}.pem"
+        ));
+        self.issued(what)
+    }
+
+    /// A certificate that was issued, and its key.
+    pub fn issued(&self, what: &str) -> [PathBuf; 2] {
+        ["pem", "key"].map(|end| self.at(&format!("{what}.{end}")))
     }
 
     fn openssl(&self, args: &str) {
@@ -41,7 +54,8 @@ impl Authority {
         assert!(out.status.success(), "openssl {args}: {said}");
     }
 
-    fn at(&self, name: &str) -> PathBuf {
+    /// A file in the folder of what it makes.
+    pub fn at(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -52,6 +66,6 @@ impl Authority {
 
     /// The server's certificate and its key, PEM.
     pub fn server(&self) -> [PathBuf; 2] {
-        ["certificate.pem", "key.pem"].map(|n| self.at(n))
+        self.issued("server")
     }
 }

@@ -1,5 +1,6 @@
 //! The program under test: one run of a command, or a whole cluster of services.
 
+use crate::authority::Authority;
 use crate::servers::{KEYS, Process, Rabbit, Redis, S3};
 use crate::{free_port, wait_for};
 use std::io::{Read, Write};
@@ -83,9 +84,89 @@ pub struct Cluster {
     pub s3: S3,
     /// Logs of the services.
     pub logs: TempDir,
-    coordinator_port: u16,
-    aggregator_port: u16,
+    /// Ports of coordinator and aggregator.
+    pub ports: [u16; 2],
+    proof: Option<Proof>,
     settings: Vec<(String, String)>,
+}
+
+/// How services and clients of a cluster know each other, over TLS.
+#[derive(Debug)]
+pub enum Proof {
+    /// By certificates of their roles.
+    Certificates(Authority),
+    /// By tokens; the authority signs those of the services.
+    Tokens(Authority),
+}
+
+impl Proof {
+    /// Makes what each role shows.
+    pub fn certificates() -> Self {
+        let a = Authority::new("IP:127.0.0.1");
+        a.issue("coordinator", "IP:127.0.0.1,URI:ramsift://coordinator");
+        a.issue("aggregator", "IP:127.0.0.1");
+        a.issue("worker", "URI:ramsift://worker/one");
+        a.issue("client", "URI:ramsift://client");
+        Self::Certificates(a)
+    }
+
+    /// Makes what each role shows.
+    pub fn tokens() -> Self {
+        let a = Authority::new("IP:127.0.0.1");
+        for role in ["coordinator", "worker", "client"] {
+            std::fs::write(a.at(role), format!("{role}:token-of-{role}-0123456789\n"))
+                .expect("write");
+        }
+        Self::Tokens(a)
+    }
+
+    /// The authority that signed the services' certificates.
+    pub fn authority(&self) -> &Authority {
+        let (Self::Certificates(a) | Self::Tokens(a)) = self;
+        a
+    }
+
+    /// Settings of a service, or of a `client`.
+    pub fn settings(&self, what: &str) -> Vec<(String, String)> {
+        let a = self.authority();
+        let mut out = Vec::new();
+        let mut set = |name: &str, value: String| out.push((format!("RAMSIFT_{name}"), value));
+        let path = |p: PathBuf| p.display().to_string();
+        let serves = matches!(what, "coordinator" | "aggregator");
+        let role = if what.ends_with("worker") {
+            "worker"
+        } else {
+            what
+        };
+        let [cert, key] = match self {
+            Self::Certificates(_) => a.issued(role),
+            Self::Tokens(_) => a.server(),
+        };
+        if serves {
+            set("SERVER_CERT_FILE", path(cert.clone()));
+            set("SERVER_KEY_FILE", path(key.clone()));
+        }
+        set("CLIENT_CA_FILE", path(a.ca_file()));
+        match self {
+            Self::Certificates(_) => {
+                if serves {
+                    set("SERVER_CLIENT_CA_FILE", path(a.ca_file()));
+                }
+                set("CLIENT_CERT_FILE", path(cert));
+                set("CLIENT_KEY_FILE", path(key));
+            }
+            Self::Tokens(_) => {
+                if serves {
+                    let all = ["coordinator", "worker", "client"].map(|r| path(a.at(r)));
+                    set("SERVER_TOKEN_FILE", all.join(","));
+                }
+                if what != "aggregator" {
+                    set("CLIENT_TOKEN_FILE", path(a.at(role)));
+                }
+            }
+        }
+        out
+    }
 }
 
 /// A service and its health endpoint.
@@ -132,21 +213,28 @@ impl Service {
 impl Cluster {
     /// Starts the servers, with a bucket `evidence` and one `results`.
     pub fn start(settings: &[(&str, &str)]) -> Self {
-        Self::with(Rabbit::start(), settings)
+        Self::with(Rabbit::start(), Redis::start(), settings)
     }
 
-    /// Starts the servers beside this broker.
-    pub fn with(rabbit: Rabbit, settings: &[(&str, &str)]) -> Self {
+    /// Has the services know each other.
+    #[must_use]
+    pub fn secured(mut self, proof: Proof) -> Self {
+        self.proof = Some(proof);
+        self
+    }
+
+    /// Starts the servers beside this broker and this Redis.
+    pub fn with(rabbit: Rabbit, redis: Redis, settings: &[(&str, &str)]) -> Self {
         let s3 = S3::start();
         s3.bucket("evidence");
         s3.bucket("results");
         Self {
             rabbit,
-            redis: Redis::start(),
+            redis,
             s3,
             logs: tempfile::tempdir().expect("a temporary folder"),
-            coordinator_port: free_port(),
-            aggregator_port: free_port(),
+            ports: [free_port(), free_port()],
+            proof: None,
             settings: settings
                 .iter()
                 .map(|(k, v)| ((*k).into(), (*v).into()))
@@ -154,9 +242,32 @@ impl Cluster {
         }
     }
 
-    /// A command with the cluster's configuration.
+    /// A command with the cluster's configuration, run by a client.
     pub fn command(&self) -> Command {
+        self.command_of("client")
+    }
+
+    /// What is shown to whom, where the cluster is secured.
+    pub fn proof(&self) -> &Proof {
+        self.proof.as_ref().expect("a secured cluster")
+    }
+
+    /// Where coordinator and aggregator are.
+    pub fn urls(&self) -> [String; 2] {
+        let scheme = if self.proof.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        self.ports
+            .map(|port| format!("{scheme}://127.0.0.1:{port}"))
+    }
+
+    /// A command with the cluster's configuration, as a service or a `client` runs it.
+    pub fn command_of(&self, what: &str) -> Command {
         let mut c = command();
+        let [coordinator, aggregator] = self.urls();
+        let [coordinator_port, aggregator_port] = self.ports;
         c.env("RAMSIFT_STORE_URL", "s3://results/r")
             .env("RAMSIFT_S3_ENDPOINT", self.s3.endpoint())
             .env("RAMSIFT_S3_REGION", "us-east-1")
@@ -167,26 +278,26 @@ impl Cluster {
             .env("RAMSIFT_LEDGER_URL", self.redis.url())
             .env(
                 "RAMSIFT_COORDINATOR_LISTEN",
-                format!("127.0.0.1:{}", self.coordinator_port),
+                format!("127.0.0.1:{coordinator_port}"),
             )
-            .env(
-                "RAMSIFT_COORDINATOR_URL",
-                format!("http://127.0.0.1:{}", self.coordinator_port),
-            )
+            .env("RAMSIFT_COORDINATOR_URL", coordinator)
             .env("RAMSIFT_COORDINATOR_POLL_MILLISECONDS", "100")
             .env("RAMSIFT_COORDINATOR_LEASE_SECONDS", "3")
             .env(
                 "RAMSIFT_AGGREGATOR_LISTEN",
-                format!("127.0.0.1:{}", self.aggregator_port),
+                format!("127.0.0.1:{aggregator_port}"),
             )
-            .env(
-                "RAMSIFT_AGGREGATOR_URL",
-                format!("http://127.0.0.1:{}", self.aggregator_port),
-            )
+            .env("RAMSIFT_AGGREGATOR_URL", aggregator)
             .env("RAMSIFT_AGGREGATOR_COMMIT_MILLISECONDS", "100")
             .env("RAMSIFT_WORKER_SLOTS", "1");
         if let Some(file) = self.rabbit.ca_file() {
             c.env("RAMSIFT_QUEUE_CA_FILE", file);
+        }
+        if let Some(file) = self.redis.ca_file() {
+            c.env("RAMSIFT_LEDGER_CA_FILE", file);
+        }
+        if let Some(proof) = &self.proof {
+            c.envs(proof.settings(what));
         }
         for (k, v) in &self.settings {
             c.env(k, v);
@@ -202,7 +313,7 @@ impl Cluster {
     /// Starts a service with more settings in its environment and waits until it answers.
     pub fn service_with(&self, what: &str, more: &[(&str, &str)]) -> Service {
         let http = free_port();
-        let mut c = self.command();
+        let mut c = self.command_of(what);
         c.arg(what)
             .env("RAMSIFT_HTTP_LISTEN", format!("127.0.0.1:{http}"))
             .envs(more.iter().copied());
@@ -213,8 +324,8 @@ impl Cluster {
             http_get(http, "/livez").filter(|(s, _)| *s == 200)
         });
         let port = match what {
-            "coordinator" => Some(self.coordinator_port),
-            "aggregator" => Some(self.aggregator_port),
+            "coordinator" => Some(self.ports[0]),
+            "aggregator" => Some(self.ports[1]),
             _ => None,
         };
         if let Some(port) = port.filter(|_| !moved) {

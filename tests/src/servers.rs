@@ -278,7 +278,7 @@ impl Rabbit {
     /// A queue at this node.
     pub fn queue(&self, prefix: &str) -> RabbitQueue {
         RabbitQueue::new(RabbitConfig {
-            url: self.url(),
+            url: self.url().into(),
             prefix: prefix.to_owned(),
             name: "tests".into(),
             ca_file: self.ca_file(),
@@ -310,27 +310,66 @@ pub struct Redis {
     process: Option<Process>,
     dir: TempDir,
     port: u16,
+    authority: Option<Authority>,
 }
+
+/// Password of a Redis that speaks TLS.
+pub const REDIS_PASSWORD: &str = "redis-p4ssw0rd";
 
 impl Redis {
     /// Starts a server and waits for it.
     pub fn start() -> Self {
+        Self::come_up(None)
+    }
+
+    /// Starts a server that speaks TLS only and asks for a password.
+    pub fn start_tls() -> Self {
+        Self::come_up(Some(Authority::new("IP:127.0.0.1")))
+    }
+
+    fn come_up(authority: Option<Authority>) -> Self {
         let mut r = Self {
             process: None,
             dir: tempfile::tempdir().expect("a temporary folder"),
             port: free_port(),
+            authority,
         };
         r.up();
         r
     }
 
+    /// Who signed its certificate, where it has one.
+    pub fn ca_file(&self) -> Option<PathBuf> {
+        self.authority.as_ref().map(Authority::ca_file)
+    }
+
     /// Starts the server (again), empty.
     pub fn up(&mut self) {
         let mut c = Command::new("redis-server");
+        let port = self.port.to_string();
         c.args(["--bind", "127.0.0.1", "--save", ""])
-            .args(["--port", &self.port.to_string()])
             .arg("--dir")
             .arg(self.dir.path());
+        if let Some(a) = &self.authority {
+            let [certificate, key] = a.server();
+            c.args([
+                "--port",
+                "0",
+                "--tls-port",
+                &port,
+                "--tls-auth-clients",
+                "no",
+            ])
+            .args(["--requirepass", REDIS_PASSWORD])
+            .arg("--tls-cert-file")
+            .arg(certificate)
+            .arg("--tls-key-file")
+            .arg(key)
+            .arg("--tls-ca-cert-file")
+            .arg(a.ca_file());
+        } else {
+            c.args(["--port", &port]);
+        }
         self.process = Some(Process::start(
             "redis-server",
             &mut c,
@@ -348,9 +387,17 @@ impl Redis {
         }
     }
 
+    /// Gives it a certificate of a new authority, for when it comes up again.
+    pub fn renew(&mut self) {
+        self.authority = Some(Authority::new("IP:127.0.0.1"));
+    }
+
     /// Where it is.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}/0", self.port)
+        match &self.authority {
+            Some(_) => format!("rediss://:{REDIS_PASSWORD}@127.0.0.1:{}/0", self.port),
+            None => format!("redis://127.0.0.1:{}/0", self.port),
+        }
     }
 
     /// Forgets everything.
@@ -439,7 +486,7 @@ impl S3 {
     /// How to reach it.
     pub fn config(&self) -> S3Config {
         S3Config {
-            endpoint: self.endpoint(),
+            endpoint: self.endpoint().into(),
             region: "us-east-1".into(),
             access_key: KEYS.0.into(),
             secret_key: KEYS.1.into(),

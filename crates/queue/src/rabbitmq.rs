@@ -26,6 +26,7 @@ use lapin::tcp::OwnedTLSConfig;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use lapin::{BasicProperties, Confirmation};
 use link::{Broker, Link};
+use ramsift_mask::MaskedUrl;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -43,7 +44,7 @@ const PUBLISH_TRIES: u32 = 4;
 pub struct RabbitConfig {
     /// `amqp://user:password@host:port/vhost`, or `amqps://`. A `heartbeat` of 10 s is added where
     /// there is none: without one, a broker that falls silent is never noticed.
-    pub url: String,
+    pub url: MaskedUrl,
     /// First part of the queues' names: `<prefix>.chunks`, ...
     pub prefix: String,
     /// Name of this connection in the broker's lists.
@@ -62,14 +63,8 @@ impl std::fmt::Debug for RabbitConfig {
 
 impl RabbitConfig {
     /// Where the broker is, without user and password.
-    fn place(&self) -> String {
-        let rest = self
-            .url
-            .split_once("://")
-            .map_or(self.url.as_str(), |(_, r)| r);
-        rest.rsplit_once('@')
-            .map_or(rest, |(_, host)| host)
-            .to_owned()
+    fn place(&self) -> &str {
+        self.url.place()
     }
 
     /// What connections over TLS trust.

@@ -3,13 +3,14 @@
 
 use crate::StoreError;
 use async_trait::async_trait;
+use ramsift_mask::MaskedUrl;
 use redis::AsyncCommands;
 use redis::aio::{ConnectionManager, ConnectionManagerConfig};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
-use tokio::sync::OnceCell;
+use std::time::{Duration, Instant};
 
 /// Whether a task is still wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,10 +126,22 @@ const KEEP: i64 = 7 * 24 * 3600;
 
 /// The ledger in Redis: per job a set of task names, how many there are, and a flag.
 pub struct RedisLedger {
-    url: String,
+    url: MaskedUrl,
     prefix: String,
-    connection: OnceCell<ConnectionManager>,
+    ca_file: Option<PathBuf>,
+    connection: tokio::sync::Mutex<Option<Open>>,
 }
+
+/// A connection, which comes back by itself, and what it trusts.
+struct Open {
+    manager: ConnectionManager,
+    authorities: Option<Vec<u8>>,
+    /// When the file with the authorities was looked at.
+    looked: Instant,
+}
+
+/// How often the file with the authorities is looked at.
+const LOOK: Duration = Duration::from_secs(5);
 
 impl fmt::Debug for RedisLedger {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -137,40 +150,92 @@ impl fmt::Debug for RedisLedger {
 }
 
 impl RedisLedger {
-    /// A ledger at `redis://[user:password@]host:port/db`. Connects when it is first used.
-    pub fn new(url: &str, prefix: &str) -> Self {
+    /// A ledger at `redis://[user:password@]host:port/db`, or `rediss://`. Connects when it is first used.
+    pub fn new(url: impl Into<MaskedUrl>, prefix: &str) -> Self {
         Self {
-            url: url.to_owned(),
+            url: url.into(),
             prefix: prefix.to_owned(),
-            connection: OnceCell::new(),
+            ca_file: None,
+            connection: tokio::sync::Mutex::default(),
         }
     }
 
+    /// Trusts the authorities in this PEM file in place of those of the system; for `rediss://` alone. A file that changes
+    /// is read again.
+    #[must_use]
+    pub fn trusting(mut self, ca_file: Option<PathBuf>) -> Self {
+        self.ca_file = ca_file;
+        self
+    }
+
     fn place(&self) -> &str {
-        self.url
-            .rsplit_once('@')
-            .map_or(self.url.as_str(), |(_, host)| host)
+        self.url.place()
     }
 
     fn error(&self, e: &dyn fmt::Display) -> StoreError {
         StoreError::Ledger {
             at: self.place().to_owned(),
-            detail: e.to_string(),
+            detail: self.url.scrub(&e.to_string()),
+        }
+    }
+
+    /// What the file with the authorities says.
+    fn authorities(&self) -> Result<Option<Vec<u8>>, StoreError> {
+        let Some(path) = &self.ca_file else {
+            return Ok(None);
+        };
+        match authorities(path) {
+            Ok(pem) => Ok(Some(pem)),
+            Err(why) => Err(self.error(&format!("ledger.ca_file {}: {why}", path.display()))),
         }
     }
 
     async fn connection(&self) -> Result<ConnectionManager, StoreError> {
-        let c = self.connection.get_or_try_init(|| async {
-            let client = redis::Client::open(self.url.as_str())?;
-            let config = ConnectionManagerConfig::new()
-                .set_connection_timeout(Some(Duration::from_secs(3)))
-                .set_response_timeout(Some(Duration::from_secs(3)))
-                .set_number_of_retries(2);
-            ConnectionManager::new_with_config(client, config).await
+        let mut open = self.connection.lock().await;
+        if let Some(o) = open.as_mut() {
+            if self.ca_file.is_none() || o.looked.elapsed() < LOOK {
+                return Ok(o.manager.clone());
+            }
+            o.looked = Instant::now();
+            match self.authorities() {
+                Ok(now) if now != o.authorities => {}
+                Ok(_) => return Ok(o.manager.clone()),
+                Err(e) => {
+                    tracing::warn!(error = %e, "going on with the authorities of before");
+                    return Ok(o.manager.clone());
+                }
+            }
+        }
+        let authorities = self.authorities()?;
+        let manager = self
+            .connect(authorities.clone())
+            .await
+            .map_err(|e| self.error(&untrusted(&e)))?;
+        *open = Some(Open {
+            manager: manager.clone(),
+            authorities,
+            looked: Instant::now(),
         });
-        c.await
-            .cloned()
-            .map_err(|e: redis::RedisError| self.error(&e))
+        Ok(manager)
+    }
+
+    async fn connect(&self, authorities: Option<Vec<u8>>) -> redis::RedisResult<ConnectionManager> {
+        let url = self.url.reveal();
+        let client = match authorities {
+            Some(pem) if url.starts_with("rediss:") => {
+                let trusted = redis::TlsCertificates {
+                    client_tls: None,
+                    root_cert: Some(pem),
+                };
+                redis::Client::build_with_tls(url, trusted)?
+            }
+            _ => redis::Client::open(url)?,
+        };
+        let config = ConnectionManagerConfig::new()
+            .set_connection_timeout(Some(Duration::from_secs(3)))
+            .set_response_timeout(Some(Duration::from_secs(3)))
+            .set_number_of_retries(2);
+        ConnectionManager::new_with_config(client, config).await
     }
 
     fn tasks_key(&self, job: &str) -> String {
@@ -184,6 +249,30 @@ impl RedisLedger {
     fn expected_key(&self, job: &str) -> String {
         format!("{}:expected:{job}", self.prefix)
     }
+}
+
+/// Reads a file of authorities.
+fn authorities(path: &Path) -> Result<Vec<u8>, String> {
+    let pem = std::fs::read(path).map_err(|e| e.to_string())?;
+    let text = String::from_utf8_lossy(&pem);
+    if text.contains("-----BEGIN CERTIFICATE-----") {
+        Ok(pem)
+    } else {
+        Err("no certificate in it; it must be a PEM file".into())
+    }
+}
+
+/// What a failed handshake means to who set Redis up.
+fn untrusted(e: &redis::RedisError) -> String {
+    let said = e.to_string();
+    let hint = if said.contains("UnknownIssuer") {
+        "; name the authority that signed its certificate in ledger.ca_file"
+    } else if said.contains("not valid for name") || said.contains("NotValidForName") {
+        "; the host in ledger.url must be a name in its certificate"
+    } else {
+        ""
+    };
+    format!("{said}{hint}")
 }
 
 #[async_trait]

@@ -3,15 +3,16 @@
 use crate::tables::{accepted, from_ipc, to_ipc};
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
+use ramsift_auth::{AuthChannel, ClientSecurity, SecurityError, describe, is_refusal};
+use ramsift_mask::MaskedUrl;
 use ramsift_proto::MAX_MESSAGE;
 use ramsift_proto::v1::aggregator_client::AggregatorClient;
 use ramsift_proto::v1::report_part::Part;
-use ramsift_proto::v1::{ReportPart, TableBatch, TaskReport};
+use ramsift_proto::v1::{CheckReporterRequest, ReportPart, TableBatch, TaskReport};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 use tonic::metadata::{MetadataKey, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
 
 /// What one attempt found.
 #[derive(Clone, Debug, Default)]
@@ -57,6 +58,9 @@ pub struct ReportError {
     pub at: String,
     /// What happened.
     pub detail: String,
+    /// The aggregator answers, and does not know who reports or does not let them. It is an outage that lasts until
+    /// somebody mends it.
+    pub refused: bool,
 }
 
 /// Takes reports.
@@ -65,7 +69,7 @@ pub trait Reporter: Send + Sync + fmt::Debug {
     /// Hands over a report; returns when it is durable.
     async fn report(&self, report: &Report) -> Result<Ack, ReportError>;
 
-    /// Whether the aggregator answers.
+    /// Whether the aggregator answers, and would take a report from here.
     async fn check(&self) -> Result<(), ReportError>;
 }
 
@@ -73,28 +77,24 @@ pub trait Reporter: Send + Sync + fmt::Debug {
 #[derive(Clone, Debug)]
 pub struct RemoteReporter {
     at: String,
-    channel: Channel,
+    channel: AuthChannel,
 }
 
 impl RemoteReporter {
-    /// Reports to `http://host:port`. Connects when it is first used, and again after a failure.
-    pub fn new(at: &str) -> Result<Self, ReportError> {
-        let endpoint = Endpoint::from_shared(at.to_owned()).map_err(|e| ReportError {
-            at: at.to_owned(),
-            detail: format!("not a valid address ({e}); use http://host:port"),
+    /// Reports to `https://host:port` or `http://host:port`, which the setting `aggregator.url` names. Connects when it is
+    /// first used, and again after a failure.
+    pub fn new(at: &MaskedUrl, security: &ClientSecurity) -> Result<Self, SecurityError> {
+        let channel = security.channel("aggregator.url", at, |e| {
+            e.connect_timeout(Duration::from_secs(5))
+                .http2_keep_alive_interval(Duration::from_secs(20))
         })?;
-        let channel = endpoint
-            .connect_timeout(Duration::from_secs(5))
-            .tcp_keepalive(Some(Duration::from_secs(30)))
-            .http2_keep_alive_interval(Duration::from_secs(20))
-            .connect_lazy();
         Ok(Self {
-            at: at.to_owned(),
+            at: at.to_string(),
             channel,
         })
     }
 
-    fn client(&self) -> AggregatorClient<Channel> {
+    fn client(&self) -> AggregatorClient<AuthChannel> {
         AggregatorClient::new(self.channel.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
@@ -104,6 +104,15 @@ impl RemoteReporter {
         ReportError {
             at: self.at.clone(),
             detail: detail.to_string(),
+            refused: false,
+        }
+    }
+
+    fn failed(&self, status: &tonic::Status) -> ReportError {
+        ReportError {
+            at: self.at.clone(),
+            detail: describe(status),
+            refused: is_refusal(status),
         }
     }
 }
@@ -198,7 +207,7 @@ impl Reporter for RemoteReporter {
             .client()
             .report(request)
             .await
-            .map_err(|e| self.error(e.message()))?;
+            .map_err(|e| self.failed(&e))?;
         let ack = ack.into_inner();
         Ok(if ack.accepted {
             Ack::Durable
@@ -208,12 +217,9 @@ impl Reporter for RemoteReporter {
     }
 
     async fn check(&self) -> Result<(), ReportError> {
-        let mut client = tonic_health::pb::health_client::HealthClient::new(self.channel.clone());
-        let request = tonic_health::pb::HealthCheckRequest::default();
-        client
-            .check(request)
-            .await
-            .map(|_| ())
-            .map_err(|e| self.error(e.message()))
+        let mut request = tonic::Request::new(CheckReporterRequest {});
+        request.set_timeout(Duration::from_secs(30));
+        let checked = self.client().check_reporter(request).await;
+        checked.map(|_| ()).map_err(|e| self.failed(&e))
     }
 }

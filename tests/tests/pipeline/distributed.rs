@@ -167,7 +167,7 @@ fn results_survive_killed_workers_aggregator_broker_and_ledger() {
 }
 
 /// Rows without times that rest on the file's or object's own time.
-fn without_inference(rows: Vec<String>) -> Vec<String> {
+pub(crate) fn without_inference(rows: Vec<String>) -> Vec<String> {
     let mut out: Vec<String> = rows
         .into_iter()
         .map(|r| {

@@ -2,9 +2,10 @@
 
 use crate::distributed::{manifest, submit, upload};
 use ramsift_queue::{Lane, Message, Queue, QueueError, RabbitConfig, RabbitQueue};
+use ramsift_store::{Ledger, RedisLedger};
 use ramsift_tests::fixtures::image;
 use ramsift_tests::program::{Cluster, run};
-use ramsift_tests::servers::Rabbit;
+use ramsift_tests::servers::{REDIS_PASSWORD, Rabbit, Redis};
 use ramsift_tests::{block_on, wait_for};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 /// A queue at `url` that trusts the system's authorities and those in `ca_file`.
 fn queue(url: String, ca_file: Option<PathBuf>) -> RabbitQueue {
     RabbitQueue::new(RabbitConfig {
-        url,
+        url: url.into(),
         prefix: "tests".into(),
         name: "tests".into(),
         ca_file,
@@ -65,7 +66,7 @@ fn a_broker_is_trusted_by_its_authority_and_by_its_name() {
 
 #[test]
 fn a_cluster_works_with_a_broker_that_speaks_tls_only() {
-    let c = Cluster::with(Rabbit::start_tls(), &[]);
+    let c = Cluster::with(Rabbit::start_tls(), Redis::start(), &[]);
     let dir = tempfile::tempdir().expect("tempdir");
     let path = dir.path().join("a.mem");
     let bytes = image(1 << 20, &[(0x2000, b"\0http://tls.example.org/\0")]);
@@ -90,4 +91,59 @@ fn a_cluster_works_with_a_broker_that_speaks_tls_only() {
     assert_eq!(manifest(&c, &job).verdict, "complete");
     let r = run(c.command().args(["results", &job, "--kind", "url"]));
     assert!(r.out.contains("tls.example.org"), "{}{}", r.out, r.err);
+}
+
+#[test]
+fn a_redis_over_tls_is_trusted_by_its_authority() {
+    let redis = Redis::start_tls();
+    let ledger = |ca: Option<PathBuf>| RedisLedger::new(&redis.url(), "tests").trusting(ca);
+    block_on(async {
+        let l = ledger(redis.ca_file());
+        l.check().await.expect("answers");
+        l.expect("job", 3).await.expect("noted");
+        l.settle("job", &["chunk-1".into()]).await.expect("noted");
+        assert_eq!(l.left("job").await.expect("told"), Some(2));
+    });
+    let refused = |ca: Option<PathBuf>| {
+        let said = block_on(ledger(ca).check())
+            .expect_err("refused")
+            .to_string();
+        assert!(!said.contains(REDIS_PASSWORD), "{said}");
+        said
+    };
+    let said = refused(None);
+    assert!(
+        said.contains("UnknownIssuer") && said.contains("ledger.ca_file"),
+        "{said}"
+    );
+    let dir = tempfile::tempdir().expect("tempdir");
+    let empty = dir.path().join("empty.pem");
+    std::fs::write(&empty, "no PEM\n").expect("write");
+    assert!(refused(Some(empty)).contains("no certificate in it"));
+    let missing = dir.path().join("no.pem");
+    assert!(refused(Some(missing.clone())).contains(&missing.display().to_string()));
+    // Not TLS at all.
+    let plain = redis.url().replace("rediss:", "redis:");
+    let said = block_on(RedisLedger::new(&plain, "tests").check()).expect_err("plain");
+    assert!(!said.to_string().contains(REDIS_PASSWORD), "{said}");
+}
+
+#[test]
+fn a_ledger_takes_a_new_authority_without_being_made_anew() {
+    // Two servers of two authorities, one after the other at the same place: as after a renewal.
+    let dir = tempfile::tempdir().expect("tempdir");
+    let ca = dir.path().join("ca.crt");
+    let mut redis = Redis::start_tls();
+    std::fs::copy(redis.ca_file().expect("TLS"), &ca).expect("copy");
+    let l = RedisLedger::new(&redis.url(), "tests").trusting(Some(ca.clone()));
+    // One runtime: the connection lives on it.
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    runtime.block_on(l.check()).expect("answers");
+    redis.down();
+    redis.renew();
+    redis.up();
+    std::fs::copy(redis.ca_file().expect("TLS"), &ca).expect("copy");
+    wait_for("the new authority", Duration::from_secs(60), || {
+        runtime.block_on(l.check()).ok()
+    });
 }

@@ -47,8 +47,6 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
         "a big-endian LiME capture",
         "take it on a little-endian machine or convert it to raw",
     ),
-    (0, b"PAGEDU64", "a Windows crash dump", RAW),
-    (0, b"PAGEDUMP", "a Windows crash dump", RAW),
     (
         0,
         b"MDMP\x93\xa7",

@@ -6,6 +6,7 @@
 mod ahead;
 mod avml;
 mod content;
+mod crash_dump;
 mod elf_core;
 mod flat;
 mod kdump;
@@ -24,6 +25,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 pub use avml::Avml;
+pub use crash_dump::CrashDump;
 pub use elf_core::ElfCore;
 pub use kdump::Kdump;
 pub use lime::Lime;
@@ -51,7 +53,7 @@ fn note(notes: &mut Vec<String>, say: impl FnOnce() -> String) {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
-    /// Name of the format: `raw`, `lime`, `elf_core`, `avml`, `kdump`.
+    /// Name of the format: `raw`, `lime`, `elf_core`, `avml`, `kdump`, `crash_dump`.
     pub format: String,
     /// Physical memory and where it lies: in the file, or, where there are `extents`, in the image that these stand for.
     pub runs: RunMap,
@@ -191,7 +193,7 @@ pub trait ImageFormat: Send + Sync {
 }
 
 /// All formats in the order in which they are tried; raw takes what nothing else wants.
-pub const FORMATS: &[&dyn ImageFormat] = &[&Lime, &Avml, &ElfCore, &Kdump, &Raw];
+pub const FORMATS: &[&dyn ImageFormat] = &[&Lime, &Avml, &ElfCore, &Kdump, &CrashDump, &Raw];
 
 /// Finds the format of a source and reads its headers.
 pub async fn open(source: &dyn ByteSource) -> Result<Opened, FormatError> {

@@ -20,6 +20,7 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::operation::get_object::GetObjectError;
 use aws_smithy_http_client::{Builder as HttpBuilder, tls};
 use futures::{FutureExt, StreamExt, TryStreamExt};
+use ramsift_mask::MaskedUrl;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use std::time::Duration;
 #[serde(default, deny_unknown_fields)]
 pub struct S3Config {
     /// URL of the service; empty: Amazon's.
-    pub endpoint: String,
+    pub endpoint: MaskedUrl,
     /// Region; empty: from the environment or profile, else `us-east-1`.
     pub region: String,
     /// Access key; empty: the standard chain (environment, profile, web identity, instance).
@@ -114,7 +115,7 @@ impl S3Client {
         };
         loader = loader.region(Region::new(region));
         if !config.endpoint.is_empty() {
-            loader = loader.endpoint_url(&config.endpoint);
+            loader = loader.endpoint_url(config.endpoint.reveal());
         }
         let shared = loader.load().await;
         // Checksums on ranged reads can't be validated against the full object's, and BLAKE3 over
@@ -127,7 +128,7 @@ impl S3Client {
         let endpoint = if config.endpoint.is_empty() {
             "Amazon S3".into()
         } else {
-            config.endpoint.clone()
+            config.endpoint.to_string()
         };
         let signs_payloads = match config.sign_payloads {
             SignPayloads::Auto => endpoint.starts_with("http:"),

@@ -31,8 +31,8 @@ pub(super) struct Broker {
 impl Broker {
     pub(super) fn unavailable(&self, detail: String) -> QueueError {
         QueueError::Unavailable {
-            at: self.config.place(),
-            detail,
+            at: self.config.place().to_owned(),
+            detail: self.config.url.scrub(&detail),
         }
     }
 
@@ -117,7 +117,7 @@ impl Drop for Link {
 }
 
 async fn connect(config: &RabbitConfig) -> lapin::Result<(Connection, Wire)> {
-    let mut uri: AMQPUri = config.url.parse().map_err(std::io::Error::other)?;
+    let mut uri: AMQPUri = config.url.reveal().parse().map_err(std::io::Error::other)?;
     if uri.query.heartbeat.is_none_or(|h| h == 0) {
         uri.query.heartbeat = Some(HEARTBEAT);
     }

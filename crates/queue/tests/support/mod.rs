@@ -208,7 +208,7 @@ impl Broker {
 /// A queue at what listens on this port.
 pub(crate) fn queue_at(port: u16) -> RabbitQueue {
     RabbitQueue::new(RabbitConfig {
-        url: format!("amqp://guest:guest@127.0.0.1:{port}/%2f?heartbeat=1"),
+        url: format!("amqp://guest:guest@127.0.0.1:{port}/%2f?heartbeat=1").into(),
         prefix: "tests".to_owned(),
         name: "tests".to_owned(),
         ca_file: None,
