@@ -6,7 +6,7 @@ use crate::glue::{self, Specs, YaraVerdicts, finalise_info};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use ramsift_aggregator::{Aggregator, CommitLimits};
-use ramsift_auth::{AuthChannel, ClientSecurity, ServerSecurity, describe};
+use ramsift_auth::{AuthChannel, ClientSecurity, ServerSecurity, describe, is_refusal};
 use ramsift_coordinator::{Coordinator, Finaliser};
 use ramsift_layers::source::Sources;
 use ramsift_mask::MaskedUrl;
@@ -17,7 +17,7 @@ use ramsift_queue::{Queue, RabbitConfig, RabbitQueue};
 use ramsift_store::{Ledger, Objects, RedisLedger, RemoteReporter, Reporter};
 use ramsift_telemetry::Readiness;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -184,17 +184,23 @@ fn watch_parts(s: &Shared, reporter: Option<Arc<dyn Reporter>>) {
     });
 }
 
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Seals jobs through the aggregator.
 #[derive(Debug)]
 struct RemoteFinaliser {
-    channel: AuthChannel,
+    config: Config,
+    /// Replaced when the aggregator refuses who it is with: a new connection shows new certificates.
+    channel: Mutex<AuthChannel>,
 }
 
 #[async_trait]
 impl Finaliser for RemoteFinaliser {
     async fn finalise(&self, job: &str) -> Result<bool, (String, bool)> {
-        let mut client =
-            AggregatorClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let over = lock(&self.channel).clone();
+        let mut client = AggregatorClient::new(over).max_decoding_message_size(MAX_MESSAGE);
         match client
             .finalise(FinaliseRequest {
                 job: job.to_owned(),
@@ -204,6 +210,16 @@ impl Finaliser for RemoteFinaliser {
             Ok(r) => Ok(r.into_inner().gaps),
             Err(e) => {
                 let fatal = e.code() == tonic::Code::FailedPrecondition;
+                if is_refusal(&e) {
+                    tracing::error!(
+                        reason = describe(&e),
+                        "this coordinator may not have jobs sealed"
+                    );
+                    let url = &self.config.aggregator.url;
+                    if let Ok(new) = channel(&self.config, "aggregator.url", url) {
+                        *lock(&self.channel) = new;
+                    }
+                }
                 Err((describe(&e), fatal))
             }
         }
@@ -258,7 +274,8 @@ pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
             verdicts: Arc::new(YaraVerdicts),
             specs: Arc::new(Specs),
             finaliser: Arc::new(RemoteFinaliser {
-                channel: aggregator,
+                config: config.clone(),
+                channel: Mutex::new(aggregator),
             }),
             readiness: s.readiness.clone(),
         },

@@ -83,15 +83,12 @@ async fn answers(
         reason: String::new(),
     };
     let parts = tokio_stream::iter(Vec::new());
-    let none = |r: Result<(), Status>| r;
     vec![
         (
             "Submit",
-            none(
-                c.submit(with(SubmitRequest { spec: None }, token))
-                    .await
-                    .map(|_| ()),
-            ),
+            c.submit(with(SubmitRequest { spec: None }, token))
+                .await
+                .map(|_| ()),
         ),
         (
             "ListJobs",
