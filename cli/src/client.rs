@@ -20,7 +20,7 @@ use ramsift_store::job::read_opt;
 use ramsift_store::{Keys, Manifest};
 
 fn client(config: &Config) -> Result<CoordinatorClient<AuthChannel>> {
-    let channel = channel(config, "coordinator.url", &config.coordinator.url)?;
+    let channel = channel(&config.client, "coordinator.url", &config.coordinator.url)?;
     Ok(CoordinatorClient::new(channel))
 }
 

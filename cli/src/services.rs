@@ -1,6 +1,6 @@
 //! The four services, each until it is told to stop.
 
-use crate::config::Config;
+use crate::config::{Client, Config};
 use crate::embedded::worker_config;
 use crate::glue::{self, Specs, YaraVerdicts, finalise_info};
 use anyhow::{Context, Result};
@@ -191,7 +191,8 @@ fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Seals jobs through the aggregator.
 #[derive(Debug)]
 struct RemoteFinaliser {
-    config: Config,
+    client: Client,
+    url: MaskedUrl,
     /// Replaced when the aggregator refuses who it is with: a new connection shows new certificates.
     channel: Mutex<AuthChannel>,
 }
@@ -215,8 +216,7 @@ impl Finaliser for RemoteFinaliser {
                         reason = describe(&e),
                         "this coordinator may not have jobs sealed"
                     );
-                    let url = &self.config.aggregator.url;
-                    if let Ok(new) = channel(&self.config, "aggregator.url", url) {
+                    if let Ok(new) = channel(&self.client, "aggregator.url", &self.url) {
                         *lock(&self.channel) = new;
                     }
                 }
@@ -227,8 +227,8 @@ impl Finaliser for RemoteFinaliser {
 }
 
 /// A channel to the service that a setting names, which connects when it is first used.
-pub(crate) fn channel(config: &Config, setting: &str, url: &MaskedUrl) -> Result<AuthChannel> {
-    let security = ClientSecurity::new(&config.client.settings())?;
+pub(crate) fn channel(client: &Client, setting: &str, url: &MaskedUrl) -> Result<AuthChannel> {
+    let security = ClientSecurity::new(&client.settings())?;
     let patience = Duration::from_secs(5);
     Ok(security.channel(setting, url, |e| e.connect_timeout(patience))?)
 }
@@ -254,7 +254,7 @@ pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
     let c = &config.coordinator;
     // What is wrong with settings is told before anything is waited for.
     let (listen, security) = listener(config, "coordinator.listen", &c.listen)?;
-    let aggregator = channel(config, "aggregator.url", &config.aggregator.url)?;
+    let aggregator = channel(&config.client, "aggregator.url", &config.aggregator.url)?;
     let s = shared(config, "coordinator").await?;
     let coordinator = Coordinator::new(
         ramsift_coordinator::Config {
@@ -274,7 +274,8 @@ pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
             verdicts: Arc::new(YaraVerdicts),
             specs: Arc::new(Specs),
             finaliser: Arc::new(RemoteFinaliser {
-                config: config.clone(),
+                client: config.client.clone(),
+                url: config.aggregator.url.clone(),
                 channel: Mutex::new(aggregator),
             }),
             readiness: s.readiness.clone(),

@@ -385,21 +385,23 @@ const ALERT: &str = "received fatal alert";
 /// What a failed handshake means to who set the services up.
 fn hint(said: &str) -> Option<&'static str> {
     let has = |what: &str| said.contains(what);
-    Some(if has("UnknownIssuer") {
-        "; name the authority that signed the service's certificate in client.ca_file"
-    } else if has("not valid for name") || has("NotValidForName") {
-        "; the host in the URL must be a name in the service's certificate"
-    } else if has("InvalidContentType") {
-        "; the service does not speak TLS: give it server.cert_file and server.key_file, or write http://"
-    } else if has(ALERT) && (has("UnknownCA") || has("BadCertificate") || has("DecryptError")) {
-        "; the service does not trust the authority that signed client.cert_file (its server.client_ca_file)"
-    } else if has(ALERT) && has("CertificateExpired") {
-        "; the certificate in client.cert_file has expired"
-    } else if has(ALERT) {
-        "; the service refuses the certificate in client.cert_file"
-    } else {
-        return None;
-    })
+    Some(
+        if has("UnknownIssuer") || has("peer certificate: BadSignature") {
+            "; name the authority that signed the service's certificate in client.ca_file"
+        } else if has("not valid for name") || has("NotValidForName") {
+            "; the host in the URL must be a name in the service's certificate"
+        } else if has("InvalidContentType") {
+            "; the service does not speak TLS: give it server.cert_file and server.key_file, or write http://"
+        } else if has(ALERT) && (has("UnknownCA") || has("BadCertificate") || has("DecryptError")) {
+            "; the service does not trust the authority that signed client.cert_file (its server.client_ca_file)"
+        } else if has(ALERT) && has("CertificateExpired") {
+            "; the certificate in client.cert_file has expired"
+        } else if has(ALERT) {
+            "; the service refuses the certificate in client.cert_file"
+        } else {
+            return None;
+        },
+    )
 }
 
 /// The innermost reason of a failed call, where it says more than its message.
