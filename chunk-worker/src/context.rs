@@ -3,8 +3,9 @@
 use crate::{Config, Deps};
 use ramsift_carvers::{CarverOptions, CarverSet};
 use ramsift_engines::yara::RuleSet;
-use ramsift_layers::ByteSource;
 use ramsift_layers::source::{SourceError, Sources};
+use ramsift_layers::{ByteSource, ImageReader};
+use ramsift_store::image;
 use ramsift_store::job::{self, rules_key};
 use ramsift_store::{Keys, Objects, Plan, StoreError};
 use std::collections::BTreeMap;
@@ -54,8 +55,10 @@ pub struct JobContext {
     pub plan: Plan,
     /// Names of its objects.
     pub keys: Keys,
-    /// The evidence, pinned.
+    /// The evidence, pinned, as it is stored.
     pub source: Arc<dyn ByteSource>,
+    /// The image that it stands for.
+    pub image: ImageReader,
     /// The carvers that the plan asks for.
     pub carvers: CarverSet,
     /// Those of them that look for lines, names and addresses; they run over pages in their order, too.
@@ -113,6 +116,7 @@ impl JobCache {
             return Err(ContextError::NoPlan(format!("{at} does not exist")));
         };
         let source = self.sources.open_pinned(&plan.pin).await?;
+        let image = image::reader(&self.objects, &keys, &plan, source.clone()).await?;
         let options = carver_options(&plan, self.max_artifact)?;
         let unusable = |e: ramsift_carvers::CarverError| ContextError::Unusable(e.to_string());
         let carvers = CarverSet::new(options.clone()).map_err(unusable)?;
@@ -138,6 +142,7 @@ impl JobCache {
             plan,
             keys,
             source,
+            image,
             carvers,
             line_carvers,
             rules,

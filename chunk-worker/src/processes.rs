@@ -233,7 +233,7 @@ fn report(
     });
     let named = processes.iter().take(NAMED).map(|p| {
         serde_json::json!({
-            "pid": p.pid, "comm": p.comm, "task": format!("{:#x}", p.task), "process_key": p.key(),
+            "pid": p.pid, "comm": p.comm, "object": format!("{:#x}", p.object), "process_key": p.key(),
         })
     });
     let fields = serde_json::json!({

@@ -4,8 +4,9 @@
 //! pages are lost: they read as zeros and are reported as failed.
 
 use ramsift_layers::chunk::ChunkWindow;
+use ramsift_layers::extent::{DecodedNear, Near};
 use ramsift_layers::source::Mapping;
-use ramsift_layers::{ByteSource, FileOffset, SourceError};
+use ramsift_layers::{ByteSource, FileOffset, ImageReader, SourceError};
 use std::borrow::Cow;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -183,6 +184,29 @@ impl Slab {
             }
         }
         Ok(Cow::Owned(out))
+    }
+}
+
+impl Slab {
+    /// Unpacks a window into `out`, from the slab where it holds what is needed. Bad places become zeros; those of the core
+    /// are returned, by image offset.
+    pub(crate) async fn unpack(
+        &self,
+        image: &ImageReader,
+        w: &ChunkWindow,
+        out: &mut Vec<u8>,
+    ) -> Result<Vec<(Range<u64>, String)>, SourceError> {
+        let near = Near {
+            start: self.file.start,
+            bytes: self.all(),
+            bad: &self.bad,
+        };
+        let mut bad = read_range(&DecodedNear { image, near }, w.span.clone(), out).await?;
+        bad.retain_mut(|(r, _)| {
+            *r = r.start.max(w.core.start)..r.end.min(w.core.end);
+            r.start < r.end
+        });
+        Ok(bad)
     }
 }
 

@@ -10,11 +10,13 @@ use ramsift_carvers::api::{MoreError, ReadMore, Window};
 use ramsift_engines::yara::{ChunkMatches, ChunkScanner, ScanLimits, Unfinished, UnfinishedReason};
 use ramsift_layers::chunk::ChunkWindow;
 use ramsift_layers::hash::PieceHasher;
-use ramsift_layers::{FileOffset, ImageOffset, SourceError};
+use ramsift_layers::{ByteSource, FileOffset, ImageOffset, SourceError};
 use ramsift_proto::v1::{RuleCount, RuleGap};
 use ramsift_store::tables::MatchRow;
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
@@ -75,6 +77,8 @@ pub(crate) fn thread_cpu() -> Duration {
 /// Reads past a window for the carvers, within the chunk's budget.
 struct Follow<'a> {
     ctx: &'a JobContext,
+    /// What the runs count in.
+    bytes: Arc<dyn ByteSource>,
     runtime: Handle,
     end: u64,
     budget: &'a mut u64,
@@ -99,10 +103,7 @@ impl ReadMore for Follow<'_> {
         for p in self.ctx.plan.layout.runs.pieces(at.0..end) {
             let from = buf.len();
             buf.resize(from + usize::try_from(p.len).unwrap_or(0), 0);
-            let read = self
-                .ctx
-                .source
-                .read_at(FileOffset(p.file), &mut buf[from..]);
+            let read = self.bytes.read_at(FileOffset(p.file), &mut buf[from..]);
             if let Err(e) = self.runtime.block_on(read) {
                 buf.truncate(from);
                 let message = e.to_string();
@@ -141,11 +142,22 @@ pub(crate) fn scan(
     let mut rows = rows(worker, ctx, attempt);
     let mut yara = YaraPass::new(worker, ctx);
     let mut budget = worker.config.follow_budget;
+    let mut unpacked = Vec::new();
     for w in windows {
-        let data = Handle::current()
-            .block_on(slab.window(ctx.source.as_ref(), w))
-            .map_err(ScanError::Source)?;
-        let bad = bad_in(ctx, slab, &w.core);
+        if w.zero {
+            all_zero(worker, w, yara.is_some(), &mut rows);
+            continue;
+        }
+        let (data, bad) = if ctx.image.extents().is_some() {
+            let bad = slab.unpack(&ctx.image, w, &mut unpacked);
+            let bad = Handle::current().block_on(bad).map_err(ScanError::Source)?;
+            (Cow::Borrowed(unpacked.as_slice()), bad)
+        } else {
+            let data = Handle::current()
+                .block_on(slab.window(ctx.source.as_ref(), w))
+                .map_err(ScanError::Source)?;
+            (data, bad_in(ctx, slab, &w.core))
+        };
         let sparse = carve(worker, ctx, w, &data, &bad, &mut budget, &mut rows)?;
         if let Some(y) = &mut yara {
             y.window(worker, w, &data, &bad, &sparse, &mut rows);
@@ -165,6 +177,20 @@ pub(crate) fn scan(
         rule_gaps,
         cpu,
     })
+}
+
+/// A window whose core is zeros that the container holds no bytes of: there is nothing to look at.
+fn all_zero(worker: &Worker, w: &ChunkWindow, yara: bool, rows: &mut Rows<'_>) {
+    let mut coverage = CoreCoverage::new(w.core.clone());
+    coverage.sparse(std::slice::from_ref(&w.core));
+    coverage.write("carvers", &mut rows.coverage);
+    if yara {
+        coverage.write("yara", &mut rows.coverage);
+    }
+    if rows.memory_av().is_some() {
+        coverage.write(CLAMAV_MEMORY, &mut rows.coverage);
+    }
+    worker.metrics.bytes("sparse", w.core.end - w.core.start);
 }
 
 /// What a part of the file adds to the hash of the whole; empty when some of it could not be read.
@@ -219,6 +245,7 @@ fn carve(
     };
     let mut follow = Follow {
         ctx,
+        bytes: ctx.image.bytes(),
         runtime: Handle::current(),
         end: w.stretch_end,
         budget,

@@ -397,6 +397,7 @@ async fn memory(
     };
     let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
     let near = worker.config.disk.source(&task.job, &ctx.source);
+    let near = ctx.image.over(near).bytes();
     let done = in_slot(worker, task, move || {
         memory::search(&w, &c, near.as_ref(), &list, &mut buffer.bytes, &a)
     })
@@ -427,7 +428,8 @@ async fn chunk(
         fatal: false,
     })?;
     needs_clamd(worker, ctx)?;
-    let windows = ctx.plan.chunks.windows(&ctx.plan.layout.runs, file.clone());
+    let (chunks, runs) = (&ctx.plan.chunks, &ctx.plan.layout.runs);
+    let windows = ctx.image.windows(chunks, runs, file.clone()).await?;
     let Some(buffer) = worker.buffers.take().await else {
         return Ok(Err(End::HandBack("stopping".into())));
     };
@@ -492,7 +494,13 @@ async fn read(
 ) -> Result<Slab, Trouble> {
     let started = Instant::now();
     let around = ctx.plan.chunks.overlap + ctx.plan.chunks.behind;
-    let span = read::span(file, windows, around);
+    // Windows of a container that packs its memory name no places of the file.
+    let named = if ctx.image.extents().is_some() {
+        &[]
+    } else {
+        windows
+    };
+    let span = read::span(file, named, around);
     let (c, range) = (ctx.clone(), span.clone());
     // A file source blocks, so the read has a thread of its own; an object's reads run elsewhere.
     let here = tracing::info_span!("s3.read", bytes = span.end - span.start);

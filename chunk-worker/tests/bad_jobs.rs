@@ -191,7 +191,7 @@ impl World {
                 ..JobSpec::default()
             },
             pin: source.pin().clone(),
-            layout: format::open(source.as_ref()).await.expect("raw"),
+            layout: format::open(source.as_ref()).await.expect("raw").layout,
             chunks,
             chunk_count: 1,
             views: Vec::new(),

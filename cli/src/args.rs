@@ -490,9 +490,10 @@ pub(crate) struct RecoverArgs {
     pub(crate) target: String,
     /// The folder.
     pub(crate) dir: PathBuf,
-    /// What to recover: a view that gives content, as linux/procdump or linux/module_extract do.
-    #[arg(long, value_name = "VIEW", default_value = "linux/pagecache_files")]
-    pub(crate) view: String,
+    /// What to recover: a view that gives content, as procdump or module_extract do; without it the files that are in
+    /// memory.
+    #[arg(long, value_name = "VIEW")]
+    pub(crate) view: Option<String>,
     /// Only of these processes, for views of processes.
     #[arg(long, value_delimiter = ',', value_name = "PID,…")]
     pub(crate) pid: Vec<u32>,
@@ -731,6 +732,21 @@ pub(crate) enum SymbolsCommand {
         /// Write it here instead.
         #[arg(long)]
         out: Option<PathBuf>,
+    },
+    /// Make a table of layouts of Windows kernels, as the program carries one, from ISF files or files of facts.
+    #[command(
+        after_help = "Examples:\n  ramsift symbols pack windows/*.json.xz --out windows-x64.json.xz\n  ramsift symbols pack facts.json.xz --about \"symbol files of 2026\" --out windows-x64.json.xz"
+    )]
+    Pack {
+        /// The files.
+        #[arg(required = true)]
+        files: Vec<PathBuf>,
+        /// The table to write.
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+        /// Where the facts come from; kept in the table.
+        #[arg(long, default_value = "")]
+        about: String,
     },
 }
 

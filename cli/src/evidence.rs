@@ -8,8 +8,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use indicatif::HumanBytes;
 use ramsift_coordinator::plan;
 use ramsift_layers::source::{Sources, path_of};
-use ramsift_layers::{ByteSource, FileOffset};
+use ramsift_layers::{ByteSource, FileOffset, ImageReader};
 use ramsift_proto::v1::JobSpec;
+use ramsift_store::image;
 use ramsift_store::job::{read_opt, to_json};
 use ramsift_store::kernel::{KernelRecord, record_name};
 use ramsift_store::{Keys, LocalObjects, Manifest, Objects, Plan};
@@ -18,7 +19,7 @@ use std::sync::Arc;
 
 /// A capture, opened.
 pub(crate) struct Evidence {
-    pub(crate) source: Arc<dyn ByteSource>,
+    pub(crate) image: ImageReader,
     pub(crate) plan: Plan,
     /// The store and the job, where the user named a job.
     pub(crate) job: Option<(Arc<dyn Objects>, String)>,
@@ -80,10 +81,10 @@ async fn of_path(config: &Config, name: &str) -> Result<Evidence> {
         overlap: config.scan.overlap,
         ..JobSpec::default()
     };
-    let (plan, source) = plan(&sources, spec).await?;
+    let planned = plan(&sources, spec).await?;
     Ok(Evidence {
-        source,
-        plan,
+        image: planned.reader().await?,
+        plan: planned.plan,
         job: None,
     })
 }
@@ -120,8 +121,10 @@ impl NamedJob {
                 source
             }
         };
+        let keys = Keys::new(job);
+        let image = image::reader(&self.objects, &keys, &self.plan, source).await?;
         Ok(Evidence {
-            source,
+            image,
             plan: self.plan,
             job: Some((self.objects, self.job)),
         })

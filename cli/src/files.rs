@@ -9,13 +9,13 @@ use crate::terminal::{self, Shown, say, tell};
 use crate::view::DOUBTFUL;
 use anyhow::{Context, Result, anyhow, bail};
 use ramsift_layers::run::RunMap;
-use ramsift_os::linux::{
-    FileTree, Inode, InodePages, Inodes, Kernel, LinuxView, Object, Recovered, VIEWS, by_name,
-};
-use ramsift_os::table::Value;
+use ramsift_os::Machine;
+use ramsift_os::content::Recovered;
+use ramsift_os::files::{Files, FilesError, Metadata, Viewer};
+use ramsift_os::view::{Purpose, View, views};
 use ramsift_store::query::{QueryLimits, Tables};
 use ramsift_store::{Keys, Objects};
-use ramsift_structured_worker::{table_name, with_kernel};
+use ramsift_structured_worker::{table_name, with_machine};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
 use std::fs::{self, File};
@@ -34,31 +34,31 @@ fn split(target: &str) -> (&str, &str) {
     }
 }
 
-/// Asks the kernel of the capture in `target` something about a path.
+/// Asks the machine of the capture in `target` something about a path.
 async fn ask<T: Send + 'static>(
     config: &Config,
     target: &str,
     place: &EvidenceArgs,
-    question: impl FnOnce(&Kernel<'_>, &str) -> Result<T> + Send + 'static,
+    question: impl FnOnce(&dyn Machine, &str) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let (image, path) = split(target);
     let e = evidence::open(config, image, place.evidence.as_deref()).await?;
-    of_kernel(config, e, path, question).await
+    of_machine(config, e, path, question).await
 }
 
-/// Asks the kernel of an opened capture something about a path.
-async fn of_kernel<T: Send + 'static>(
+/// Asks the machine of an opened capture something about a path.
+async fn of_machine<T: Send + 'static>(
     config: &Config,
     e: Evidence,
     path: &str,
-    question: impl FnOnce(&Kernel<'_>, &str) -> Result<T> + Send + 'static,
+    question: impl FnOnce(&dyn Machine, &str) -> Result<T> + Send + 'static,
 ) -> Result<T> {
     let path = path.to_owned();
     let record = e.record(config).await;
     // An answer may be that something isn't there, which is no fault of the kernel's.
-    let question = move |kernel: &Kernel<'_>, _: &RunMap| Ok(question(kernel, &path));
+    let question = move |machine: &dyn Machine, _: &RunMap| Ok(question(machine, &path));
     let means = symbols::means(config).await?;
-    let got = with_kernel(e.source.clone(), &e.plan, record.as_ref(), means, question).await?;
+    let got = with_machine(&e.image, &e.plan, record.as_ref(), means, question).await?;
     e.keep(config, got.found.as_ref()).await;
     got.answer
 }
@@ -89,29 +89,29 @@ fn mode(m: u64) -> String {
     out
 }
 
-fn line(inodes: &Inodes<'_>, inode: u64, name: &str) -> String {
-    let Some(i) = (inode != 0).then(|| inodes.read(inode).ok()).flatten() else {
+fn line(found: Option<&Metadata>, name: &str) -> String {
+    let Some(m) = found else {
         return format!("?????????? {:>42}  {}\n", "", Shown(name));
     };
-    let time = jiff::Timestamp::from_microsecond(i.modified).map_or_else(
+    let time = jiff::Timestamp::from_microsecond(m.modified).map_or_else(
         |_| "-".to_owned(),
         |t| t.strftime("%Y-%m-%d %H:%M:%SZ").to_string(),
     );
-    let cached = match i.pages_needed() {
+    let cached = match m.pages_needed {
         0 => "-".to_owned(),
-        n => format!("{}%", i.pages.min(n) * 100 / n),
+        n => format!("{}%", m.pages.min(n) * 100 / n),
     };
-    let cached = if i.is_regular() { cached.as_str() } else { "-" };
+    let cached = if m.is_regular() { cached.as_str() } else { "-" };
     let mut out = format!(
         "{} {:>5} {:>5} {:>12} {cached:>5} {time}  {}",
-        mode(i.mode),
-        i.uid,
-        i.gid,
-        i.size,
+        mode(m.mode),
+        m.uid,
+        m.gid,
+        m.size,
         Shown(name)
     );
-    if let Some(target) = inodes.target(&i) {
-        let _ = write!(out, " -> {}", Shown(&target));
+    if let Some(target) = &m.target {
+        let _ = write!(out, " -> {}", Shown(target));
     }
     out.push('\n');
     out
@@ -136,34 +136,32 @@ pub(crate) async fn ls(config: &Config, args: LsArgs) -> Result<u8> {
         }
     };
     let (recursive, whom) = (args.recursive, args.as_whom);
-    let (out, doubts) = of_kernel(config, e, path, move |kernel, path| {
-        let tree = whose(kernel, &whom)?;
-        let inodes = Inodes::new(kernel)?;
-        let start = tree.find(path).ok_or_else(|| nowhere(kernel, path))?;
+    let (out, doubts) = of_machine(config, e, path, move |machine, path| {
+        let files = seen_by(machine, &whom)?;
+        let start = files.find(path).ok_or_else(|| nowhere(machine, path))?;
         let mut out = String::new();
         let mut todo = vec![start];
         while let Some(at) = todo.pop() {
-            let mut all: Vec<_> = tree.children(at).collect();
-            all.sort_by(|a, b| a.1.name.cmp(&b.1.name));
+            let below = files.children(at).into_iter();
+            let mut all: Vec<_> = below.map(|id| (id, files.name(id))).collect();
+            all.sort_by(|a, b| a.1.0.cmp(&b.1.0));
             if all.is_empty() && at == start {
-                let n = tree
-                    .node(at)
-                    .map_or((0, ""), |n| (n.inode, n.name.as_str()));
-                out.push_str(&line(&inodes, n.0, n.1));
+                out.push_str(&line(files.metadata(at).as_ref(), &files.name(at).0));
             }
             if recursive && !all.is_empty() {
-                let _ = writeln!(out, "{}:", Shown(tree.path(at)));
+                let _ = writeln!(out, "{}:", Shown(files.path(at)));
             }
-            for (_, n) in &all {
-                let mark = if n.deleted { " (deleted)" } else { "" };
-                out.push_str(&line(&inodes, n.inode, &format!("{}{mark}", n.name)));
+            for (id, (name, deleted)) in &all {
+                let mark = if *deleted { " (deleted)" } else { "" };
+                let found = files.metadata(*id);
+                out.push_str(&line(found.as_ref(), &format!("{name}{mark}")));
             }
             if recursive {
                 let below = all.iter().rev().map(|(id, _)| *id);
-                todo.extend(below.filter(|id| tree.children(*id).next().is_some()));
+                todo.extend(below.filter(|id| !files.children(*id).is_empty()));
             }
         }
-        Ok((out, tree.doubts))
+        Ok((out, files.doubts().to_vec()))
     })
     .await?;
     terminal::out(&out);
@@ -178,7 +176,8 @@ async fn sealed_ls(
     recursive: bool,
     why: &anyhow::Error,
 ) -> Result<u8> {
-    let key = Keys::new(job).table(&table_name("linux/pagecache_files"));
+    let view = crate::view::view_for(Purpose::CachedFiles)?;
+    let key = Keys::new(job).table(&table_name(view.name));
     if objects.head(&key).await.is_err() {
         bail!("{why:#}; and job {job} has no table of cached files");
     }
@@ -219,103 +218,32 @@ async fn sealed_ls(
     Ok(0)
 }
 
-/// The process whose view of the files is asked for, and the tree that it sees.
-fn whose(kernel: &Kernel<'_>, whom: &AsArgs) -> Result<FileTree> {
-    let mut doubts = Vec::new();
-    let tasks = kernel.processes(&mut doubts)?;
-    let found = if let Some(pid) = whom.pid {
-        let task = tasks
-            .iter()
-            .find(|t| t.int("tgid").is_ok_and(|p| p == i64::from(pid)));
-        Some(task.ok_or_else(|| {
-            anyhow!("there is no process {pid} in the list; see ramsift view pslist")
-        })?)
-    } else if let Some(ns) = whom.namespace {
-        let task = tasks
-            .iter()
-            .find(|t| mount_namespace(t).is_ok_and(|n| n == Some(ns)));
-        Some(task.ok_or_else(|| {
-            anyhow!("no process is in mount namespace {ns}; see ramsift view namespaces")
-        })?)
-    } else if let Some(name) = &whom.container {
-        let pid = container(kernel, name)?;
-        tasks.iter().find(|t| t.int("tgid").is_ok_and(|p| p == pid))
-    } else {
-        None
+/// The files that whom the arguments name sees.
+fn seen_by<'m>(machine: &'m dyn Machine, whom: &AsArgs) -> Result<Box<dyn Files + 'm>> {
+    let viewer = match (whom.pid, whom.namespace, &whom.container) {
+        (Some(pid), ..) => Viewer::Process(pid),
+        (_, Some(ns), _) => Viewer::Namespace(ns),
+        (.., Some(name)) => Viewer::Container(name.clone()),
+        _ => Viewer::Machine,
     };
-    let mut tree = match found {
-        Some(task) => FileTree::of(kernel, task)?,
-        None => FileTree::new(kernel)?,
-    };
-    tree.doubts.splice(0..0, doubts);
-    Ok(tree)
+    machine.files(&viewer).map_err(|e| match e {
+        FilesError::NoContainer { wanted, there } => {
+            let there: Vec<&str> = there.iter().map(String::as_str).collect();
+            crate::suggest::unknown("container", &wanted, &there)
+        }
+        e => e.into(),
+    })
 }
 
-/// The inode number of a task's mount namespace.
-fn mount_namespace(task: &Object<'_>) -> Result<Option<u64>> {
-    let proxy = task.follow("nsproxy", "nsproxy")?;
-    let ns = proxy
-        .map(|p| p.follow("mnt_ns", "mnt_namespace"))
-        .transpose()?
-        .flatten();
-    Ok(ns
-        .map(|n| n.number("ns.inum"))
-        .transpose()?
-        .map(|n| n & 0xffff_ffff))
-}
-
-/// A process of the container with this name, or an id that begins so.
-fn container(kernel: &Kernel<'_>, name: &str) -> Result<i64> {
-    let view = by_name("linux/namespaces").context("this build has no view of namespaces")?;
-    let t = (view.build)(kernel)?;
-    let mut names = std::collections::BTreeSet::new();
-    for row in 0..t.rows.len() {
-        let text = |c: &str| match t.cell(row, c) {
-            Some(Value::Text(s)) => Some(s.as_str()),
-            _ => None,
-        };
-        let Some(id) = text("container") else {
-            continue;
-        };
-        let hit = id.starts_with(name)
-            || text("hostname") == Some(name)
-            || text("pod").is_some_and(|p| p.starts_with(name));
-        if hit && let Some(Value::Number(pid)) = t.cell(row, "pid") {
-            return Ok(i64::try_from(*pid)?);
-        }
-        names.insert(id.to_owned());
-        names.extend(text("hostname").map(str::to_owned));
-    }
-    let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    Err(crate::suggest::unknown("container", name, &names))
-}
-
-/// Mount namespaces that are searched for a path that the first process does not see.
-const NAMESPACES: usize = 64;
-
-/// Why a path is not there: it may be so in another mount namespace.
-fn nowhere(kernel: &Kernel<'_>, path: &str) -> anyhow::Error {
-    let mut seen = std::collections::BTreeMap::new();
-    for task in kernel.processes(&mut Vec::new()).unwrap_or_default() {
-        if let Ok(Some(ns)) = mount_namespace(&task)
-            && seen.len() < NAMESPACES
-        {
-            seen.entry(ns).or_insert(task);
-        }
-    }
-    let mut elsewhere = Vec::new();
-    for (ns, task) in seen {
-        let there = FileTree::of(kernel, &task).is_ok_and(|t| t.find(path).is_some());
-        if there && let (Ok(pid), Ok(comm)) = (task.int("tgid"), task.text("comm")) {
-            elsewhere.push(format!("{ns} of {}[{pid}] (--pid {pid})", Shown(comm)));
-        }
-    }
-    if elsewhere.is_empty() {
+/// Why a path is not there: others on the machine may see it.
+fn nowhere(machine: &dyn Machine, path: &str) -> anyhow::Error {
+    let others = machine.seen_by_others(path);
+    if others.is_empty() {
         anyhow!("{path} is not in the capture's memory")
     } else {
         anyhow!(
             "{path} is not in the first mount namespace; in another mount namespace: {}",
-            elsewhere.join(", ")
+            Shown(others.join(", "))
         )
     }
 }
@@ -330,25 +258,19 @@ fn told(doubts: &[String]) -> u8 {
 /// Symbolic links that are followed on the way to one file, as the kernel's own limit.
 const LINKS: usize = 40;
 
-/// The inode that a path leads to, links followed.
-fn resolve(kernel: &Kernel<'_>, path: &str, whom: &AsArgs) -> Result<Inode> {
-    let tree = whose(kernel, whom)?;
-    let inodes = Inodes::new(kernel)?;
+/// The node that a path leads to, links followed, and its metadata.
+fn resolve(machine: &dyn Machine, files: &dyn Files, path: &str) -> Result<(u32, Metadata)> {
     let mut path = path.to_owned();
     for _ in 0..LINKS {
-        let id = tree.find(&path).ok_or_else(|| nowhere(kernel, &path))?;
-        let node = tree.node(id).map_or(0, |n| n.inode);
-        if node == 0 {
-            bail!("{path}: its name is in memory, its inode is not");
-        }
-        let inode = inodes
-            .read(node)
-            .with_context(|| format!("inode of {path}"))?;
-        let Some(target) = inodes.target(&inode) else {
-            return Ok(inode);
+        let id = files.find(&path).ok_or_else(|| nowhere(machine, &path))?;
+        let Some(m) = files.metadata(id) else {
+            bail!("{path}: its name is in memory, what it leads to is not");
+        };
+        let Some(target) = &m.target else {
+            return Ok((id, m));
         };
         path = if target.starts_with('/') {
-            target
+            target.clone()
         } else {
             let folder = path.rsplit_once('/').map_or("", |(f, _)| f);
             format!("{folder}/{target}")
@@ -360,15 +282,16 @@ fn resolve(kernel: &Kernel<'_>, path: &str, whom: &AsArgs) -> Result<Inode> {
 /// `ramsift cat`: what is not in memory is zeros, and is told on standard error; exit code 3 then.
 pub(crate) async fn cat(config: &Config, args: CatArgs) -> Result<u8> {
     let whom = args.as_whom;
-    let (lost, doubts) = ask(config, &args.target, &args.place, move |kernel, path| {
-        let inode = resolve(kernel, path, &whom)?;
-        if !inode.is_regular() {
+    let (lost, doubts) = ask(config, &args.target, &args.place, move |machine, path| {
+        let files = seen_by(machine, &whom)?;
+        let (id, m) = resolve(machine, files.as_ref(), path)?;
+        if !m.is_regular() {
             bail!("{path} is no regular file");
         }
-        let mut doubts = Vec::new();
-        let content = InodePages::new(kernel)?.content(&inode, &mut doubts)?;
+        let mut doubts = files.doubts().to_vec();
+        let content = files.content(id, &mut doubts)?;
         let mut out = terminal::content();
-        let lost = content.write(kernel.space.memory(), &mut out)?;
+        let lost = content.write(machine.memory(), &mut out)?;
         out.flush()?;
         Ok((lost, doubts))
     })
@@ -419,7 +342,7 @@ struct Listed {
 }
 
 /// Writes one file, holes as holes.
-fn write(kernel: &Kernel<'_>, dir: &Path, r: &Recovered) -> io::Result<Listed> {
+fn write(machine: &dyn Machine, dir: &Path, r: &Recovered) -> io::Result<Listed> {
     let mut path = place(dir, &r.name);
     // Two inodes can have one name, and a file can have that of a folder.
     let wanted = path.clone();
@@ -437,7 +360,7 @@ fn write(kernel: &Kernel<'_>, dir: &Path, r: &Recovered) -> io::Result<Listed> {
     let file = File::create_new(&path)?;
     file.set_len(r.content.size())?;
     let mut hash = Sha256::new();
-    let lost = r.content.pieces(kernel.space.memory(), &mut |at, piece| {
+    let lost = r.content.pieces(machine.memory(), &mut |at, piece| {
         hash.update(piece);
         file.write_all_at(piece, at)
     })?;
@@ -455,7 +378,7 @@ fn write(kernel: &Kernel<'_>, dir: &Path, r: &Recovered) -> io::Result<Listed> {
 
 /// Which content of a view is wanted.
 struct Wanted {
-    view: &'static LinuxView,
+    view: &'static View,
     pid: Vec<u32>,
     /// A path below which files are wanted.
     path: String,
@@ -475,7 +398,14 @@ impl Wanted {
 
 /// `ramsift recover`: what a view can give, and a list of it with its holes.
 pub(crate) async fn recover(config: &Config, args: RecoverArgs) -> Result<u8> {
-    let view = crate::view::by_name(&args.view)?;
+    let view = match &args.view {
+        Some(name) => {
+            let meant = crate::view::named(name)?;
+            let able = meant.iter().find(|v| v.recovers);
+            able.or(meant.first()).copied().context("no such view")?
+        }
+        None => crate::view::view_for(Purpose::CachedFiles)?,
+    };
     let (image, path) = split(&args.target);
     let e = evidence::open(config, image, args.place.evidence.as_deref()).await?;
     let wanted = Wanted {
@@ -488,7 +418,7 @@ pub(crate) async fn recover(config: &Config, args: RecoverArgs) -> Result<u8> {
 
 /// `ramsift procdump`: the memory of processes as ELF cores.
 pub(crate) async fn procdump(config: &Config, args: ProcdumpArgs) -> Result<u8> {
-    let view = crate::view::by_name("linux/procdump")?;
+    let view = crate::view::view_for(Purpose::ProcessCores)?;
     let e = evidence::open(config, &args.image, args.place.evidence.as_deref()).await?;
     let wanted = Wanted {
         view,
@@ -500,22 +430,18 @@ pub(crate) async fn procdump(config: &Config, args: ProcdumpArgs) -> Result<u8> 
 
 async fn write_all(config: &Config, e: Evidence, wanted: Wanted, to: &Path) -> Result<u8> {
     let view = wanted.view;
-    let Some(recover) = view.recover else {
-        let able: Vec<&str> = VIEWS
-            .iter()
-            .filter(|v| v.recover.is_some())
-            .map(|v| v.name)
-            .collect();
+    if !view.recovers {
+        let able: Vec<&str> = views().filter(|v| v.recovers).map(|v| v.name).collect();
         bail!(
             "{} gives no content; these do: {}",
             view.name,
             able.join(", ")
         );
-    };
+    }
     let pids = wanted.pid.clone();
     let dir = to.to_owned();
     fs::create_dir_all(&dir).with_context(|| format!("folder {}", dir.display()))?;
-    let (files, whole, doubts) = of_kernel(config, e, "/", move |kernel, _| {
+    let (files, whole, doubts) = of_machine(config, e, "/", move |machine, _| {
         let mut list = io::BufWriter::new(File::create(dir.join("files.jsonl"))?);
         let (mut files, mut whole, mut failed) = (0u64, 0u64, None);
         let mut doubts = Vec::new();
@@ -524,7 +450,7 @@ async fn write_all(config: &Config, e: Evidence, wanted: Wanted, to: &Path) -> R
             if !wanted.has(&r.name) {
                 return ControlFlow::Continue(());
             }
-            let done = write(kernel, &root, &r).and_then(|l| {
+            let done = write(machine, &root, &r).and_then(|l| {
                 whole += u64::from(l.sha256.is_some());
                 serde_json::to_writer(&mut list, &l)?;
                 list.write_all(b"\n")
@@ -538,19 +464,12 @@ async fn write_all(config: &Config, e: Evidence, wanted: Wanted, to: &Path) -> R
                 }
             }
         };
-        // Views that have content by process need not walk the others' pages.
-        let mut all = wanted.pid.is_empty();
-        for &pid in &wanted.pid {
-            match view.recover_process(kernel, i64::from(pid), &mut doubts, &mut visit) {
-                Some(done) => done?,
-                None => {
-                    all = true;
-                    break;
-                }
+        if wanted.pid.is_empty() || !view.by_process {
+            machine.recover(view, None, &mut doubts, &mut visit)?;
+        } else {
+            for &pid in &wanted.pid {
+                machine.recover(view, Some(i64::from(pid)), &mut doubts, &mut visit)?;
             }
-        }
-        if all {
-            recover(kernel, &mut doubts, &mut visit)?;
         }
         list.flush()?;
         match failed {

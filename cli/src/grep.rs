@@ -19,9 +19,11 @@ use arrow::array::{ArrayRef, RecordBatch, StringArray, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use futures::StreamExt;
 use ramsift_layers::{ByteSource, FileOffset, ImageOffset, PhysAddr};
-use ramsift_os::linux::{Unit, frames, resident};
+use ramsift_os::Machine;
+use ramsift_os::content::Extent;
+use ramsift_os::resident::Unit;
 use ramsift_store::query::{QueryLimits, Tables};
-use ramsift_structured_worker::with_kernel;
+use ramsift_structured_worker::with_machine;
 use regex::bytes::{Regex, RegexBuilder};
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
@@ -214,7 +216,7 @@ async fn image(
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     let (regex, context) = (a.regex, a.context);
     let search = |(core, end): (Range<u64>, u64)| {
-        let (p, source) = (p.clone(), e.source.clone());
+        let (p, source) = (p.clone(), e.image.bytes());
         let places = runs.pieces(core.start..end);
         async move {
             let data = gathered(source.as_ref(), &places, core.start, end).await?;
@@ -264,8 +266,8 @@ async fn gathered(
 }
 
 /// What is adjacent in a unit's addresses, with where its pieces begin in what is laid out.
-fn stretches(unit: &Unit) -> Vec<Vec<ramsift_os::linux::Extent>> {
-    let mut out: Vec<Vec<ramsift_os::linux::Extent>> = Vec::new();
+fn stretches(unit: &Unit) -> Vec<Vec<Extent>> {
+    let mut out: Vec<Vec<Extent>> = Vec::new();
     let mut bytes = 0;
     for e in &unit.extents {
         let joins = out
@@ -286,7 +288,7 @@ fn stretches(unit: &Unit) -> Vec<Vec<ramsift_os::linux::Extent>> {
                 .filter(|l| l.offset + l.len == e.offset)
                 .map(|l| {
                     let n = l.len.min(OVERLAP);
-                    ramsift_os::linux::Extent {
+                    Extent {
                         offset: l.offset + l.len - n,
                         pa: PhysAddr(l.pa.0 + l.len - n),
                         len: n,
@@ -310,56 +312,57 @@ async fn processes(
     let record = e.record(config).await;
     let means = symbols::means(config).await?;
     let (p, pids, regex, context) = (p.clone(), a.pid.clone(), a.regex, a.context);
-    let ask = move |kernel: &ramsift_os::linux::Kernel<'_>, runs: &ramsift_layers::run::RunMap| {
+    let ask = move |machine: &dyn Machine, runs: &ramsift_layers::run::RunMap| {
         let mut doubts = Vec::new();
         let mut found: BTreeMap<u32, Vec<Told>> = BTreeMap::new();
-        let memory = kernel.space.memory();
-        let listed = resident(kernel, &mut doubts, &mut |unit| {
-            for s in stretches(&unit) {
-                if pids.is_empty() && s.windows(2).all(|w| w[0].pa.0 + w[0].len == w[1].pa.0) {
-                    continue;
-                }
-                let len: u64 = s.iter().map(|x| x.len).sum();
-                let mut data = vec![0; usize::try_from(len).unwrap_or(0)];
-                let mut at = 0;
-                for x in &s {
-                    let n = usize::try_from(x.len).unwrap_or(0);
-                    if memory.read_phys(x.pa, &mut data[at..at + n]).is_err() {
-                        data[at..at + n].fill(0);
-                    }
-                    at += n;
-                }
-                for h in hits(&p, regex, &data) {
-                    let (mut first, mut rest) = (None, h.at as u64);
-                    let mut whole = false;
-                    for x in &s {
-                        if rest < x.len {
-                            whole = rest + h.len as u64 <= x.len;
-                            first = Some((x.pa.0 + rest, x.offset + rest));
-                            break;
-                        }
-                        rest -= x.len;
-                    }
-                    let Some((pa, address)) = first else { continue };
-                    if pids.is_empty() && whole {
+        let memory = machine.memory();
+        let listed = machine
+            .resident(&mut doubts, &mut |unit| {
+                for s in stretches(&unit) {
+                    if pids.is_empty() && s.windows(2).all(|w| w[0].pa.0 + w[0].len == w[1].pa.0) {
                         continue;
                     }
-                    let list = found.entry(unit.number).or_default();
-                    if list.len() < limit {
-                        list.push(Told {
-                            place: "process",
-                            image_offset: runs.from_phys(PhysAddr(pa)).map_or(0, |i| i.0),
-                            physical: Some(pa),
-                            virtual_address: Some(address),
-                            owner: unit.file.clone(),
-                            ..told(&data, h, context)
-                        });
+                    let len: u64 = s.iter().map(|x| x.len).sum();
+                    let mut data = vec![0; usize::try_from(len).unwrap_or(0)];
+                    let mut at = 0;
+                    for x in &s {
+                        let n = usize::try_from(x.len).unwrap_or(0);
+                        if memory.read_phys(x.pa, &mut data[at..at + n]).is_err() {
+                            data[at..at + n].fill(0);
+                        }
+                        at += n;
+                    }
+                    for h in hits(&p, regex, &data) {
+                        let (mut first, mut rest) = (None, h.at as u64);
+                        let mut whole = false;
+                        for x in &s {
+                            if rest < x.len {
+                                whole = rest + h.len as u64 <= x.len;
+                                first = Some((x.pa.0 + rest, x.offset + rest));
+                                break;
+                            }
+                            rest -= x.len;
+                        }
+                        let Some((pa, address)) = first else { continue };
+                        if pids.is_empty() && whole {
+                            continue;
+                        }
+                        let list = found.entry(unit.number).or_default();
+                        if list.len() < limit {
+                            list.push(Told {
+                                place: "process",
+                                image_offset: runs.from_phys(PhysAddr(pa)).map_or(0, |i| i.0),
+                                physical: Some(pa),
+                                virtual_address: Some(address),
+                                owner: unit.file.clone(),
+                                ..told(&data, h, context)
+                            });
+                        }
                     }
                 }
-            }
-            ControlFlow::Continue(())
-        })
-        .map_err(|e| ramsift_structured_worker::AloneError::NoKernel(e.to_string()))?;
+                ControlFlow::Continue(())
+            })
+            .map_err(|e| ramsift_structured_worker::AloneError::NoKernel(e.to_string()))?;
         let mut out = Vec::new();
         for r in &listed {
             if !pids.is_empty() && !pids.iter().any(|p| i64::from(*p) == r.pid) {
@@ -386,7 +389,7 @@ async fn processes(
         let unknown: Vec<String> = known.map(u32::to_string).collect();
         Ok((out, doubts, unknown))
     };
-    let got = with_kernel(e.source.clone(), &e.plan, record.as_ref(), means, ask).await?;
+    let got = with_machine(&e.image, &e.plan, record.as_ref(), means, ask).await?;
     e.keep(config, got.found.as_ref()).await;
     let (out, doubts, unknown) = got.answer;
     if !unknown.is_empty() {
@@ -406,28 +409,29 @@ async fn owners(config: &Config, e: &Evidence, found: &mut [Told]) -> Result<()>
     }
     let record = e.record(config).await;
     let means = symbols::means(config).await?;
-    let ask = move |kernel: &ramsift_os::linux::Kernel<'_>, runs: &ramsift_layers::run::RunMap| {
+    let ask = move |machine: &dyn Machine, runs: &ramsift_layers::run::RunMap| {
         let mut sorted = asked;
         sorted.sort_unstable();
         sorted.dedup();
         let mut out: BTreeMap<u64, (String, Option<u64>)> = BTreeMap::new();
-        frames(kernel, runs, &mut Vec::new(), &mut |f| {
-            let first = sorted.partition_point(|pa| *pa < f.start.0);
-            for pa in sorted[first..]
-                .iter()
-                .take_while(|pa| **pa - f.start.0 < f.len)
-            {
-                let owner = f
-                    .owner
-                    .as_ref()
-                    .map_or_else(|| f.state.to_owned(), |o| format!("{}: {o}", f.state));
-                out.insert(*pa, (owner, f.va.map(|v| v.wrapping_add(pa - f.start.0))));
-            }
-        })
-        .map_err(|e| ramsift_structured_worker::AloneError::NoKernel(e.to_string()))?;
+        machine
+            .frames(runs, &mut Vec::new(), &mut |f| {
+                let first = sorted.partition_point(|pa| *pa < f.start.0);
+                for pa in sorted[first..]
+                    .iter()
+                    .take_while(|pa| **pa - f.start.0 < f.len)
+                {
+                    let owner = f
+                        .owner
+                        .as_ref()
+                        .map_or_else(|| f.state.to_owned(), |o| format!("{}: {o}", f.state));
+                    out.insert(*pa, (owner, f.va.map(|v| v.wrapping_add(pa - f.start.0))));
+                }
+            })
+            .map_err(|e| ramsift_structured_worker::AloneError::NoKernel(e.to_string()))?;
         Ok(out)
     };
-    let got = with_kernel(e.source.clone(), &e.plan, record.as_ref(), means, ask).await?;
+    let got = with_machine(&e.image, &e.plan, record.as_ref(), means, ask).await?;
     e.keep(config, got.found.as_ref()).await;
     for f in found.iter_mut() {
         if let Some((owner, va)) = f.physical.and_then(|pa| got.answer.get(&pa)) {

@@ -9,10 +9,14 @@ use anyhow::{Context, Result};
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
 use indicatif::HumanBytes;
+use ramsift_os::SYSTEMS;
+use ramsift_os::page::joined;
+use ramsift_os::view::Purpose;
 use ramsift_store::job::read;
 use ramsift_store::query::Tables;
 use ramsift_store::tables::{kind_column, name};
 use ramsift_store::{Keys, Manifest};
+use ramsift_structured_worker::table_name;
 
 /// Rows of one section.
 const ROWS: usize = 12;
@@ -64,14 +68,6 @@ pub(crate) fn section(
     }
 }
 
-fn joined(r: &[String]) -> String {
-    r.iter()
-        .filter(|c| !c.is_empty())
-        .cloned()
-        .collect::<Vec<_>>()
-        .join("  ")
-}
-
 /// Runs the command.
 pub(crate) async fn run(config: &Config, args: OverviewArgs) -> Result<u8> {
     let objects = glue::existing_store(config).await?;
@@ -104,9 +100,7 @@ pub(crate) async fn run(config: &Config, args: OverviewArgs) -> Result<u8> {
     if loud.is_empty() {
         say!("{:<12} nothing above info", "loudest");
     }
-    machine(&t, &m).await;
-    people(&t, &job).await;
-    network(&t, &job).await;
+    machine(&t, &m, &at).await;
     let sql = "SELECT kind, value, place, agrees, count FROM groups WHERE severity_rank = 0 AND reserved IS NULL ORDER BY position LIMIT 13";
     let worth = texts(&t, sql).await;
     let shape = |r: &[String]| {
@@ -123,30 +117,13 @@ pub(crate) async fn run(config: &Config, args: OverviewArgs) -> Result<u8> {
     Ok(0)
 }
 
-async fn machine(t: &Tables, m: &Manifest) {
+async fn machine(t: &Tables, m: &Manifest, at: &impl Fn(&str) -> String) {
     let system = texts(
         t,
         "SELECT os, release, architecture, coalesce(banner, reason) FROM system",
     )
     .await;
     section("system", &system, joined, 1, "");
-    let names = "SELECT nodename, release, version FROM linux_uname ORDER BY processes DESC";
-    section(
-        "machine",
-        &texts(t, names).await,
-        joined,
-        3,
-        "view linux/uname",
-    );
-    let clock = "SELECT boot, captured, uptime_s FROM linux_boottime LIMIT 1";
-    let shape = |r: &[String]| {
-        let up = r[2].parse::<u64>().map_or_else(
-            |_| String::new(),
-            |s| format!(", up {} h {} min", s / 3600, s / 60 % 60),
-        );
-        format!("started {}, captured {}{up}", r[0], r[1])
-    };
-    section("clock", &texts(t, clock).await, shape, 1, "");
     say!(
         "{:<12} {} {}, {}",
         "capture",
@@ -157,76 +134,14 @@ async fn machine(t: &Tables, m: &Manifest) {
     if let Some(h) = &m.evidence_blake3 {
         say!("{:<12} {h}", "blake3");
     }
-    let containers = "SELECT container, min(runtime), min(hostname), count(*) FROM linux_namespaces WHERE container IS NOT NULL GROUP BY container ORDER BY 4 DESC";
-    let shape = |r: &[String]| format!("{:.12} {} {} ({} processes)", r[0], r[1], r[2], r[3]);
-    section(
-        "containers",
-        &texts(t, containers).await,
-        shape,
-        5,
-        "view linux/namespaces",
-    );
-}
-
-async fn people(t: &Tables, job: &str) {
-    let who = "SELECT uid, count(*) AS n, array_to_string(array_slice(array_agg(DISTINCT comm), 1, 6), ' ') FROM linux_pslist \
-               WHERE NOT kernel_thread GROUP BY uid ORDER BY n DESC";
-    section(
-        "users",
-        &texts(t, who).await,
-        |r| format!("uid {}: {} processes ({})", r[0], r[1], r[2]),
-        6,
-        "view linux/creds",
-    );
-    let logins = "SELECT * FROM (SELECT coalesce(time, inferred_time) AS at, message FROM events WHERE source = 'sshd' \
-                  AND (message LIKE 'Accepted %' OR message LIKE 'Failed %') \
-                  UNION ALL SELECT time, concat(kind, ' ', \"user\", ' on ', line, ' from ', coalesce(host, address, 'here')) \
-                  FROM linux_logins WHERE kind IN ('login', 'failed')) ORDER BY at DESC LIMIT 50";
-    section(
-        "logins",
-        &texts(t, logins).await,
-        joined,
-        5,
-        &format!("ramsift logins {job}"),
-    );
-    let typed = "SELECT time, \"user\", program, command FROM linux_history ORDER BY time DESC NULLS LAST LIMIT 200";
-    let shape = joined;
-    section(
-        "typed",
-        &texts(t, typed).await,
-        shape,
-        8,
-        &format!("ramsift history {job}"),
-    );
-}
-
-async fn network(t: &Tables, job: &str) {
-    let own = "SELECT interface, address, prefix FROM linux_ip_addr WHERE address IS NOT NULL AND interface <> 'lo'";
-    section(
-        "addresses",
-        &texts(t, own).await,
-        |r| format!("{} {}/{}", r[0], r[1], r[2]),
-        6,
-        "view linux/ip_addr",
-    );
-    let listening = "SELECT DISTINCT protocol, local, local_port, comm, pid FROM linux_sockstat WHERE state = 'LISTEN' AND local_port IS NOT NULL ORDER BY local_port";
-    let shape = |r: &[String]| format!("{} {}:{} {}[{}]", r[0], r[1], r[2], r[3], r[4]);
-    section(
-        "listening",
-        &texts(t, listening).await,
-        shape,
-        8,
-        &format!("ramsift view sockstat {job}"),
-    );
-    let peers = "SELECT DISTINCT protocol, remote, remote_port, state, comm, pid FROM linux_sockstat WHERE remote IS NOT NULL AND remote_port > 0 ORDER BY remote";
-    let shape = |r: &[String]| format!("{} {}:{} {} {}[{}]", r[0], r[1], r[2], r[3], r[4], r[5]);
-    section(
-        "connected",
-        &texts(t, peers).await,
-        shape,
-        10,
-        &format!("ramsift view sockstat {job}"),
-    );
+    let os = system.first().and_then(|r| r.first());
+    let Some(system) = SYSTEMS.iter().find(|s| os.is_some_and(|os| os == s.name())) else {
+        return;
+    };
+    for s in system.overview() {
+        let rows = texts(t, s.sql).await;
+        section(s.title, &rows, s.shape, s.most, &at(s.command));
+    }
 }
 
 /// Rows by kind: counted when the job was sealed, or now where the program that did so was an older one.
@@ -275,15 +190,21 @@ async fn next(t: &Tables, at: &impl Fn(&str) -> String) {
     if has("SELECT 1 FROM groups WHERE kind = 'anomaly' LIMIT 1").await {
         hints.push(at("results --kind anomaly"));
     }
-    if has("SELECT 1 FROM linux_pslist LIMIT 1").await {
-        hints.push(at("view pstree"));
+    let table = |purpose| {
+        let views = SYSTEMS.iter().filter_map(move |s| s.view_for(purpose));
+        views.map(|v| table_name(v.name))
+    };
+    for list in table(Purpose::Processes) {
+        if has(&format!("SELECT 1 FROM {list} LIMIT 1")).await {
+            hints.push(at("view pstree"));
+            break;
+        }
     }
     if has("SELECT 1 FROM events LIMIT 1").await {
         // The last hour before the capture; where the machine's clock is not known, before the newest event.
-        for (newest, table) in [
-            ("captured", "linux_boottime"),
-            ("coalesce(time, inferred_time)", "events"),
-        ] {
+        let clocks = table(Purpose::Clock).map(|clock| ("captured", clock));
+        let events = ("coalesce(time, inferred_time)", name::EVENTS.to_owned());
+        for (newest, table) in clocks.chain([events]) {
             let sql = format!(
                 "SELECT to_char(max({newest}) - interval '1 hour', '%Y-%m-%dT%H:%M:%SZ') FROM {table}"
             );

@@ -9,11 +9,12 @@ use anyhow::{Context, Result, bail};
 use arrow::array::{Array, AsArray};
 use arrow::datatypes::UInt64Type;
 use ramsift_layers::PhysAddr;
-use ramsift_os::linux::{Frame, frames};
+use ramsift_os::Machine;
+use ramsift_os::frames::Frame;
 use ramsift_store::Keys;
 use ramsift_store::query::{QueryLimits, Tables};
 use ramsift_store::tables::name;
-use ramsift_structured_worker::{AloneError, with_kernel};
+use ramsift_structured_worker::{AloneError, with_machine};
 
 /// An address as people write it: hexadecimal with 0x, else decimal.
 fn address(s: &str) -> Result<u64> {
@@ -51,21 +52,22 @@ pub(crate) async fn run(config: &Config, args: OwnerArgs) -> Result<u8> {
     }
     let record = e.record(config).await;
     let asked = wanted.clone();
-    let ask = move |kernel: &ramsift_os::linux::Kernel<'_>, runs: &ramsift_layers::run::RunMap| {
+    let ask = move |machine: &dyn Machine, runs: &ramsift_layers::run::RunMap| {
         let mut found: Vec<Option<Frame>> = vec![None; asked.len()];
         let mut doubts = Vec::new();
-        frames(kernel, runs, &mut doubts, &mut |f| {
-            for (pa, slot) in asked.iter().zip(&mut found) {
-                if f.start.0 <= *pa && *pa < f.start.0 + f.len {
-                    *slot = Some(f.clone());
+        machine
+            .frames(runs, &mut doubts, &mut |f| {
+                for (pa, slot) in asked.iter().zip(&mut found) {
+                    if f.start.0 <= *pa && *pa < f.start.0 + f.len {
+                        *slot = Some(f.clone());
+                    }
                 }
-            }
-        })
-        .map_err(|e| AloneError::NoKernel(e.to_string()))?;
+            })
+            .map_err(|e| AloneError::NoKernel(e.to_string()))?;
         Ok((found, doubts))
     };
     let means = symbols::means(config).await?;
-    let got = with_kernel(e.source.clone(), &e.plan, record.as_ref(), means, ask).await?;
+    let got = with_machine(&e.image, &e.plan, record.as_ref(), means, ask).await?;
     e.keep(config, got.found.as_ref()).await;
     let (found, doubts) = got.answer;
     for (pa, f) in wanted.iter().zip(found) {

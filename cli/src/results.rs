@@ -7,8 +7,8 @@ use crate::{glue, rows, suggest};
 use anyhow::{Result, bail};
 use arrow::array::{AsArray, RecordBatch};
 use ramsift_aggregator::so_far;
-use ramsift_os::linux::VIEWS;
 use ramsift_os::table::Table;
+use ramsift_os::views;
 use ramsift_store::query::{QueryLimits, Tables};
 use ramsift_store::tables::name;
 use ramsift_store::{Objects, StoreError};
@@ -31,7 +31,7 @@ pub(crate) async fn session(
         there = unfinished(&t, objects.as_ref(), job).await?;
     }
     if there.iter().any(|n| n == name::VIEWS) {
-        for v in VIEWS {
+        for v in views() {
             let table = table_name(v.name);
             if !there.contains(&table) {
                 let own = batch(&Table::new(v.columns))?;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use ramsift_layers::source::{Sources, split_s3_url};
 use ramsift_store::LocalObjects;
 use ramsift_structured_worker::{Means, ObjectFiles, symbol_store};
+use ramsift_symbols::layouts::{self, Layouts};
 use ramsift_symbols::store::{Files, Folder};
 use ramsift_symbols::{SymbolStore, dwarf, isf};
 use std::path::PathBuf;
@@ -73,6 +74,22 @@ fn with<F: Files>(files: F, command: SymbolsCommand) -> Result<u8> {
                 let stored = store.import(&name, &data)?;
                 say!("{}  {}", stored.name, stored.banner.unwrap_or_default());
             }
+        }
+        SymbolsCommand::Pack { files, out, about } => {
+            let mut read = Vec::new();
+            for path in files {
+                let name = path.display().to_string();
+                let data = std::fs::read(&path).with_context(|| name.clone())?;
+                read.push((name, data));
+            }
+            let table = layouts::pack(&about, &read)?;
+            let kernels = Layouts::read(&table)?.len();
+            std::fs::write(&out, &table).with_context(|| out.display().to_string())?;
+            say!(
+                "{}: {kernels} kernels, {} bytes",
+                out.display(),
+                table.len()
+            );
         }
         SymbolsCommand::Build { vmlinux, out } => {
             let name = vmlinux.display().to_string();

@@ -5,12 +5,13 @@ use crate::config::Config;
 use crate::evidence::{self, Named, NamedJob};
 use crate::terminal::{self, Shown, say, tell};
 use crate::{rows, suggest, symbols};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
 use ramsift_aggregator::so_far;
-use ramsift_os::linux::{LinuxView, VIEWS};
 use ramsift_os::table::{Kind, Table};
+use ramsift_os::view::{Purpose, views};
+use ramsift_os::{SYSTEMS, View};
 use ramsift_store::query::{QueryLimits, Tables};
 use ramsift_store::tables::{finished_schema, name};
 use ramsift_store::{Keys, Objects};
@@ -23,7 +24,7 @@ pub(crate) const DOUBTFUL: u8 = 3;
 
 /// Columns of views that are addresses or flags.
 static ADDRESSES: LazyLock<BTreeSet<&str>> = LazyLock::new(|| {
-    let columns = VIEWS.iter().flat_map(|v| v.columns);
+    let columns = views().flat_map(|v| v.columns);
     columns
         .filter(|c| c.kind == Kind::Hex)
         .map(|c| c.name)
@@ -35,16 +36,33 @@ pub(crate) fn is_address(column: &str) -> bool {
     ADDRESSES.contains(column)
 }
 
-/// A view by its name, however it is written: linux/pslist, linux.pslist, linux_pslist, pslist.
-pub(crate) fn by_name(wanted: &str) -> Result<&'static LinuxView> {
+/// The view of a name, however it is written (linux/pslist, linux.pslist, linux_pslist, pslist); where it names no system,
+/// that of each system that has one.
+pub(crate) fn named(wanted: &str) -> Result<Vec<&'static View>> {
     let plain = |s: &str| s.to_ascii_lowercase().replace(['.', '_', '-'], "/");
     let w = plain(wanted);
-    let found = VIEWS.iter().find(|v| {
+    let is_meant = |v: &&View| {
         let n = plain(v.name);
         n == w || n.split_once('/').is_some_and(|(_, short)| short == w)
-    });
-    let names: Vec<&str> = VIEWS.iter().map(|v| v.name).collect();
-    found.ok_or_else(|| suggest::unknown("view", wanted, &names))
+    };
+    let found: Vec<&View> = views().filter(is_meant).collect();
+    if found.is_empty() {
+        let names: Vec<&str> = views().map(|v| v.name).collect();
+        return Err(suggest::unknown("view", wanted, &names));
+    }
+    Ok(found)
+}
+
+/// Whether a view is the one of its system that does something.
+fn is_for(view: &View, purpose: Purpose) -> bool {
+    let mut all = SYSTEMS.iter().filter_map(|s| s.view_for(purpose));
+    all.any(|v| v.name == view.name)
+}
+
+/// The view that does something: of the system that is asked for first.
+pub(crate) fn view_for(purpose: Purpose) -> Result<&'static View> {
+    let found = SYSTEMS.iter().find_map(|s| s.view_for(purpose));
+    found.context("this build has no such view")
 }
 
 /// Lists the views, or shows the rows of one. What is doubtful goes to standard error; the exit code is 3 then.
@@ -58,7 +76,7 @@ pub(crate) async fn run(config: &Config, args: ViewArgs) -> Result<u8> {
     };
     show(
         config,
-        by_name(wanted)?,
+        named(wanted)?,
         image,
         &args.place,
         &Wish::of(&args),
@@ -87,7 +105,7 @@ impl Wish {
     }
 
     /// What the SELECT says behind its table.
-    fn clauses(&self, view: &LinuxView) -> Result<(String, String)> {
+    fn clauses(&self, view: &View) -> Result<(String, String)> {
         let names: Vec<&str> = view.columns.iter().map(|c| c.name).collect();
         let known = |c: &str| match names.iter().find(|n| n.eq_ignore_ascii_case(c)) {
             Some(n) => Ok(*n),
@@ -122,14 +140,19 @@ impl Wish {
 /// Shows a view of a capture, or the table of a job, where there is one.
 pub(crate) async fn show(
     config: &Config,
-    view: &'static LinuxView,
+    views: Vec<&'static View>,
     image: &str,
     place: &EvidenceArgs,
     wish: &Wish,
     how: &Format,
 ) -> Result<u8> {
-    let (filter, order) = wish.clauses(view)?;
-    let answer = rows_of(config, view, image, place).await?;
+    // A name that is wrong for all of them is told before anything is read.
+    let wrong = views.iter().map(|v| wish.clauses(v)).find_map(Result::err);
+    if let Some(e) = wrong.filter(|_| views.iter().all(|v| wish.clauses(v).is_err())) {
+        return Err(e);
+    }
+    let answer = rows_of(config, views, image, place).await?;
+    let (filter, order) = wish.clauses(answer.view)?;
     print(answer, (&filter, &order), wish, how).await
 }
 
@@ -176,6 +199,8 @@ pub(crate) async fn count(t: &Tables, sql: &str) -> Result<u64> {
 
 /// The rows of a view as a table `v`.
 pub(crate) struct Answer {
+    /// The view.
+    pub(crate) view: &'static View,
     pub(crate) tables: Tables,
     /// What the rows are taken from: `v`, or a statement over it.
     from: &'static str,
@@ -187,16 +212,19 @@ pub(crate) struct Answer {
 /// The rows of a view: those of a job's table, or built from the capture.
 pub(crate) async fn rows_of(
     config: &Config,
-    view: &'static LinuxView,
+    views: Vec<&'static View>,
     image: &str,
     place: &EvidenceArgs,
 ) -> Result<Answer> {
     let named = evidence::named(config, image).await?;
     if let Named::Job(j) = &named
         && place.evidence.is_none()
-        && let Some(a) = sealed(j, view).await?
     {
-        return Ok(a);
+        for view in &views {
+            if let Some(a) = sealed(j, view).await? {
+                return Ok(a);
+            }
+        }
     }
     let moved = place.evidence.as_deref();
     let e = match named {
@@ -205,14 +233,16 @@ pub(crate) async fn rows_of(
     };
     let record = e.record(config).await;
     let means = symbols::means(config).await?;
-    let got = view_alone(e.source.clone(), &e.plan, record.as_ref(), view, means).await?;
+    let got = view_alone(&e.image, &e.plan, record.as_ref(), views, means).await?;
     e.keep(config, got.found.as_ref()).await;
-    let tables = memory_table(batch(&got.answer)?)?;
+    let (view, table) = got.answer;
+    let tables = memory_table(batch(&table)?)?;
     Ok(Answer {
+        view,
         tables,
         from: "v",
         exclude: "row",
-        doubts: got.answer.doubts,
+        doubts: table.doubts,
     })
 }
 
@@ -227,7 +257,7 @@ fn memory_table(b: RecordBatch) -> Result<Tables> {
 }
 
 /// The rows of a view that a job has committed, though it is not sealed.
-async fn so_far_of(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
+async fn so_far_of(j: &NamedJob, view: &'static View) -> Result<Option<Answer>> {
     let now = so_far(j.objects.as_ref(), &j.job).await?;
     let Some(mut now) = now else { return Ok(None) };
     let Some(rows) = now.tables.remove(&table_name(view.name)) else {
@@ -251,6 +281,7 @@ async fn so_far_of(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
     );
     let doubts = doubts_of(&tables, view).await?;
     Ok(Some(Answer {
+        view,
         tables,
         from: "v",
         exclude: "capture, pass, row",
@@ -259,7 +290,7 @@ async fn so_far_of(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
 }
 
 /// What a job says is doubtful in a view.
-async fn doubts_of(tables: &Tables, view: &LinuxView) -> Result<Vec<String>> {
+async fn doubts_of(tables: &Tables, view: &View) -> Result<Vec<String>> {
     let sql = format!(
         "SELECT detail FROM views WHERE view = '{}' AND doubtful > 0",
         view.name
@@ -276,7 +307,7 @@ async fn doubts_of(tables: &Tables, view: &LinuxView) -> Result<Vec<String>> {
 }
 
 /// The table of a job that is sealed.
-async fn sealed(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
+async fn sealed(j: &NamedJob, view: &'static View) -> Result<Option<Answer>> {
     let keys = Keys::new(&j.job);
     if j.objects.head(&keys.manifest()).await.is_err() {
         return so_far_of(j, view).await;
@@ -306,6 +337,7 @@ async fn sealed(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
     }
     let doubts = doubts_of(&tables, view).await?;
     Ok(Some(Answer {
+        view,
         tables,
         from: "v",
         exclude: "capture, pass, row",
@@ -314,7 +346,7 @@ async fn sealed(j: &NamedJob, view: &LinuxView) -> Result<Option<Answer>> {
 }
 
 fn list() {
-    for v in VIEWS {
+    for v in views() {
         let columns: Vec<_> = v.columns.iter().map(|c| c.name).collect();
         say!(
             "{:<24} {}\n{:<24} {}",
@@ -336,8 +368,9 @@ pub(crate) async fn short(config: &Config, view: &str, args: ShortArgs) -> Resul
         limit: args.limit,
         ..Wish::default()
     };
-    let view = by_name(view)?;
-    if view.name == "linux/logins"
+    let views = named(view)?;
+    if let [view] = views[..]
+        && is_for(view, Purpose::Logins)
         && args.place.evidence.is_none()
         && let Named::Job(j) = evidence::named(config, &args.image).await?
         && let Some(mut answer) = sealed(&j, view).await?
@@ -348,7 +381,7 @@ pub(crate) async fn short(config: &Config, view: &str, args: ShortArgs) -> Resul
         let (filter, order) = wish.clauses(view)?;
         return print(answer, (&filter, &order), &wish, &args.how).await;
     }
-    show(config, view, &args.image, &args.place, &wish, &args.how).await
+    show(config, views, &args.image, &args.place, &wish, &args.how).await
 }
 
 /// The records of utmp(5) in cached files, what sshd wrote to its log, and records that lie elsewhere in memory: a job has
@@ -382,19 +415,19 @@ mod tests {
             "linux_pslist",
             "PsList",
         ] {
-            assert_eq!(by_name(n).expect("view").name, "linux/pslist");
+            assert_eq!(named(n).expect("view")[0].name, "linux/pslist");
         }
         assert_eq!(
-            by_name("linux.keyboard-notifiers").expect("view").name,
+            named("linux.keyboard-notifiers").expect("view")[0].name,
             "linux/keyboard_notifiers"
         );
-        let e = by_name("pslits").expect_err("none").to_string();
+        let e = named("pslits").expect_err("none").to_string();
         assert!(e.contains("linux/pslist"), "{e}");
     }
 
     #[test]
     fn wrong_columns_are_told() {
-        let view = by_name("pslist").expect("view");
+        let view = named("pslist").expect("view")[0];
         let wish = Wish {
             sort: Some("-pidd".into()),
             ..Wish::default()

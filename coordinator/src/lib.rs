@@ -21,7 +21,7 @@ mod service;
 
 pub use check::{SpecCheck, SubmitError};
 pub use lease::{Lease, Watch};
-pub use plan::{PlanError, plan};
+pub use plan::{PlanError, Planned, plan};
 pub use server::serve;
 pub use service::{Coordinator, Submitted};
 

@@ -1,8 +1,9 @@
 //! Planning: pin the evidence, find its format, cut it into chunks.
 
-use ramsift_layers::format::{self, FormatError};
+use ramsift_layers::extent::Table;
+use ramsift_layers::format::{self, FormatError, Opened};
 use ramsift_layers::source::{SourceError, Sources};
-use ramsift_layers::{ByteSource, ChunkParams};
+use ramsift_layers::{ByteSource, ChunkParams, ImageReader};
 use ramsift_proto::v1::JobSpec;
 use ramsift_proto::view;
 use ramsift_store::Plan;
@@ -75,19 +76,39 @@ pub(crate) fn parameters(spec: &JobSpec) -> Result<ChunkParams, String> {
     }
 }
 
-/// Opens a capture and plans its job. Reads a few KiB.
-pub async fn plan(
-    sources: &Sources,
-    spec: JobSpec,
-) -> Result<(Plan, Arc<dyn ByteSource>), PlanError> {
+/// A planned job.
+#[derive(Debug)]
+pub struct Planned {
+    /// Its plan.
+    pub plan: Plan,
+    /// The capture.
+    pub source: Arc<dyn ByteSource>,
+    /// The table of extents that is to lie beside the plan, where the container packs its memory.
+    pub table: Option<Table>,
+}
+
+impl Planned {
+    /// A reader of the image, whose table is in memory.
+    pub async fn reader(&self) -> Result<ImageReader, SourceError> {
+        let opened = Opened {
+            layout: self.plan.layout.clone(),
+            table: self.table.clone(),
+        };
+        opened.reader(self.source.clone()).await
+    }
+}
+
+/// Opens a capture and plans its job. Reads a few KiB of one that holds memory as it is; of one that packs it, what tells where.
+pub async fn plan(sources: &Sources, spec: JobSpec) -> Result<Planned, PlanError> {
     let chunks = parameters(&spec).map_err(PlanError::Parameters)?;
     let source = sources.open(&spec.source).await?;
-    let layout = format::open(source.as_ref())
+    let opened = format::open(source.as_ref())
         .await
         .map_err(|error| PlanError::Format {
             source_name: spec.source.clone(),
             error,
         })?;
+    let Opened { layout, table } = opened;
     let pin = source.pin().clone();
     let mut views = Vec::new();
     if spec.structured {
@@ -109,18 +130,20 @@ pub async fn plan(
         );
         return Err(PlanError::Parameters(why));
     }
-    Ok((
-        Plan {
-            spec,
-            pin,
-            layout,
-            chunks,
-            chunk_count,
-            views,
-            reference_time,
-        },
+    let plan = Plan {
+        spec,
+        pin,
+        layout,
+        chunks,
+        chunk_count,
+        views,
+        reference_time,
+    };
+    Ok(Planned {
+        plan,
         source,
-    ))
+        table,
+    })
 }
 
 #[cfg(test)]
@@ -147,9 +170,10 @@ mod tests {
             .and_then(|f| f.set_len(256 << 30))
             .expect("sparse file");
         let sources = Sources::new(S3Config::default());
-        let (p, _) = plan(&sources, spec(&path.display().to_string()))
+        let p = plan(&sources, spec(&path.display().to_string()))
             .await
-            .expect("plan");
+            .expect("plan")
+            .plan;
         assert_eq!(p.chunk_count, 4096);
         assert_eq!(p.layout.format, "raw");
     }

@@ -11,6 +11,7 @@ use prost::Message as _;
 use ramsift_layers::{SourceError, SourcePin};
 use ramsift_proto::v1::{JobPhase, JobSpec, JobState};
 use ramsift_queue::Message;
+use ramsift_store::image;
 use ramsift_store::job::{read, read_opt, to_json};
 use ramsift_store::{Keys, Plan, StoreError};
 use std::collections::BTreeMap;
@@ -344,12 +345,20 @@ impl Reign {
             self.events_in.clone(),
             deps.sources.clone(),
         );
+        let (objects, keys) = (deps.objects.clone(), job.keys.clone());
         let name_of = name.to_owned();
         let span = tracing::info_span!("job.plan", job = name);
         tokio::spawn(
             async move {
                 let planned = match plan(&sources, spec).await {
-                    Ok((p, _)) => Ok(Box::new(p)),
+                    // Whoever reads the plan finds the table beside it.
+                    Ok(p) => match p.table {
+                        Some(t) => image::put_table(objects.as_ref(), &keys, t)
+                            .await
+                            .map(|()| Box::new(p.plan))
+                            .map_err(|e| (e.to_string(), false)),
+                        None => Ok(Box::new(p.plan)),
+                    },
                     Err(e) => Err((e.to_string(), !e.is_outage())),
                 };
                 let _ = to.send(Event::Planned(name_of, planned)).await;

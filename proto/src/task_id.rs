@@ -16,6 +16,9 @@ use std::str::FromStr;
 
 /// Names of the views that are tasks of a job.
 pub mod view {
+    /// Systems whose views a store takes: names of views and of their tables begin so.
+    pub const SYSTEMS: [&str; 3] = ["linux", "windows", "mac"];
+
     /// Finds the kernel by known places and builds the first lists; asks for the others.
     pub const SYSTEM: &str = "system";
     /// The same by the anchors that chunks report, where known places do not lead to the kernel.

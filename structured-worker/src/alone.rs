@@ -4,11 +4,12 @@ use crate::anchors;
 use ramsift_layers::format::Layout;
 use ramsift_layers::run::RunMap;
 use ramsift_layers::source::CachedPhys;
-use ramsift_layers::{ByteSource, SourceError};
+use ramsift_layers::{ByteSource, ImageReader, SourceError};
 use ramsift_os::discover::{Anchor, Discovery, discover, raw_base};
-use ramsift_os::linux::{self, Kernel, LinuxError, LinuxView, OpenError};
+use ramsift_os::input::{KernelSymbols, ViewInput};
+use ramsift_os::machine::{OpenError, ViewError, is_whole};
 use ramsift_os::table::Table;
-use ramsift_os::view::{KernelSymbols, ViewInput};
+use ramsift_os::{Machine, View, open};
 use ramsift_store::Plan;
 use ramsift_store::kernel::{KernelRecord, Spot};
 use std::sync::Arc;
@@ -32,7 +33,17 @@ pub enum AloneError {
         /// Which.
         view: &'static str,
         /// Why.
-        error: LinuxError,
+        error: ViewError,
+    },
+    /// The captured system has no such view.
+    #[error(
+        "this is a capture of {system}, which has no view {wanted}; ramsift view --list names all"
+    )]
+    NoView {
+        /// Name of the system.
+        system: &'static str,
+        /// The views that were asked for, by name.
+        wanted: String,
     },
     /// The thread that built it.
     #[error("the view failed: {0}")]
@@ -106,7 +117,7 @@ pub(crate) fn input<'i>(
     }
 }
 
-/// Physical memory of a capture and its runs: those of the container, unless the kernel says that
+/// Physical memory of a capture, of whose image `source` are the bytes, and its runs: those of the container, unless the kernel says that
 /// the memory of a raw image begins elsewhere. Must be called where blocking is allowed.
 pub(crate) fn memory(
     source: Arc<dyn ByteSource>,
@@ -132,7 +143,7 @@ pub(crate) enum Found {
     Trouble(SourceError),
 }
 
-/// Looks at the known places of a capture. Must be called where blocking is allowed.
+/// Looks at the known places of a capture, of whose image `source` are the bytes. Must be called where blocking is allowed.
 pub(crate) fn at_known_places(
     source: Arc<dyn ByteSource>,
     layout: &Layout,
@@ -160,14 +171,15 @@ enum Asked<T, F> {
 
 /// Opens the kernel of a capture and asks it something. Without a record the kernel is looked for: at known places,
 /// else by one streaming pass, which ends where the kernel can be opened.
-pub async fn with_kernel<T: Send + 'static>(
-    source: Arc<dyn ByteSource>,
+pub async fn with_machine<T: Send + 'static>(
+    image: &ImageReader,
     plan: &Plan,
     record_of: Option<&KernelRecord>,
     means: Means,
-    ask: impl FnOnce(&Kernel<'_>, &RunMap) -> Result<T, AloneError> + Send + 'static,
+    ask: impl FnOnce(&dyn Machine, &RunMap) -> Result<T, AloneError> + Send + 'static,
 ) -> Result<Alone<T>, AloneError> {
     let known = record_of.map(known);
+    let source = image.bytes();
     let mut asked = on_kernel(&source, plan, known, &means, ask).await?;
     if let Asked::Elsewhere(ask) = asked {
         let anchors = anchors::stream(source.clone(), plan, &means).await?;
@@ -177,7 +189,7 @@ pub async fn with_kernel<T: Send + 'static>(
             a.found = Some(found);
         }
     }
-    source.check_pin().await?;
+    image.stored().check_pin().await?;
     match asked {
         Asked::Answered(a) => Ok(*a),
         Asked::Elsewhere(_) => Err(AloneError::NoKernel("no kernel was found".into())),
@@ -194,7 +206,7 @@ async fn on_kernel<T, F>(
 ) -> Result<Asked<T, F>, AloneError>
 where
     T: Send + 'static,
-    F: FnOnce(&Kernel<'_>, &RunMap) -> Result<T, AloneError> + Send + 'static,
+    F: FnOnce(&dyn Machine, &RunMap) -> Result<T, AloneError> + Send + 'static,
 {
     let (of, layout, means) = (source.clone(), plan.layout.clone(), means.clone());
     let asked = tokio::task::spawn_blocking(move || {
@@ -215,7 +227,7 @@ where
         let discovery = discover(&input);
         let opened = match &discovery.impossible {
             Some(why) => Err(AloneError::NoKernel(why.clone())),
-            None => linux::open(&input, &discovery).map_err(AloneError::from),
+            None => open(&input, &discovery).map_err(AloneError::from),
         };
         // What looked like unreadable memory may have been a source that failed.
         let trouble = || {
@@ -223,11 +235,11 @@ where
                 .take_trouble()
                 .map_or(Ok(()), |e| Err(AloneError::from(e)))
         };
-        if looked && !opened.as_ref().is_ok_and(anchors::is_whole) {
+        if looked && !opened.as_ref().is_ok_and(|m| is_whole(m.as_ref())) {
             trouble()?;
             return Ok(Asked::Elsewhere(ask));
         }
-        let answer = opened.and_then(|kernel| ask(&kernel, &runs));
+        let answer = opened.and_then(|machine| ask(machine.as_ref(), &runs));
         trouble()?;
         Ok(Asked::Answered(Box::new(Alone {
             answer: answer?,
@@ -239,19 +251,29 @@ where
     asked.await.map_err(|e| AloneError::Thread(e.to_string()))?
 }
 
-/// Builds a view.
+/// Builds the one of these views that is of the captured system.
 pub async fn view_alone(
-    source: Arc<dyn ByteSource>,
+    image: &ImageReader,
     plan: &Plan,
     record: Option<&KernelRecord>,
-    view: &'static LinuxView,
+    views: Vec<&'static View>,
     means: Means,
-) -> Result<Alone<Table>, AloneError> {
-    let ask = move |kernel: &Kernel<'_>, _: &RunMap| {
-        (view.build)(kernel).map_err(|error| AloneError::View {
+) -> Result<Alone<(&'static View, Table)>, AloneError> {
+    let ask = move |machine: &dyn Machine, _: &RunMap| {
+        let own = machine.system().views();
+        let is_own = |v: &&&View| own.iter().any(|o| o.name == v.name);
+        let view = views
+            .iter()
+            .find(is_own)
+            .ok_or_else(|| AloneError::NoView {
+                system: machine.system().name(),
+                wanted: views.iter().map(|v| v.name).collect::<Vec<_>>().join(", "),
+            })?;
+        let table = machine.build(view).map_err(|error| AloneError::View {
             view: view.name,
             error,
-        })
+        })?;
+        Ok((*view, table))
     };
-    with_kernel(source, plan, record, means, ask).await
+    with_machine(image, plan, record, means, ask).await
 }

@@ -12,8 +12,8 @@ use ramsift_layers::translate::PhysRead;
 use ramsift_layers::{ByteSource, FileOffset, ImageOffset, PhysAddr, SourceError};
 use ramsift_os::discover::{Anchor, discover};
 use ramsift_os::image::{KernelImage, anchors_beside, known_images};
-use ramsift_os::linux::{self, Kernel};
-use ramsift_os::view::KernelSymbols;
+use ramsift_os::input::KernelSymbols;
+use ramsift_os::{SYSTEMS, open};
 use ramsift_store::job;
 use ramsift_store::tables::{anchor_rows, name, read_segment};
 use ramsift_store::{Keys, Objects, Plan};
@@ -125,15 +125,25 @@ const PAGE: usize = 4096;
 const PIECE: u64 = 1 << 20;
 
 /// What known places lead to: the anchors of a kernel whose page table is confirmed, and the place. Whether it opens
-/// whole ([`is_whole`]) is for the caller to see. Must be called where blocking is allowed.
+/// whole ([`ramsift_os::machine::is_whole`]) is for the caller to see. Must be called where blocking is allowed.
 pub(crate) fn at_known_places(
     memory: &CachedPhys,
     layout: &Layout,
     symbols: Option<&dyn KernelSymbols>,
 ) -> Option<(Vec<Anchor>, String)> {
-    let images = known_images(memory, &layout.dtb_hints);
+    let mut of_systems = known_images(memory, &layout.dtb_hints);
+    of_systems.find_map(|images| led_to(memory, layout, symbols, &images))
+}
+
+/// The same of these images.
+fn led_to(
+    memory: &CachedPhys,
+    layout: &Layout,
+    symbols: Option<&dyn KernelSymbols>,
+    images: &[KernelImage],
+) -> Option<(Vec<Anchor>, String)> {
     let mut anchors = Vec::new();
-    for image in &images {
+    for image in images {
         anchors.extend(of_image(memory, &layout.runs, image));
         anchors = thin(anchors);
         let input = input(memory, &layout.runs, layout, &anchors, symbols);
@@ -147,12 +157,6 @@ pub(crate) fn at_known_places(
     let of = images.iter().find(|i| i.is_mapped_by(memory, table.dtb));
     let place = of.or(images.first())?.place.clone();
     Some((anchors, place))
-}
-
-/// Whether a kernel that a known place led to needs nothing more. What lies in damaged pages may lie elsewhere once
-/// more: the whole pass finds more then.
-pub(crate) fn is_whole(kernel: &Kernel<'_>) -> bool {
-    kernel.damage().is_none() && kernel.symbols.address("init_task").is_some()
 }
 
 /// The anchors in a kernel's image.
@@ -213,12 +217,11 @@ fn enough(
     let (memory, runs) = memory(source.clone(), layout, anchors, means.cache);
     let input = input(&memory, &runs, layout, anchors, means.symbols.as_deref());
     let d = discover(&input);
-    // Without its first task a kernel is no use: its name may come later.
-    d.impossible.is_none()
-        && linux::open(&input, &d).is_ok_and(|k| k.symbols.address("init_task").is_some())
+    // What leads to its processes may come later.
+    d.impossible.is_none() && open(&input, &d).is_ok_and(|m| m.lists_processes())
 }
 
-/// One pass over the image for anchors alone. It ends as soon as a kernel can be opened with them: tables that
+/// One pass over the image, of which `source` are the bytes, for anchors alone. It ends as soon as a kernel can be opened with them: tables that
 /// don't translate the kernel they are found in are never confirmed.
 pub(crate) async fn stream(
     source: Arc<dyn ByteSource>,
@@ -255,12 +258,12 @@ pub(crate) async fn stream(
                 }
                 found.scan(&carvers, &buf, from, at - from..end - from, stretch.end);
                 // Worth a try when one of those that say where things are came in.
-                let count = |kind: &str| found.0.iter().filter(|a| a.kind == kind).count();
-                let telling = count("vmcoreinfo") + count("swapper");
-                if telling > told
-                    && count("vmcoreinfo") > 0
-                    && enough(&source, &found.0, &layout, &means)
-                {
+                let tells = |a: &&Anchor| {
+                    let mut kinds = SYSTEMS.iter().flat_map(|s| s.telling_anchors());
+                    kinds.any(|k| *k == a.kind)
+                };
+                let telling = found.0.iter().filter(tells).count();
+                if telling > told && enough(&source, &found.0, &layout, &means) {
                     return Ok(thin(found.0));
                 }
                 told = telling;

@@ -1,16 +1,18 @@
 //! Builds what one task asks for.
 
 use crate::alone::{self, Found};
-use crate::linux::{Collector, Part};
 use crate::lists::Asked;
+use crate::parts::{Collector, Opened, Part};
 use crate::{SHA256, Trouble, Worker, anchors, sha256};
-use ramsift_layers::{ByteSource, SourceError};
+use ramsift_layers::{ImageReader, SourceError};
 use ramsift_os::discover::{Anchor, Discovery, discover};
-use ramsift_os::linux::{Kernel, open};
-use ramsift_os::view::ViewInput;
+use ramsift_os::input::ViewInput;
+use ramsift_os::machine::is_whole;
+use ramsift_os::{Machine, open};
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{Outcome, Task, TaskReport, Wishes};
 use ramsift_proto::{TaskId, view};
+use ramsift_store::image;
 use ramsift_store::job::{read, to_json};
 use ramsift_store::kernel::KernelRecord;
 use ramsift_store::tables::{SystemRow, name, system_batch};
@@ -44,6 +46,10 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
         Ok(s) => s,
         Err(e) => return gone(worker, task, e),
     };
+    let image = match image::reader(&worker.deps.objects, &keys, &plan, source.clone()).await {
+        Ok(i) => i,
+        Err(e) => return no_record(worker, task, &e),
+    };
     // The first part looks for the kernel; the others take what it found.
     let known = match part {
         Part::System => None,
@@ -53,18 +59,18 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
             Err(e) => return no_record(worker, task, &e),
         },
     };
-    let mut built = on_kernel(worker, task, &plan, &source, part, known).await;
+    let mut built = on_kernel(worker, task, &plan, &image, part, known).await;
     if let Ok(Built::Elsewhere) = built {
         if plan.spec.unstructured {
             // The chunks' anchors tell when they are all in.
             return Ok(asks_for_anchors(worker, task));
         }
-        let anchors = match anchors::stream(source.clone(), &plan, &worker.config.means).await {
+        let anchors = match anchors::stream(image.bytes(), &plan, &worker.config.means).await {
             Ok(a) => a,
             Err(e) => return gone(worker, task, e),
         };
         let known = Some((anchors, BY_PASS));
-        built = on_kernel(worker, task, &plan, &source, part, known).await;
+        built = on_kernel(worker, task, &plan, &image, part, known).await;
     }
     match built {
         Ok(Built::Rows(report, anchors)) => {
@@ -136,7 +142,7 @@ async fn on_kernel(
     worker: &Arc<Worker>,
     task: &Task,
     plan: &Plan,
-    source: &Arc<dyn ByteSource>,
+    image: &ImageReader,
     part: Part,
     known: Option<(Vec<Anchor>, &'static str)>,
 ) -> Result<Built, Ended> {
@@ -151,7 +157,8 @@ async fn on_kernel(
     let layout = plan.layout.clone();
     let means = worker.config.means.clone();
     // All views together read most of a capture.
-    let near = worker.config.disk.source(&task.job, source);
+    let near = worker.config.disk.source(&task.job, image.stored());
+    let near = image.over(near).bytes();
     let cache = means.cache / worker.config.slots.max(1) as u64;
     let work = move || {
         let around = near.worth();
@@ -184,18 +191,19 @@ async fn on_kernel(
                 .map_err(|e| d.impossible = Some(e.to_string()))
                 .ok(),
         };
-        if looked && !opened.as_ref().is_some_and(anchors::is_whole) {
+        if looked && !opened.as_ref().is_some_and(|m| is_whole(m.as_ref())) {
             return Ok(memory
                 .take_trouble()
                 .map_or(Built::Elsewhere, Built::Trouble));
         }
         let found = SystemRow {
-            damage: opened.as_ref().and_then(Kernel::damage),
+            damage: opened.as_ref().and_then(|m| m.damage()),
             bytes_read: opened.is_some().then(|| memory.bytes_read()),
             ..found
         };
-        build_part(part, opened.as_ref(), &input, &d, found, &mut collector)
+        build_part(part, opened.as_deref(), &input, &d, found, &mut collector)
             .map_err(Ended::Store)?;
+        drop(opened);
         if let Some(e) = memory.take_trouble() {
             return Ok(Built::Trouble(e));
         }
@@ -218,27 +226,28 @@ async fn on_kernel(
 /// Does a part's work on a kernel; a part that finds the kernel tells of it in a row, beside what is `found` already.
 fn build_part(
     part: Part,
-    kernel: Option<&Kernel<'_>>,
+    machine: Option<&dyn Machine>,
     input: &ViewInput<'_>,
     d: &Discovery,
     found: SystemRow,
     rows: &mut Collector,
 ) -> Result<(), String> {
-    if let Some(kernel) = kernel {
-        part.build(kernel, input.runs, rows)?;
+    if let Some(machine) = machine {
+        let runs = input.runs;
+        part.build(Opened { machine, runs }, rows)?;
     }
     if part.finds_the_kernel() {
         let row = SystemRow {
             physical_base: found.physical_base,
             damage: found.damage,
-            found_by: found.found_by.filter(|_| kernel.is_some()),
+            found_by: found.found_by.filter(|_| machine.is_some()),
             bytes_read: found.bytes_read,
             ..system_row(d)
         };
         let batch = system_batch(&row).map_err(|e| e.to_string())?;
         rows.take(name::SYSTEM, Some(batch))?;
     } else if let Some(why) = &d.impossible {
-        rows.not_built(part, why.clone());
+        rows.not_built(d.os.unwrap_or("system"), part, why.clone());
     }
     rows.finish()
 }

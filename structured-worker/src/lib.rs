@@ -5,13 +5,13 @@
 mod alone;
 mod anchors;
 mod build;
-mod linux;
 mod lists;
+mod parts;
 mod rows;
 mod sha256;
 mod symbols;
 
-pub use alone::{Alone, AloneError, Means, view_alone, with_kernel};
+pub use alone::{Alone, AloneError, Means, view_alone, with_machine};
 pub use rows::{batch, table_name};
 pub use symbols::{ObjectFiles, symbol_store};
 

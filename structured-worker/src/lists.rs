@@ -6,7 +6,8 @@ use arrow::datatypes::UInt64Type;
 use bytes::Bytes;
 use ramsift_layers::PhysAddr;
 use ramsift_layers::run::RunMap;
-use ramsift_os::linux::{Extent, Resident, Unit};
+use ramsift_os::content::Extent;
+use ramsift_os::resident::{Resident, Unit};
 use ramsift_proto::v1::Wishes;
 use ramsift_store::job::to_json;
 use ramsift_store::lists::{
@@ -173,8 +174,8 @@ impl Lists {
         let process = |r: Resident| Process {
             pid: r.pid,
             comm: r.comm,
-            task: r.task,
-            start_ns: r.start_ns,
+            object: r.object,
+            started: r.started,
             units: r.units,
         };
         self.processes.processes = all.into_iter().map(process).collect();

@@ -248,4 +248,16 @@ mod tests {
         assert_eq!((empty.num_rows(), empty.schema()), (0, schema));
         assert_eq!(table_name("linux/check_syscall"), "linux_check_syscall");
     }
+
+    #[test]
+    fn the_store_takes_the_tables_of_every_system() {
+        let known = ramsift_proto::view::SYSTEMS;
+        for s in ramsift_os::SYSTEMS {
+            assert!(known.contains(&s.name()), "{}", s.name());
+        }
+        for v in ramsift_os::views() {
+            let table = table_name(v.name);
+            assert!(ramsift_store::tables::is_view(&table), "{table}");
+        }
+    }
 }

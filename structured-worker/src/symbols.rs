@@ -1,6 +1,6 @@
 //! Symbol files in an object store.
 
-use ramsift_os::view::KernelSymbols;
+use ramsift_os::input::KernelSymbols;
 use ramsift_store::{ObjectError, Objects};
 use ramsift_symbols::SymbolStore;
 use ramsift_symbols::store::Files;

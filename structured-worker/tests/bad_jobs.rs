@@ -103,7 +103,7 @@ impl World {
                         ..JobSpec::default()
                     },
                     pin: source.pin().clone(),
-                    layout: format::open(&source).await.expect("raw"),
+                    layout: format::open(&source).await.expect("raw").layout,
                     chunks: ChunkParams::default(),
                     chunk_count: 1,
                     views: vec![view.into()],

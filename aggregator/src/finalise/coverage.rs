@@ -2,6 +2,7 @@
 
 use super::FinaliseError;
 use super::choose::Chosen;
+use super::cores::Cores;
 use super::once;
 use arrow::array::RecordBatch;
 use ramsift_proto::v1::Outcome;
@@ -80,9 +81,10 @@ impl Covered {
         &self,
         objects: &Arc<dyn Objects>,
         keys: &Keys,
-        plan: &Plan,
+        cores: &Cores<'_>,
         chosen: &Chosen,
     ) -> Result<Option<Segment>, FinaliseError> {
+        let plan = cores.plan();
         let mut b = CoverageBuilder::default();
         for g in &plan.layout.gaps {
             b.push(&CoverageRow {
@@ -108,7 +110,7 @@ impl Covered {
             }
             for (task, r) in &chosen.reports {
                 if r.outcome() == Outcome::Failed {
-                    for range in core_of(plan, task) {
+                    for range in cores.of(task).await? {
                         gap("failed", range.start, range.end, &r.reason);
                     }
                 }
@@ -319,17 +321,4 @@ impl Filter for Covered {
         }
         batch_of(out)
     }
-}
-
-/// The image ranges that a chunk task owns.
-pub(super) fn core_of(plan: &Plan, task: &str) -> Vec<std::ops::Range<u64>> {
-    let Ok(id) = task.parse::<TaskId>() else {
-        return Vec::new();
-    };
-    let TaskId::Chunk { index, .. } = &id else {
-        return Vec::new();
-    };
-    let start = index * plan.chunks.size;
-    let whole = start..(start + plan.chunks.size).min(plan.pin.size());
-    plan.layout.runs.stored_in(id.narrow(whole))
 }

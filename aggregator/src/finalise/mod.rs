@@ -5,6 +5,7 @@
 
 mod agreement;
 mod choose;
+mod cores;
 mod coverage;
 mod evidence;
 mod manifest;
@@ -17,6 +18,7 @@ pub use so_far::{Committed, SoFar, so_far};
 
 use crate::Aggregator;
 use choose::{Groups, choose, closed_set, freeze, segments_of, splits};
+use cores::Cores;
 use coverage::Covered;
 use manifest::{Facts, manifest_of};
 use ramsift_proto::v1::CommitRecord;
@@ -138,7 +140,8 @@ async fn seal(
     let closed = closed_set(&plan, &groups, &frozen.split, reports);
     let mut chosen = choose(records, &frozen.split);
     chosen.keep(&closed);
-    let unproved = proof::of(objects, &plan, &chosen, &closed).await?;
+    let cores = Cores::open(objects, keys, &plan).await?;
+    let unproved = proof::of(objects, &cores, &chosen, &closed).await?;
     let evidence = evidence::blake3(&plan, &chosen, &frozen.split);
     let sha256 = evidence::sha256(&plan, &chosen);
     let sha = sha256.as_ref().map(|(h, _)| h.as_str());
@@ -152,7 +155,7 @@ async fn seal(
     segments
         .entry(name::COVERAGE.to_owned())
         .or_default()
-        .extend(covered.unreported(objects, keys, &plan, &chosen).await?);
+        .extend(covered.unreported(objects, keys, &cores, &chosen).await?);
     let mut files = Vec::new();
     let views = segments.keys().filter(|t| tables::is_view(t));
     let tables: Vec<&str> = tables::FINAL

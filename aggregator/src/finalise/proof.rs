@@ -4,13 +4,14 @@
 
 use super::FinaliseError;
 use super::choose::Chosen;
-use super::coverage::{core_of, engines};
+use super::cores::Cores;
+use super::coverage::engines;
 use arrow::array::RecordBatch;
 use ramsift_proto::TaskId;
 use ramsift_proto::v1::{Outcome, SegmentPart, SegmentRef, TaskReport};
 use ramsift_store::merge::{Segment, segment_facts};
 use ramsift_store::tables::{CoverageRow, accepted, coverage_rows, name, read_segment};
-use ramsift_store::{Objects, Plan, StoreError};
+use ramsift_store::{Objects, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ const MAX: usize = 100;
 /// Says where reports claim what is not so.
 pub(super) async fn of(
     objects: &Arc<dyn Objects>,
-    plan: &Plan,
+    cores: &Cores<'_>,
     chosen: &Chosen,
     closed: &BTreeSet<String>,
 ) -> Result<Vec<String>, FinaliseError> {
@@ -38,11 +39,11 @@ pub(super) async fn of(
         let said = futures::future::try_join_all(looks).await?;
         out.extend(said.into_iter().flatten());
     }
-    if plan.spec.unstructured {
+    if cores.plan().spec.unstructured {
         let told = told(objects, &claims).await?;
         for (task, r) in &chosen.reports {
             let rows = told.get(task.as_str()).map_or(&[][..], Vec::as_slice);
-            out.extend(ranges(plan, task, r, rows));
+            out.extend(ranges(cores, task, r, rows).await?);
         }
     }
     if out.len() > MAX {
@@ -180,19 +181,21 @@ async fn told<'a>(
 }
 
 /// Whether a task tells of each of its own bytes once, and of no others.
-fn ranges(plan: &Plan, task: &str, r: &TaskReport, rows: &[CoverageRow]) -> Option<String> {
-    let engines = engines(plan);
+async fn ranges(
+    cores: &Cores<'_>,
+    task: &str,
+    r: &TaskReport,
+    rows: &[CoverageRow],
+) -> Result<Option<String>, FinaliseError> {
+    let engines = engines(cores.plan());
     let of_image = |c: &&CoverageRow| engines.contains(&c.engine.as_str());
     let chunk = matches!(task.parse(), Ok(TaskId::Chunk { .. }));
     if !chunk || r.outcome() != Outcome::Done {
-        let stray = rows.iter().find(of_image)?;
-        return Some(format!(
-            "{task} tells of {}, which is not its own",
-            stray.engine
-        ));
+        let stray = rows.iter().find(of_image);
+        return Ok(stray.map(|s| format!("{task} tells of {}, which is not its own", s.engine)));
     }
-    let own = joined(core_of(plan, task));
-    engines.iter().find_map(|e| {
+    let own = joined(cores.of(task).await?);
+    let wrong = engines.iter().find_map(|e| {
         let mine = rows.iter().filter(|c| c.engine == *e);
         let told: Vec<Range<u64>> = mine.map(|c| c.start..c.end).collect();
         let len = |rs: &[Range<u64>]| {
@@ -213,7 +216,8 @@ fn ranges(plan: &Plan, task: &str, r: &TaskReport, rows: &[CoverageRow]) -> Opti
         } else {
             format!("{task}: {e} tell of bytes that are not its own")
         })
-    })
+    });
+    Ok(wrong)
 }
 
 /// Ranges in order, those that touch or overlap as one.

@@ -60,6 +60,7 @@ pub(crate) fn plan() -> Plan {
             dtb_hints: Vec::new(),
             notes: Vec::new(),
             gaps: Vec::new(),
+            extents: None,
         },
         chunks: ChunkParams {
             size: CHUNK,

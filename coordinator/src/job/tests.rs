@@ -71,9 +71,8 @@ async fn world() -> World {
     let key = rules_key("r");
     let put = deps.objects.put(&key, bytes::Bytes::new());
     put.await.expect("stored");
-    let (plan, source) = crate::plan::plan(&deps.sources, spec.clone())
-        .await
-        .expect("planned");
+    let planned = crate::plan::plan(&deps.sources, spec.clone()).await;
+    let crate::plan::Planned { plan, source, .. } = planned.expect("planned");
     assert_eq!((plan.chunk_count, source.len()), (2, 2 << 20));
     World {
         deps,

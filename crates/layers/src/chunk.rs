@@ -72,8 +72,10 @@ pub struct ChunkWindow {
     pub span: Range<u64>,
     /// End of the physically contiguous stretch that the core lies in.
     pub stretch_end: u64,
-    /// Where the bytes of `span` lie in the file.
+    /// Where the bytes of `span` lie in what the runs count in.
     pub pieces: Vec<Piece>,
+    /// Whether all of the core is zeros of which the container holds no bytes.
+    pub zero: bool,
 }
 
 impl ChunkParams {
@@ -111,20 +113,24 @@ impl ChunkParams {
     pub fn windows(&self, runs: &RunMap, file: Range<u64>) -> Vec<ChunkWindow> {
         runs.stored_in(file)
             .into_iter()
-            .filter_map(|core| {
-                let stretch = runs.stretch(crate::ImageOffset(core.start))?;
-                let start = core.start.saturating_sub(self.behind).max(stretch.start);
-                let end = core.end.saturating_add(self.overlap).min(stretch.end);
-                let span = start..end;
-                let pieces = runs.pieces(span.clone());
-                Some(ChunkWindow {
-                    core,
-                    span,
-                    stretch_end: stretch.end,
-                    pieces,
-                })
-            })
+            .filter_map(|core| self.window(runs, core))
             .collect()
+    }
+
+    /// The window around a core that is physically contiguous; `None` where nothing is stored.
+    pub fn window(&self, runs: &RunMap, core: Range<u64>) -> Option<ChunkWindow> {
+        let stretch = runs.stretch(crate::ImageOffset(core.start))?;
+        let start = core.start.saturating_sub(self.behind).max(stretch.start);
+        let end = core.end.saturating_add(self.overlap).min(stretch.end);
+        let span = start..end;
+        let pieces = runs.pieces(span.clone());
+        Some(ChunkWindow {
+            core,
+            span,
+            stretch_end: stretch.end,
+            pieces,
+            zero: false,
+        })
     }
 }
 

@@ -5,6 +5,7 @@
 //! source   bytes of a file or object, pinned to one version
 //! format   container headers -> runs (physical address, file extent)
 //! run      physical address <-> image offset <-> file offset
+//! extent   image offset -> bytes, where a container does not hold them as they are
 //! chunk    aligned pieces of the file, and the windows of the image that lie in them
 //! translate virtual -> physical through the captured page tables
 //! hash     BLAKE3 of the whole file from the pieces
@@ -12,6 +13,7 @@
 
 pub mod address;
 pub mod chunk;
+pub mod extent;
 pub mod format;
 pub mod hash;
 pub mod run;
@@ -21,6 +23,7 @@ pub mod translate;
 
 pub use address::{Dtb, FileOffset, ImageOffset, PhysAddr, VirtAddr};
 pub use chunk::{Chunk, ChunkParams, ChunkWindow};
+pub use extent::ImageReader;
 pub use run::{Run, RunMap};
 pub use severity::Severity;
 pub use source::{ByteSource, SourceError, SourcePin};

@@ -10,6 +10,8 @@
 //! keeps its claimed length; the missing part has image offsets but no bytes.
 
 use crate::{FileOffset, ImageOffset, PhysAddr};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::ops::{Bound, Range};
@@ -64,12 +66,76 @@ pub enum RunError {
 }
 
 /// The runs of one capture, in physical order, with the image offset of each.
+///
+/// Written as its runs, many of them packed; what is read is checked as what a container says is.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Wire", into = "Wire")]
 pub struct RunMap {
     runs: Vec<Run>,
     /// Image offset of each run's first byte.
     starts: Vec<u64>,
     len: u64,
+}
+
+/// Runs that are written one by one; more are packed.
+const PLAIN_RUNS: usize = 4096;
+
+/// How runs are written.
+#[derive(Serialize, Deserialize)]
+struct Wire {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    runs: Vec<Run>,
+    /// Four little-endian words for each run, packed with zstd, in base64.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    packed: String,
+}
+
+impl From<RunMap> for Wire {
+    fn from(m: RunMap) -> Self {
+        if m.runs.len() > PLAIN_RUNS {
+            let words = m.runs.iter().flat_map(|r| [r.pa, r.len, r.file, r.stored]);
+            let bytes: Vec<u8> = words.flat_map(u64::to_le_bytes).collect();
+            if let Ok(packed) = zstd::bulk::compress(&bytes, 3) {
+                let packed = BASE64.encode(packed);
+                return Self {
+                    runs: Vec::new(),
+                    packed,
+                };
+            }
+        }
+        Self {
+            runs: m.runs,
+            packed: String::new(),
+        }
+    }
+}
+
+impl TryFrom<Wire> for RunMap {
+    type Error = String;
+
+    fn try_from(w: Wire) -> Result<Self, String> {
+        let mut runs = w.runs;
+        if !w.packed.is_empty() {
+            let packed = BASE64.decode(&w.packed).map_err(|e| format!("runs: {e}"))?;
+            let most = 32 * crate::format::MAX_RUNS;
+            let bytes = zstd::bulk::decompress(&packed, most).map_err(|e| format!("runs: {e}"))?;
+            let word = |b: &[u8], i: usize| {
+                b.get(8 * i..8 * i + 8)
+                    .and_then(|b| b.try_into().ok())
+                    .map_or(0, u64::from_le_bytes)
+            };
+            if !bytes.len().is_multiple_of(32) {
+                return Err(format!("runs: {} bytes are no whole runs", bytes.len()));
+            }
+            runs.extend(bytes.chunks_exact(32).map(|b| Run {
+                pa: word(b, 0),
+                len: word(b, 1),
+                file: word(b, 2),
+                stored: word(b, 3),
+            }));
+        }
+        Self::new(runs).map_err(|e| e.to_string())
+    }
 }
 
 /// A part of a run that was left out, because another run holds the same physical addresses or because it
@@ -309,6 +375,15 @@ impl RunMap {
         Some(self.starts[first]..self.starts[last] + self.runs[last].stored)
     }
 
+    /// Whether an image offset is the physical neighbour of the one before it.
+    pub fn touches(&self, image: u64) -> bool {
+        let before = image
+            .checked_sub(1)
+            .and_then(|b| self.to_phys(ImageOffset(b)));
+        let here = self.to_phys(ImageOffset(image));
+        before.zip(here).is_some_and(|(a, b)| a.0 + 1 == b.0)
+    }
+
     /// Image ranges whose bytes are stored in a range of the file, in image order, each
     /// physically contiguous.
     pub fn stored_in(&self, file: Range<u64>) -> Vec<Range<u64>> {
@@ -450,6 +525,33 @@ mod tests {
                     proptest::prop_assert_eq!(of.pa + at.0 % 1000, pa);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_map_that_was_written_is_read_again_and_checked() {
+        let json = serde_json::to_string(&two()).expect("json");
+        assert_eq!(serde_json::from_str::<RunMap>(&json).expect("read"), two());
+        let many = (0..100_000u64).map(|i| Run {
+            pa: i * 0x2000,
+            len: 0x1000,
+            file: i * 0x1000,
+            stored: 0x1000,
+        });
+        let many = RunMap::new(many.collect()).expect("valid");
+        let json = serde_json::to_string(&many).expect("json");
+        assert!(json.len() < 1 << 20, "{}", json.len());
+        assert_eq!(serde_json::from_str::<RunMap>(&json).expect("read"), many);
+        for damaged in [
+            r#"{"runs":[{"pa":0,"len":10,"file":0,"stored":10},{"pa":5,"len":10,"file":0,"stored":10}]}"#,
+            r#"{"packed":"AAAA"}"#,
+            r#"{"packed":"*"}"#,
+            &json[..json.len() - 100],
+        ] {
+            assert!(
+                serde_json::from_str::<RunMap>(damaged).is_err(),
+                "{damaged}"
+            );
         }
     }
 

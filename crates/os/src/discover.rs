@@ -1,7 +1,7 @@
 //! Which system was captured: what every system is asked, and what is known then.
 
 use crate::SYSTEMS;
-use crate::view::ViewInput;
+use crate::input::ViewInput;
 use ramsift_layers::Dtb;
 use ramsift_layers::translate::{AARCH64_4K_48, X86_64};
 use std::collections::BTreeMap;
@@ -35,7 +35,7 @@ pub struct PageTable {
 /// What is known of the captured system.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Discovery {
-    /// `linux` or `windows`.
+    /// The name of its system.
     pub os: Option<&'static str>,
     /// `x86_64` or `aarch64`.
     pub architecture: Option<String>,
@@ -47,6 +47,8 @@ pub struct Discovery {
     pub release: Option<String>,
     /// Build id.
     pub build_id: Option<String>,
+    /// Virtual address of the kernel's image, where its system tells.
+    pub kernel_base: Option<u64>,
     /// Candidates, confirmed ones first.
     pub page_tables: Vec<PageTable>,
     /// How many anchors of each kind there were.
@@ -66,9 +68,6 @@ pub fn discover(input: &ViewInput<'_>) -> Discovery {
     }
     for system in SYSTEMS {
         system.discover(input, &mut d);
-    }
-    if d.os.is_none() && of_kind(input, "rsds").next().is_some() {
-        d.os = Some("windows");
     }
     for hint in input.dtb_hints {
         let known = d.page_tables.iter().any(|p| p.dtb.0 == *hint);
@@ -109,17 +108,14 @@ fn reason(d: &Discovery) -> Option<String> {
         return None;
     }
     let system = SYSTEMS.iter().find(|s| Some(s.name()) == d.os);
-    Some(match (d.os, system) {
-        (_, Some(s)) => s.unconfirmed(d),
-        (None, None) => {
-            "no kernel was found in the image (no Linux banner, no VMCOREINFO, no Windows \
-                         kernel debug record)"
-                .into()
-        }
-        (Some(_), None) => {
-            "a Windows kernel was found; its page tables are not looked for yet".into()
-        }
-    })
+    Some(system.map_or_else(
+        || {
+            let looked_for: Vec<&str> = SYSTEMS.iter().map(|s| s.looked_for()).collect();
+            let all = looked_for.join(", no ");
+            format!("no kernel was found in the image (no {all})")
+        },
+        |s| s.unconfirmed(d),
+    ))
 }
 
 #[cfg(test)]

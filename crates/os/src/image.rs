@@ -5,7 +5,7 @@
 
 use crate::SYSTEMS;
 use crate::discover::Anchor;
-use crate::view::ViewInput;
+use crate::input::ViewInput;
 use ramsift_layers::translate::{PhysRead, Shape, walk};
 use ramsift_layers::{Dtb, VirtAddr};
 use std::ops::Range;
@@ -41,15 +41,21 @@ impl KernelImage {
     }
 }
 
-/// Images that known places lead to, each once. `roots` are page tables that the container recorded.
-pub fn known_images(memory: &dyn PhysRead, roots: &[u64]) -> Vec<KernelImage> {
-    let mut out: Vec<KernelImage> = Vec::new();
-    for found in SYSTEMS.iter().flat_map(|s| s.images(memory, roots)) {
-        if !out.iter().any(|i| i.data == found.data) {
-            out.push(found);
+/// Images that known places lead to, each once, of one system after the other: the next is only looked for when it is
+/// asked for. `roots` are page tables that the container recorded.
+pub fn known_images<'m>(
+    memory: &'m dyn PhysRead,
+    roots: &'m [u64],
+) -> impl Iterator<Item = Vec<KernelImage>> + 'm {
+    SYSTEMS.iter().map(move |s| {
+        let mut out: Vec<KernelImage> = Vec::new();
+        for found in s.images(memory, roots) {
+            if !out.iter().any(|i| i.data == found.data) {
+                out.push(found);
+            }
         }
-    }
-    out
+        out
+    })
 }
 
 /// Anchors that the image leads to and that lie elsewhere. `input` has those of the image.

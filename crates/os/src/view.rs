@@ -1,42 +1,53 @@
-//! What whoever looks for a kernel, or builds a view of it, may read.
+//! What a view is called and shows; how it is built is its system's own ([`Machine::build`]).
+//!
+//! [`Machine::build`]: crate::machine::Machine::build
 
-use crate::discover::Anchor;
-use ramsift_layers::run::RunMap;
-use ramsift_layers::translate::PhysRead;
-use ramsift_symbols::store::Files;
-use ramsift_symbols::{SymbolStore, SymbolTable};
+use crate::SYSTEMS;
+use crate::table::Column;
 
-/// What a view may read.
-pub struct ViewInput<'a> {
-    /// Physical memory.
-    pub memory: &'a dyn PhysRead,
-    /// Which physical memory there is.
-    pub runs: &'a RunMap,
-    /// Processor, where the container told.
-    pub arch: Option<&'a str>,
-    /// Page-table roots that the container recorded.
-    pub dtb_hints: &'a [u64],
-    /// Spots that help to find the kernel.
-    pub anchors: &'a [Anchor],
-    /// Where symbol files are looked for when a kernel does not carry its own.
-    pub symbols: Option<&'a dyn KernelSymbols>,
+/// A view of an opened machine.
+#[derive(Clone, Copy, Debug)]
+pub struct View {
+    /// Its name, which begins with its system's: `linux/pslist`; what is comparable is called as in Volatility 3.
+    pub name: &'static str,
+    /// What it shows.
+    pub meaning: &'static str,
+    /// Its columns.
+    pub columns: &'static [Column],
+    /// Whether content can be recovered from what it shows.
+    pub recovers: bool,
+    /// Whether content is recovered only where somebody asks for this view's: it is as large as the memory itself, and
+    /// a job that stores all other content leaves it out.
+    pub on_request: bool,
+    /// Whether what it recovers belongs to processes, so that those of one process can be had alone.
+    pub by_process: bool,
+    /// Whether responders ask for it first: it is there while chunks are still being scanned.
+    pub first: bool,
 }
 
-/// Symbol files, found by the exact banner of the kernel that they are for.
-pub trait KernelSymbols: Send + Sync + std::fmt::Debug {
-    /// The table of a kernel, as linked; `None` if there is none. The error says what is wrong with the
-    /// file that should be it.
-    fn find(&self, banner: &str) -> Result<Option<SymbolTable>, String>;
+/// What a view is for, where a command needs the one of a system that does it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Lists the processes: `pid`, `ppid`, `comm` and what the system has besides.
+    Processes,
+    /// Gives the content of files that are in memory.
+    CachedFiles,
+    /// Gives the memory of processes as cores.
+    ProcessCores,
+    /// Lists the sessions of users.
+    Logins,
+    /// Compares the places that know of processes.
+    CrossView,
+    /// Tells the machine's clock, in `captured`.
+    Clock,
 }
 
-impl<F: Files + Send + Sync + std::fmt::Debug> KernelSymbols for SymbolStore<F> {
-    fn find(&self, banner: &str) -> Result<Option<SymbolTable>, String> {
-        Self::find(self, banner).map_err(|e| e.to_string())
-    }
+/// All views of all systems, in the order in which a job builds them.
+pub fn views() -> impl Iterator<Item = &'static View> {
+    SYSTEMS.iter().flat_map(|s| s.views())
 }
 
-impl std::fmt::Debug for ViewInput<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "ViewInput({} anchors)", self.anchors.len())
-    }
+/// A view by its full name.
+pub fn by_name(name: &str) -> Option<&'static View> {
+    views().find(|v| v.name == name)
 }

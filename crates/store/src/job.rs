@@ -85,6 +85,11 @@ impl Keys {
         self.key("plan.json")
     }
 
+    /// The table of extents whose directory has this BLAKE3.
+    pub fn extents(&self, blake3: &str) -> String {
+        self.key(&format!("extents/{blake3}.extents"))
+    }
+
     /// Where the kernel is.
     pub fn kernel(&self) -> String {
         self.key("kernel.json")
@@ -199,7 +204,7 @@ pub struct Plan {
     pub spec: JobSpec,
     /// Which version of which file or object.
     pub pin: SourcePin,
-    /// Container and runs.
+    /// Container and runs; of one that packs its memory, what is to be known of the table of extents beside the plan.
     pub layout: Layout,
     /// How the file is cut.
     pub chunks: ChunkParams,

@@ -3,6 +3,7 @@
 //! ```text
 //! jobs/<job>/spec.json                   what the user asked for
 //! jobs/<job>/plan.json                   evidence pin, layout, chunk parameters: immutable
+//! jobs/<job>/extents/<blake3>.extents    where the image's bytes lie in a container that packs them: read in slices
 //! jobs/<job>/kernel.json                 where the kernel is, for views that are built later
 //! jobs/<job>/verdicts.json               groups of rules to decide, once all chunks are settled
 //! jobs/<job>/lists/<attempt>/<task>.json memory of processes, or recovered content, for one task
@@ -22,6 +23,7 @@
 
 mod external;
 pub mod groups;
+pub mod image;
 pub mod job;
 mod json;
 pub mod kernel;

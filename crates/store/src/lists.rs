@@ -114,10 +114,10 @@ pub struct Process {
     pub pid: i64,
     /// Name of its main thread.
     pub comm: String,
-    /// Address of its task_struct.
-    pub task: u64,
-    /// When it was started, nanoseconds after boot.
-    pub start_ns: Option<u64>,
+    /// Address of the kernel's object of the process.
+    pub object: u64,
+    /// When it was started, in nanoseconds since a moment that is the same for all processes of the machine.
+    pub started: Option<u64>,
     /// Units, and what is added to a unit's addresses to get the process's (wrapping).
     pub units: Vec<(u32, u64)>,
 }
@@ -125,7 +125,7 @@ pub struct Process {
 impl Process {
     /// What names it in a capture for good: ids are used again.
     pub fn key(&self) -> String {
-        format!("{:#x}@{}", self.task, self.start_ns.unwrap_or(0))
+        format!("{:#x}@{}", self.object, self.started.unwrap_or(0))
     }
 
     /// `sshd[812]`.

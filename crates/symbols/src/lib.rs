@@ -4,7 +4,8 @@
 //! vmcoreinfo   where things are, in the kernel's own words
 //! kallsyms     names and addresses of the kernel's symbols     \
 //! btf          the kernel's types                               > a SymbolTable
-//! isf, dwarf   both, from files that others made                /
+//! isf, dwarf   both, from files that others made               /
+//! layouts      both, of Windows kernels, from a table built in /
 //! store        the files, found by the kernel's banner
 //! types        questions about types, the same whoever told
 //! ```
@@ -17,6 +18,7 @@ pub mod dwarf;
 mod globals;
 pub mod isf;
 pub mod kallsyms;
+pub mod layouts;
 mod phys;
 pub mod store;
 pub mod table;

@@ -27,6 +27,15 @@ pub enum Source {
     Isf(String),
     /// The debug information of this file.
     Dwarf(String),
+    /// The table of layouts that the program carries, by GUID and age of the symbol file.
+    Layouts(String),
+    /// Layouts of the nearest kernel that the program knows.
+    Nearest {
+        /// GUID of that kernel's symbol file.
+        of: String,
+        /// The symbol file that would be exact: name, GUID and age.
+        exact: String,
+    },
     /// One of the above, parts of which lie in pages that are missing or overwritten.
     Damaged {
         /// Where it is.
@@ -48,6 +57,11 @@ impl fmt::Display for Source {
             Self::BtfCarved => f.write_str("BTF carved"),
             Self::Isf(name) => write!(f, "ISF {name}"),
             Self::Dwarf(name) => write!(f, "DWARF of {name}"),
+            Self::Layouts(key) => write!(f, "layouts built in for {key}"),
+            Self::Nearest { of, exact } => write!(
+                f,
+                "layouts built in for {of}, the nearest that fits; {exact} would be exact"
+            ),
             Self::Damaged { of, lost, all } => {
                 write!(f, "{of}, {lost} of {all} in damaged pages")
             }
@@ -240,6 +254,31 @@ impl SymbolTable {
             self.enter([], 0);
         }
         self.shift = self.shift.wrapping_add(by);
+        self
+    }
+
+    /// The same types with other symbols, from another source.
+    #[must_use]
+    pub fn with_symbols<'s>(
+        self,
+        symbols: impl IntoIterator<Item = NewSymbol<'s>>,
+        from: Source,
+    ) -> Self {
+        let provenance = Provenance {
+            symbols: from.clone(),
+            types: from,
+        };
+        Self::new(symbols, self.types, provenance)
+    }
+
+    /// Takes all addresses as offsets in an image that lies at `base`: symbol files of Windows have such. Wraps.
+    #[must_use]
+    pub fn based(mut self, base: u64) -> Self {
+        for e in &mut self.entries {
+            e.address = e.address.wrapping_add(base);
+        }
+        self.enter([], 0);
+        self.shift = self.shift.wrapping_add(base);
         self
     }
 

@@ -13,4 +13,5 @@ mod security;
 mod structured;
 mod telemetry;
 mod tls;
+mod windows;
 mod yara_oracle;

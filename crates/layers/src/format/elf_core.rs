@@ -3,19 +3,20 @@
 //!
 //! ```text
 //! ELF header (ET_CORE) -> program headers: PT_NOTE (CPU state), PT_LOAD (p_paddr, p_offset, p_filesz, p_memsz)
-//! notes: name "CORE" NT_PRSTATUS; name "QEMU" CPU state with CR3 at offset 0x1a8; "VMCOREINFO"
+//! notes: name "CORE" NT_PRSTATUS; name "QEMU" CPU state with CR3; "VMCOREINFO" (notes.rs)
 //! ```
 //!
 //! `p_memsz` above `p_filesz` is memory that the file lacks. A segment whose physical address is all ones (`/proc/kcore`'s
 //! vmalloc area) has none; older kernels give 0 for all, and then what is mapped directly tells.
 //!
-//! Source: System V ABI, generic and AMD64 parts; QEMU `target/i386/arch_dump.c`
-//! (`QEMUX86CPUState`: version, size, 18 registers, 10 segments of 24 bytes, CR0-CR4); Linux `fs/proc/kcore.c`,
+//! Source: System V ABI, generic and AMD64 parts; Linux `fs/proc/kcore.c`,
 //! `Documentation/arch/x86/x86_64/mm.rst`.
 //! `e_phnum` of 0xffff means the count stands in section header 0, `sh_info`.
 
 use super::twice::lay_out;
-use super::{ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, gap, note};
+use super::{
+    ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, gap, note, notes as elf_notes,
+};
 use crate::FileOffset;
 use crate::run::Run;
 use crate::source::{ByteSource, SourceError};
@@ -24,8 +25,6 @@ use async_trait::async_trait;
 const ET_CORE: u16 = 4;
 const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
-/// CR3 in `QEMUX86CPUState`: 8 + 18 * 8 + 10 * 24 + 3 * 8.
-const QEMU_CR3: usize = 8 + 18 * 8 + 10 * 24 + 3 * 8;
 /// Notes are a few KiB a processor; more, in all segments, is not looked at.
 const MAX_NOTES: u64 = 4 << 20;
 /// Where the direct map may begin on x86-64: a multiple of the range of one entry of the third level.
@@ -195,34 +194,6 @@ async fn read(src: &dyn ByteSource, at: u64, len: u64, what: &str) -> Result<Vec
     }
 }
 
-/// CR3 of each processor from QEMU's notes.
-fn dtbs_of(notes: &[u8], out: &mut Vec<u64>) {
-    let little = Shape {
-        wide: true,
-        big: false,
-    };
-    let word = |at: usize| little.word(notes, at).map(|n| n as usize);
-    let mut at = 0usize;
-    while let (Some(name_len), Some(desc_len)) = (word(at), word(at + 4)) {
-        let Some(name) = notes.get(at + 12..(at + 12).saturating_add(name_len)) else {
-            break;
-        };
-        let desc_at = at + 12 + name_len.next_multiple_of(4);
-        let Some(desc) = notes.get(desc_at..desc_at.saturating_add(desc_len)) else {
-            break;
-        };
-        if name.starts_with(b"QEMU")
-            && let Some(cr3) = little.number(desc, QEMU_CR3, 8)
-        {
-            let dtb = cr3 & 0x000f_ffff_ffff_f000;
-            if dtb != 0 && !out.contains(&dtb) {
-                out.push(dtb);
-            }
-        }
-        at = desc_at + desc_len.next_multiple_of(4);
-    }
-}
-
 /// Gives segments whose physical address is 0, all of them, those that their place in the direct map says: old
 /// kernels' `/proc/kcore` has none. `false` where the addresses are those of a program.
 fn from_direct_map(loads: &mut [Phdr], notes: &mut Vec<String>) -> bool {
@@ -333,7 +304,7 @@ impl ImageFormat for ElfCore {
         core_shape(head).is_some()
     }
 
-    async fn open(&self, source: &dyn ByteSource) -> Result<Layout, FormatError> {
+    async fn open(&self, source: &dyn ByteSource) -> Result<Opened, FormatError> {
         let head = source.head(64).await?;
         let shape = core_shape(&head).ok_or_else(|| cut("the ELF header", 0))?;
         let arch = shape.half(&head, 18).and_then(processor);
@@ -353,13 +324,13 @@ impl ImageFormat for ElfCore {
             run_of(p, source.len(), &mut runs, &mut notes, &mut gaps);
         }
         for p in phdrs.iter().filter(|p| p.kind == PT_NOTE) {
-            if arch != Some("x86_64") || left == 0 {
+            if shape.big || left == 0 {
                 continue;
             }
             let len = p.filesz.min(left);
             left -= len;
             match read(source, p.offset, len, "the notes").await {
-                Ok(b) => dtbs_of(&b, &mut dtb_hints),
+                Ok(b) => elf_notes::page_tables(&b, arch, &mut dtb_hints),
                 Err(FormatError::Source(e @ SourceError::Unavailable { .. })) => {
                     return Err(e.into());
                 }
@@ -379,7 +350,9 @@ impl ImageFormat for ElfCore {
             dtb_hints,
             notes,
             gaps,
-        })
+            extents: None,
+        }
+        .into())
     }
 }
 
@@ -420,7 +393,8 @@ mod tests {
         let f = core(&[(0x10_0000, 0x1000, 0x1000), (0, 0x2000, 0x1000)], 0x3000);
         let l = super::super::open(&RamSource::new("x", f))
             .await
-            .expect("core");
+            .expect("core")
+            .layout;
         assert_eq!(
             (l.format.as_str(), l.arch.as_deref()),
             ("elf_core", Some("x86_64"))
@@ -437,7 +411,8 @@ mod tests {
         let f = core(&[(0, 0x1000, 0x1000), (0x10_0000, 0x2000, 0x1000)], 0x2800);
         let l = super::super::open(&RamSource::new("x", f))
             .await
-            .expect("core");
+            .expect("core")
+            .layout;
         assert_eq!(l.runs.missing(), vec![0x1800..0x2000]);
         let e = super::super::open(&RamSource::new("x", core(&[(0, 0, 1); 40], 100))).await;
         assert!(
@@ -445,22 +420,6 @@ mod tests {
                 .to_string()
                 .contains("cut short")
         );
-    }
-
-    #[test]
-    fn cr3_of_a_qemu_note() {
-        let mut n = Vec::new();
-        let desc_len = 432u32;
-        for v in [5u32, desc_len, 0] {
-            n.extend(v.to_le_bytes());
-        }
-        n.extend(b"QEMU\0\0\0\0");
-        let at = n.len();
-        n.resize(at + desc_len as usize, 0);
-        n[at + QEMU_CR3..at + QEMU_CR3 + 8].copy_from_slice(&0x0961_0000u64.to_le_bytes());
-        let mut out = Vec::new();
-        dtbs_of(&n, &mut out);
-        assert_eq!(out, [0x0961_0000]);
     }
 
     /// One segment: virtual address, physical address, bytes in the file, bytes in memory.
@@ -517,6 +476,7 @@ mod tests {
         super::super::open(&RamSource::new("x", f))
             .await
             .expect("core")
+            .layout
     }
 
     #[tokio::test]

@@ -32,13 +32,13 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
     (
         0,
         b"AVML",
-        "an AVML capture",
-        "convert it with avml-convert --source-format lime_compressed",
+        "an AVML capture of another version than 2",
+        "convert it with avml-convert",
     ),
     (
         0,
         b"LMVA",
-        "an AVML capture",
+        "a big-endian AVML capture",
         "convert it with avml-convert",
     ),
     (
@@ -47,8 +47,6 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
         "a big-endian LiME capture",
         "take it on a little-endian machine or convert it to raw",
     ),
-    (0, b"PAGEDU64", "a Windows crash dump", RAW),
-    (0, b"PAGEDUMP", "a Windows crash dump", RAW),
     (
         0,
         b"MDMP\x93\xa7",
@@ -57,21 +55,9 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
     ),
     (
         0,
-        b"KDUMP   ",
-        "a kdump-compressed vmcore",
-        "convert it with makedumpfile -E or crash",
-    ),
-    (
-        0,
         b"DISKDUMP",
         "a diskdump vmcore",
         "convert it with makedumpfile -E or crash",
-    ),
-    (
-        0,
-        b"makedumpfile\0",
-        "a flattened kdump",
-        "rearrange it with makedumpfile -R",
     ),
     (0, b"\xed\x23\x8f\x61\x73\x01\x19\xa8", "an LKCD dump", RAW),
     (0, b"\xa8\x19\x01\x73\x61\x8f\x23\xed", "an LKCD dump", RAW),

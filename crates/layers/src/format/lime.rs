@@ -14,13 +14,15 @@
 //! rest of the file is a gap, unless it is zeros. Ranges that hold the same addresses are kept once.
 
 use super::twice::lay_out;
-use super::{ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, gap, note};
+use super::{Avml, ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, gap, note};
 use crate::FileOffset;
 use crate::run::Run;
 use crate::source::ByteSource;
 use async_trait::async_trait;
 
 const MAGIC: u32 = 0x4c69_4d45;
+/// What a range that AVML packed begins with.
+const AVML: u32 = 0x4c4d_5641;
 const HEADER_LEN: u64 = 32;
 
 /// LiME captures.
@@ -64,7 +66,7 @@ impl ImageFormat for Lime {
         Header::parse(head).is_some_and(|h| h.magic == MAGIC && h.version == 1)
     }
 
-    async fn open(&self, source: &dyn ByteSource) -> Result<Layout, FormatError> {
+    async fn open(&self, source: &dyn ByteSource) -> Result<Opened, FormatError> {
         let end = source.len();
         let (mut runs, mut notes, mut gaps, mut at) = (Vec::new(), Vec::new(), Vec::new(), 0u64);
         while at < end {
@@ -72,6 +74,10 @@ impl ImageFormat for Lime {
                 left if left < HEADER_LEN => None,
                 _ => Header::parse(&source.read_vec(FileOffset(at), 32).await?),
             };
+            if head.as_ref().is_some_and(|h| h.magic == AVML) {
+                // Plain ranges between packed ones.
+                return Avml.open(source).await;
+            }
             let Some((h, len)) = head.and_then(Header::checked) else {
                 rest(source, at, &mut notes, &mut gaps).await?;
                 break;
@@ -113,7 +119,9 @@ impl ImageFormat for Lime {
             dtb_hints: Vec::new(),
             notes,
             gaps,
-        })
+            extents: None,
+        }
+        .into())
     }
 }
 
@@ -173,7 +181,8 @@ mod tests {
         f.extend([2; 0x1800]);
         let l = super::super::open(&RamSource::new("x", f))
             .await
-            .expect("lime");
+            .expect("lime")
+            .layout;
         assert_eq!(l.format, "lime");
         assert_eq!(l.runs.image_len(), 0x3000);
         assert_eq!(
@@ -190,14 +199,16 @@ mod tests {
         f.extend([1; 0x1000]);
         let l = super::super::open(&RamSource::new("x", f))
             .await
-            .expect("lime");
+            .expect("lime")
+            .layout;
         assert_eq!(l.runs.missing(), vec![0x1000..8 << 40]);
     }
 
     async fn gaps_of(f: Vec<u8>) -> (u64, Vec<(u64, u64)>) {
         let l = super::super::open(&RamSource::new("x", f))
             .await
-            .expect("lime");
+            .expect("lime")
+            .layout;
         let gaps = l.gaps.iter().map(|g| (g.file.start, g.file.end)).collect();
         (l.runs.image_len(), gaps)
     }

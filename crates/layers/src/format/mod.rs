@@ -3,20 +3,31 @@
 //! Detection looks at the first bytes only, in an explicit order, raw last. Everything a header
 //! says is capped by the real length of the file.
 
+mod ahead;
+mod avml;
 mod content;
+mod crash_dump;
 mod elf_core;
+mod flat;
+mod kdump;
 mod known;
 mod lime;
+mod notes;
 mod raw;
 mod twice;
 
+use crate::extent::{BuildError, Extents, ImageReader, Table, TableInfo};
 use crate::run::{RunError, RunMap};
-use crate::source::{ByteSource, SourceError};
+use crate::source::{ByteSource, RamSource, SourceError};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
+use std::sync::Arc;
 
+pub use avml::Avml;
+pub use crash_dump::CrashDump;
 pub use elf_core::ElfCore;
+pub use kdump::Kdump;
 pub use lime::Lime;
 pub use raw::Raw;
 
@@ -42,9 +53,9 @@ fn note(notes: &mut Vec<String>, say: impl FnOnce() -> String) {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
-    /// Name of the format: `raw`, `lime`, `elf_core`.
+    /// Name of the format: `raw`, `lime`, `elf_core`, `avml`, `kdump`, `crash_dump`.
     pub format: String,
-    /// Physical memory and where it lies in the file.
+    /// Physical memory and where it lies: in the file, or, where there are `extents`, in the image that these stand for.
     pub runs: RunMap,
     /// Processor, where the container tells: `x86_64`, `aarch64`.
     pub arch: Option<String>,
@@ -55,6 +66,39 @@ pub struct Layout {
     /// Parts of the file that the image lacks, or reasons to doubt that it is one: the verdict is not `complete`.
     #[serde(default)]
     pub gaps: Vec<ContainerGap>,
+    /// The table of the extents that hold the memory, where the container does not hold it as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub extents: Option<TableInfo>,
+}
+
+/// A container that was opened.
+#[derive(Clone, Debug)]
+pub struct Opened {
+    /// What it holds.
+    pub layout: Layout,
+    /// The table that the layout describes, where it describes one.
+    pub table: Option<Table>,
+}
+
+impl From<Layout> for Opened {
+    fn from(layout: Layout) -> Self {
+        Self {
+            layout,
+            table: None,
+        }
+    }
+}
+
+impl Opened {
+    /// A reader of the image, whose table is in memory.
+    pub async fn reader(&self, source: Arc<dyn ByteSource>) -> Result<ImageReader, SourceError> {
+        let Some(t) = &self.table else {
+            return Ok(ImageReader::plain(source));
+        };
+        let bytes = RamSource::shared("the table of extents", t.data.clone());
+        let x = Extents::open(Arc::new(bytes), &t.info, source.len()).await?;
+        Ok(ImageReader::coded(source, Arc::new(x)))
+    }
 }
 
 /// A part of a container that is not in the image, with the reason.
@@ -105,6 +149,14 @@ pub enum FormatError {
         /// What is wrong with them.
         source: RunError,
     },
+    /// What the container holds can't be laid out.
+    #[error("{format}: {source}")]
+    Layout {
+        /// Name of the format.
+        format: &'static str,
+        /// Why.
+        source: BuildError,
+    },
     /// There are headers but no memory.
     #[error("{format}: the headers name no memory at all")]
     NoMemory {
@@ -121,6 +173,12 @@ pub enum FormatError {
     },
 }
 
+impl FormatError {
+    fn built(format: &'static str, source: BuildError) -> Self {
+        Self::Layout { format, source }
+    }
+}
+
 /// One container format.
 #[async_trait]
 pub trait ImageFormat: Send + Sync {
@@ -131,14 +189,14 @@ pub trait ImageFormat: Send + Sync {
     fn probe(&self, head: &[u8], len: u64) -> bool;
 
     /// Reads the headers.
-    async fn open(&self, source: &dyn ByteSource) -> Result<Layout, FormatError>;
+    async fn open(&self, source: &dyn ByteSource) -> Result<Opened, FormatError>;
 }
 
 /// All formats in the order in which they are tried; raw takes what nothing else wants.
-pub const FORMATS: &[&dyn ImageFormat] = &[&Lime, &ElfCore, &Raw];
+pub const FORMATS: &[&dyn ImageFormat] = &[&Lime, &Avml, &ElfCore, &Kdump, &CrashDump, &Raw];
 
 /// Finds the format of a source and reads its headers.
-pub async fn open(source: &dyn ByteSource) -> Result<Layout, FormatError> {
+pub async fn open(source: &dyn ByteSource) -> Result<Opened, FormatError> {
     let head = source.head(HEAD_LEN).await?;
     for f in FORMATS {
         if f.probe(&head, source.len()) {
@@ -163,7 +221,8 @@ fn refuse_known(head: &[u8]) -> Result<(), FormatError> {
 
 /// Endings of files that are captures by custom.
 const EXTENSIONS: &[&str] = &[
-    "mem", "raw", "lime", "img", "dmp", "vmem", "core", "elf", "bin", "dd", "dump", "ram", "vmcore",
+    "mem", "raw", "lime", "avml", "img", "dmp", "vmem", "core", "elf", "bin", "dd", "dump", "ram",
+    "vmcore", "kdump",
 ];
 
 /// Endings of files that never are, although their bytes could be taken for raw memory.
@@ -182,7 +241,8 @@ pub fn looks_like_capture(name: &str, head: &[u8], len: u64) -> Result<(), Strin
         .rsplit_once('.')
         .map(|(_, e)| e.to_ascii_lowercase())
         .unwrap_or_default();
-    if Lime.probe(head, len) || ElfCore.probe(head, len) {
+    let claims = |f: &&&dyn ImageFormat| f.name() != Raw.name() && f.probe(head, len);
+    if FORMATS.iter().any(|f| claims(&f)) {
         return Ok(());
     }
     refuse_known(head).map_err(|e| e.to_string())?;

@@ -4,7 +4,7 @@
 //! can be memory at all. Images of machines whose memory doesn't begin at 0, or with a hole that was left out, can't
 //! be told apart here: the kernel's own tables decide that later.
 
-use super::{ContainerGap, FormatError, ImageFormat, Layout, content};
+use super::{ContainerGap, FormatError, ImageFormat, Layout, Opened, content};
 use crate::run::RunMap;
 use crate::source::ByteSource;
 use async_trait::async_trait;
@@ -26,7 +26,7 @@ impl ImageFormat for Raw {
         true
     }
 
-    async fn open(&self, source: &dyn ByteSource) -> Result<Layout, FormatError> {
+    async fn open(&self, source: &dyn ByteSource) -> Result<Opened, FormatError> {
         let len = source.len();
         let mut gaps = Vec::new();
         if let Some(why) = content::doubt(source).await? {
@@ -49,6 +49,8 @@ impl ImageFormat for Raw {
             dtb_hints: Vec::new(),
             notes,
             gaps,
-        })
+            extents: None,
+        }
+        .into())
     }
 }

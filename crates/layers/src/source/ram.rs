@@ -1,12 +1,13 @@
-//! Bytes in memory, for tests and small fixtures.
+//! Bytes in memory: tables of extents, tests and small fixtures.
 
 use super::{ByteSource, SourceError, SourcePin, in_bounds};
 use crate::FileOffset;
 use async_trait::async_trait;
+use std::sync::Arc;
 
 /// A source whose bytes are in memory.
 pub struct RamSource {
-    data: Vec<u8>,
+    data: Arc<Vec<u8>>,
     pin: SourcePin,
 }
 
@@ -19,6 +20,11 @@ impl std::fmt::Debug for RamSource {
 impl RamSource {
     /// A source of these bytes.
     pub fn new(name: impl Into<String>, data: Vec<u8>) -> Self {
+        Self::shared(name, Arc::new(data))
+    }
+
+    /// A source of bytes that others have, too.
+    pub fn shared(name: impl Into<String>, data: Arc<Vec<u8>>) -> Self {
         let pin = SourcePin::Ram {
             name: name.into(),
             size: data.len() as u64,

@@ -5,7 +5,11 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use ramsift_layers::source::{RamSource, SourceError, SourcePin};
 use ramsift_layers::{ByteSource, ChunkParams, FileOffset, ImageOffset, format};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+
+#[path = "dumps.rs"]
+pub(crate) mod dumps;
 
 /// Counts what is read.
 #[derive(Debug)]
@@ -37,14 +41,23 @@ pub(crate) fn formats(data: &[u8]) {
     let source = Counted(RamSource::new("fuzz", data.to_vec()), AtomicU64::new(0));
     let opened = format::open(&source).now_or_never();
     let read = source.1.load(Ordering::Relaxed);
-    assert!(read <= 4 * len + (8 << 20), "{read} bytes read of {len}");
-    let Ok(layout) = opened.expect("memory does not wait") else {
+    assert!(read <= 8 * len + (8 << 20), "{read} bytes read of {len}");
+    let Ok(opened) = opened.expect("memory does not wait") else {
         return;
     };
+    let bytes: Arc<dyn ByteSource> = Arc::new(RamSource::new("fuzz", data.to_vec()));
+    let reader = opened
+        .reader(bytes)
+        .now_or_never()
+        .expect("memory does not wait");
+    let reader = reader.expect("the table that was just made");
+    let coded = reader.extents().is_some();
+    let image = reader.bytes();
+    let layout = opened.layout;
     let (map, mut at, mut stored) = (&layout.runs, 0u64, 0u64);
     for r in map.runs() {
         assert!(
-            r.stored <= r.len && (r.stored == 0 || r.file + r.stored <= len),
+            r.stored <= r.len && (r.stored == 0 || r.file + r.stored <= image.len()),
             "{r:x?}"
         );
         let phys = map.to_phys(ImageOffset(at)).expect("in the image");
@@ -64,15 +77,30 @@ pub(crate) fn formats(data: &[u8]) {
     };
     let mut owned = 0;
     for i in 0..chunks.count(len) {
-        let chunk = chunks.chunk(map, len, i).expect("in the file");
-        for w in &chunk.windows {
+        let file = i * chunks.size..((i + 1) * chunks.size).min(len);
+        let windows = reader.windows(&chunks, map, file).now_or_never();
+        for w in windows
+            .expect("memory does not wait")
+            .expect("sound extents")
+        {
             assert!(w.span.start <= w.core.start && w.core.end <= w.span.end);
             assert!(w.span.end <= w.stretch_end && w.stretch_end <= at);
             owned += w.core.end - w.core.start;
+            if coded && !w.zero && w.span.end - w.span.start <= MAX_READ {
+                // Whatever is packed there: bytes or an error.
+                let n = usize::try_from(w.span.end - w.span.start).expect("small");
+                let read = image.read_vec(FileOffset(w.span.start), n).now_or_never();
+                if let Err(e) = read.expect("memory does not wait") {
+                    assert!(e.is_content(), "{e}");
+                }
+            }
         }
     }
     assert_eq!(owned, stored, "every stored byte has one owner");
 }
+
+/// Bytes of a window that is read; more would make the target slow.
+const MAX_READ: u64 = 1 << 20;
 
 /// A LiME header.
 fn lime(first: u64, last: u64) -> Vec<u8> {
@@ -134,7 +162,29 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     many[56..58].copy_from_slice(&[0xff, 0xff]);
     many[40..48].copy_from_slice(&0x5000u64.to_le_bytes());
     many[0x5000 + 44..0x5000 + 48].copy_from_slice(&4u32.to_le_bytes());
-    vec![three, cut, core, many, vec![0; 0x3000]]
+    let mut all = vec![three, cut, core, many, vec![0; 0x3000]];
+    all.extend(packed());
+    all
+}
+
+/// Packed captures of a few pages.
+fn packed() -> Vec<Vec<u8>> {
+    let m: dumps::Memory = vec![
+        (0x1000, dumps::memory()[0].1[..5 * 4096].to_vec()),
+        (0x8000, dumps::page(7)),
+    ];
+    let mixed = [
+        dumps::lime_range(0x1000, &m[0].1),
+        dumps::avml_range(0x8000, &m[1].1),
+    ]
+    .concat();
+    let mut all = vec![dumps::avml(&m), mixed];
+    for packed in dumps::CODECS {
+        let dump = dumps::kdump(&m, &dumps::Kind::of(packed));
+        all.push(dumps::flattened(&dump, 3000));
+        all.push(dump);
+    }
+    all
 }
 
 /// A core whose program headers all name the same notes, each of them as long as the file.

@@ -9,11 +9,14 @@
 //! Source: Linux, `Documentation/admin-guide/kdump/vmcoreinfo.rst`: on x86-64 the kernel image maps
 //! `va - 0xffffffff80000000 + phys_base`; on arm64 `va - kimage_voffset`.
 
-use super::{Linux, image};
+use super::{Linux, image, page};
 use crate::discover::{Anchor, Discovery, PageTable, of_kind};
 use crate::image::KernelImage;
+use crate::input::ViewInput;
+use crate::machine::{Machine, OpenError};
+use crate::page::{OverviewSection, ProcessSection};
 use crate::system::System;
-use crate::view::ViewInput;
+use crate::view::{Purpose, View};
 use ramsift_layers::translate::{
     AARCH64_4K_48, PhysError, PhysRead, Shape, X86_64, X86_64_LA57, walk,
 };
@@ -68,6 +71,10 @@ impl System for Linux {
         raw_base(input)
     }
 
+    fn looked_for(&self) -> &'static str {
+        "Linux banner, no VMCOREINFO"
+    }
+
     fn unconfirmed(&self, d: &Discovery) -> String {
         if d.anchors.contains_key("vmcoreinfo") {
             "the page table that VMCOREINFO names does not translate the kernel; the image is incomplete, or its \
@@ -76,6 +83,43 @@ impl System for Linux {
         } else {
             "a Linux banner was found, but no VMCOREINFO: the page tables can't be located".into()
         }
+    }
+
+    fn telling_anchors(&self) -> &'static [&'static str] {
+        &["vmcoreinfo", "swapper"]
+    }
+
+    fn open<'a>(
+        &self,
+        input: &ViewInput<'a>,
+        d: &Discovery,
+    ) -> Result<Box<dyn Machine + 'a>, OpenError> {
+        let kernel = super::open(input, d).map_err(OpenError::new)?;
+        Ok(Box::new(kernel))
+    }
+
+    fn views(&self) -> &'static [View] {
+        &super::SHARED
+    }
+
+    fn view_for(&self, purpose: Purpose) -> Option<&'static View> {
+        let name = match purpose {
+            Purpose::Processes => "linux/pslist",
+            Purpose::CachedFiles => "linux/pagecache_files",
+            Purpose::ProcessCores => "linux/procdump",
+            Purpose::Logins => "linux/logins",
+            Purpose::CrossView => "linux/psxview",
+            Purpose::Clock => "linux/boottime",
+        };
+        self.views().iter().find(|v| v.name == name)
+    }
+
+    fn process_page(&self) -> &'static [ProcessSection] {
+        page::PROCESS
+    }
+
+    fn overview(&self) -> &'static [OverviewSection] {
+        page::OVERVIEW
     }
 }
 

@@ -19,30 +19,14 @@ use super::areas::{Area, areas};
 use super::memory::user_addresses;
 use super::pages::{PageState, PageStates};
 use super::space::task_memory;
-use super::{Kernel, LinuxError, Paths, Vma, module};
+use super::{Kernel, LinuxError, Paths, Vma, module, pagecache};
+use crate::frames::Frame;
 use ramsift_layers::run::RunMap;
 use ramsift_layers::translate::{Mapped, mappings};
 use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
-
-/// A stretch of physical memory of one owner.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frame {
-    /// Its first byte.
-    pub start: PhysAddr,
-    /// Bytes.
-    pub len: u64,
-    /// `process`, `file`, `page table`, `kernel`, `slab`, `free`, `in use`, `unknown`.
-    pub state: &'static str,
-    /// Who owns it, in words: `sshd[812] [heap]`, `/var/log/auth.log, mapped by cron[9]`.
-    pub owner: Option<Arc<str>>,
-    /// Virtual address of its first byte: in the first process that maps it, or in the kernel.
-    pub va: Option<u64>,
-    /// Offset of its first byte in the file.
-    pub file_offset: Option<u64>,
-}
 
 const PAGE: u64 = 4096;
 /// Bytes of physical memory that are looked at together at most.
@@ -378,7 +362,7 @@ fn kernel_image(kernel: &Kernel<'_>, w: &mut Window) {
 
 /// PageStates of files, where the view of the page cache can give them.
 fn cached_files(kernel: &Kernel<'_>, w: &mut Window, doubts: &mut Vec<String>) {
-    let Some(recover) = super::by_name("linux/pagecache_files").and_then(|v| v.recover) else {
+    let Some(recover) = pagecache::PAGECACHE_FILES.recover else {
         return;
     };
     let visited = recover(kernel, doubts, &mut |r| {

@@ -15,7 +15,7 @@
 use super::open;
 use crate::discover::Anchor;
 use crate::image::KernelImage;
-use crate::view::ViewInput;
+use crate::input::ViewInput;
 use ramsift_layers::translate::{Mapped, PhysRead, Shape, X86_64, X86_64_LA57, mappings, walk};
 use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
 use ramsift_symbols::kallsyms::{self, Hints};

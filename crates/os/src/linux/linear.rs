@@ -11,7 +11,7 @@
 //! Sources: Linux `arch/x86/include/asm/page_64.h`, `Documentation/arch/x86/x86_64/mm.rst`,
 //! `arch/arm64/include/asm/memory.h`.
 
-use crate::view::ViewInput;
+use crate::input::ViewInput;
 use ramsift_layers::PhysAddr;
 use ramsift_symbols::{SymbolTable, VmCoreInfo};
 use std::ops::Range;

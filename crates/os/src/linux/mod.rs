@@ -11,28 +11,29 @@ mod discover;
 mod frames;
 mod image;
 mod linear;
+mod machine;
 mod objects;
 mod open;
-mod recover;
+mod page;
 mod resident;
 mod space;
 mod symbols;
 #[cfg(test)]
 mod testing;
+mod viewers;
 mod views;
 
 pub use code::{CodeMap, Owner};
 pub use fields::Fields;
 pub use files::OpenFile;
-pub use frames::{Frame, frames};
+pub use frames::frames;
 pub use inode::{Inode, Inodes, Pages as InodePages};
 pub use module::Part;
 pub use object::Object;
 pub use open::{OpenError, open};
 pub use pages::{PageState, PageStates};
 pub use path::{Dentry, Paths};
-pub use recover::{Content, Extent, Recover, Recovered};
-pub use resident::{Resident, Unit, resident};
+pub use resident::resident;
 pub use space::{AddressSpace, ReadError};
 pub use time::Clock;
 pub use tree::{FileNode, FileTree};
@@ -40,7 +41,9 @@ pub use vmas::{VM_EXEC, VM_MAYSHARE, VM_READ, VM_WRITE, Vma};
 pub use walk::Walk;
 pub use xarray::{Slot, Visit};
 
+use crate::content::{Content, Extent, Recovered};
 use crate::table::{Column, Table};
+use crate::view::View;
 use objects::{
     areas, cached, code, elf, fields, files, history_files, hooks, inode, link_map, login_records,
     memory, module, object, pages, path, programs, registers, sock, time, tree, vmas, walk, xarray,
@@ -49,6 +52,7 @@ use ramsift_symbols::{SymbolTable, TypeError, VmCoreInfo};
 use std::cell::OnceCell;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::ControlFlow;
+use std::sync::LazyLock;
 use symbols::{aarch64, fits, module_types, referred, unnamed};
 use views::files::{logins, lsof, mountinfo, pagecache};
 use views::kernel::{
@@ -67,44 +71,33 @@ use views::process::{
 #[derive(Clone, Copy, Debug)]
 pub struct Linux;
 
-/// A view of an opened kernel.
+/// How a view is built: its own part of [`View`], and the functions.
 #[derive(Clone, Copy, Debug)]
-pub struct LinuxView {
-    /// Its name, as Volatility 3 calls what is comparable.
-    pub name: &'static str,
-    /// What it shows.
-    pub meaning: &'static str,
-    /// Its columns.
-    pub columns: &'static [Column],
+pub(crate) struct LinuxView {
+    /// See [`View::name`].
+    pub(crate) name: &'static str,
+    /// See [`View::meaning`].
+    pub(crate) meaning: &'static str,
+    /// See [`View::columns`].
+    pub(crate) columns: &'static [Column],
     /// Builds it.
-    pub build: fn(&Kernel<'_>) -> Result<Table, LinuxError>,
+    pub(crate) build: fn(&Kernel<'_>) -> Result<Table, LinuxError>,
     /// Content that can be recovered from what it shows, where there is such.
-    pub recover: Option<Recover>,
-    /// Whether content is recovered only where somebody asks for this view's: it is as large as the
-    /// memory itself, and a job that stores all other content leaves it out.
-    pub on_request: bool,
+    pub(crate) recover: Option<Recover>,
+    /// See [`View::on_request`].
+    pub(crate) on_request: bool,
 }
 
-impl LinuxView {
-    /// Recovers what belongs to one process: the pages of others are not walked. `None`: the view has no content
-    /// that is a process's own.
-    pub fn recover_process(
-        &self,
-        kernel: &Kernel<'_>,
-        pid: i64,
-        doubts: &mut Vec<String>,
-        visit: &mut dyn FnMut(Recovered) -> ControlFlow<()>,
-    ) -> Option<Result<(), LinuxError>> {
-        match self.name {
-            "linux/procdump" => Some(procdump::recover_of(kernel, Some(pid), doubts, visit)),
-            "linux/elfs" => Some(elfs::recover_of(kernel, Some(pid), doubts, visit)),
-            _ => None,
-        }
-    }
-}
+/// Visits everything that a view can recover, one at a time, until the visitor breaks off. What is
+/// skipped goes into the list of doubts.
+pub(crate) type Recover = fn(
+    &Kernel<'_>,
+    &mut Vec<String>,
+    &mut dyn FnMut(Recovered) -> ControlFlow<()>,
+) -> Result<(), LinuxError>;
 
 /// All views, in the order in which a job builds them.
-pub const VIEWS: &[LinuxView] = &[
+const VIEWS: &[LinuxView] = &[
     pslist::PSLIST,
     psscan::PSSCAN,
     psxview::PSXVIEW,
@@ -157,10 +150,30 @@ pub const VIEWS: &[LinuxView] = &[
     procdump::PROCDUMP,
 ];
 
-/// A view by its name.
-pub fn by_name(name: &str) -> Option<&'static LinuxView> {
-    VIEWS.iter().find(|v| v.name == name)
-}
+/// What responders ask first.
+const FIRST: [&str; 4] = [
+    "linux/pslist",
+    "linux/pstree",
+    "linux/psaux",
+    "linux/sockstat",
+];
+
+/// Views whose content belongs to processes.
+const BY_PROCESS: [&str; 2] = ["linux/procdump", "linux/elfs"];
+
+/// The views as others know them.
+static SHARED: LazyLock<Vec<View>> = LazyLock::new(|| {
+    let shared = |v: &LinuxView| View {
+        name: v.name,
+        meaning: v.meaning,
+        columns: v.columns,
+        recovers: v.recover.is_some(),
+        on_request: v.on_request,
+        by_process: BY_PROCESS.contains(&v.name),
+        first: FIRST.contains(&v.name),
+    };
+    VIEWS.iter().map(shared).collect()
+});
 
 /// Processes at most: the largest number that one can have (`PID_MAX_LIMIT`).
 const MAX_TASKS: usize = 1 << 22;

@@ -3,7 +3,7 @@
 use super::discover::BY_ARITHMETIC;
 use super::{AddressSpace, Kernel, linear, module_types, unnamed};
 use crate::discover::Discovery;
-use crate::view::ViewInput;
+use crate::input::ViewInput;
 use ramsift_layers::translate::{AARCH64_4K_48, Shape, X86_64, X86_64_LA57};
 use ramsift_layers::{ImageOffset, PhysAddr, VirtAddr};
 use ramsift_symbols::kallsyms::{Hints, Places, image_delta};

@@ -15,6 +15,7 @@
 use super::memory::{Memories, Page, ProcessMemory};
 use super::threads::start_ns;
 use super::{Content, Extent, Kernel, LinuxError};
+use crate::resident::{Resident, Unit};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
@@ -22,34 +23,6 @@ use std::rc::Rc;
 /// Units that processes have, counted for each process, at most: 65,530 areas are the kernel's limit for
 /// one.
 const UNITS: usize = 4 << 20;
-
-/// Memory that is scanned once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Unit {
-    /// Its number; numbers ascend.
-    pub number: u32,
-    /// Path of the file that it is a part of; `None` of memory that is a process's own.
-    pub file: Option<String>,
-    /// The process whose own memory it is, `sshd[812]`; of several that share it the first.
-    pub process: Option<String>,
-    /// Its bytes, by address, which is their [`Extent::offset`].
-    pub extents: Vec<Extent>,
-}
-
-/// A process and its units.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resident {
-    /// Process id (thread group).
-    pub pid: i64,
-    /// Name of its main thread.
-    pub comm: String,
-    /// Address of its `task_struct`.
-    pub task: u64,
-    /// When it was started, in nanoseconds after boot.
-    pub start_ns: Option<u64>,
-    /// Units, and what is added to their addresses to get the process's (wrapping).
-    pub units: Vec<(u32, u64)>,
-}
 
 /// An area that maps unchanged pages of a file.
 struct Use {
@@ -88,8 +61,8 @@ pub fn resident(
         let mut r = Resident {
             pid: p.pid,
             comm: p.comm.clone(),
-            task: p.task.va,
-            start_ns: start_ns(&p.task).ok(),
+            object: p.task.va,
+            started: start_ns(&p.task).ok(),
             units: Vec::new(),
         };
         if let Some(unit) = own.get(&p.mm.va) {
@@ -303,8 +276,8 @@ mod tests {
         let name = |pid| Resident {
             pid,
             comm: String::new(),
-            task: 0,
-            start_ns: None,
+            object: 0,
+            started: None,
             units: Vec::new(),
         };
         let mut processes = [name(1), name(2)];

@@ -5,9 +5,10 @@ use ramsift_layers::PhysAddr;
 use ramsift_layers::run::{Run, RunMap};
 use ramsift_layers::translate::{PhysError, PhysRead};
 use ramsift_os::discover::{Anchor, Discovery, discover};
+use ramsift_os::input::ViewInput;
 use ramsift_os::linux::{self, Kernel};
 use ramsift_os::table::{Table, Value};
-use ramsift_os::view::ViewInput;
+use ramsift_os::{Machine as _, by_name};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -216,7 +217,7 @@ pub(crate) fn has_data_symbols(k: &Kernel<'_>) -> bool {
 }
 
 pub(crate) fn build(k: &Kernel<'_>, view: &str) -> Table {
-    (linux::by_name(view).unwrap().build)(k).unwrap()
+    k.build(by_name(view).unwrap()).unwrap()
 }
 
 pub(crate) fn number(t: &Table, row: usize, column: &str) -> i128 {

@@ -1,8 +1,10 @@
 //! Views of files and mounts.
 
 use crate::common::{Capture, build, each_with_tasks, listed, number, text};
-use ramsift_os::linux::{self, Recovered};
+use ramsift_os::content::Recovered;
+use ramsift_os::linux;
 use ramsift_os::table::Value;
+use ramsift_os::{Machine as _, by_name};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -266,8 +268,8 @@ fn whole_files_of_the_page_cache_have_the_hash_that_the_machine_computed() {
     each_with_tasks(|c, k| {
         let mut doubts = Vec::new();
         let mut got: BTreeMap<String, Recovered> = BTreeMap::new();
-        let recover = linux::by_name("linux/pagecache_files").unwrap();
-        recover.recover.unwrap()(k, &mut doubts, &mut |r| {
+        let view = by_name("linux/pagecache_files").unwrap();
+        k.recover(view, None, &mut doubts, &mut |r| {
             got.insert(r.name.clone(), r);
             ControlFlow::Continue(())
         })

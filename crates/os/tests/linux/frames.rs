@@ -1,7 +1,8 @@
 //! The frame map against what the machine said of its memory.
 
 use crate::common::{Capture, each, each_with_tasks, listed};
-use ramsift_os::linux::{Frame, frames};
+use ramsift_os::frames::Frame;
+use ramsift_os::linux::frames;
 use std::collections::BTreeMap;
 
 fn map(c: &Capture, k: &ramsift_os::linux::Kernel<'_>) -> Vec<Frame> {

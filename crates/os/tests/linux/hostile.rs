@@ -3,8 +3,9 @@
 use crate::common::{Image, captures, has_data_symbols};
 use ramsift_layers::PhysAddr;
 use ramsift_layers::translate::{PhysError, PhysRead, X86_64};
+use ramsift_os::Machine as _;
 use ramsift_os::discover::discover;
-use ramsift_os::linux::{self, AddressSpace, FileTree};
+use ramsift_os::linux::{AddressSpace, FileTree};
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
@@ -77,12 +78,12 @@ fn views_end_on_torn_and_forged_memory() {
             };
             let mut k = c.kernel(&d);
             k.space = AddressSpace::new(&liar, X86_64, table.dtb);
-            for v in linux::VIEWS {
+            for v in ramsift_os::views() {
                 let start = Instant::now();
                 // That a view can't be built at all is a fair answer too.
-                let _ = (v.build)(&k);
-                if let Some(recover) = v.recover {
-                    let _ = recover(&k, &mut Vec::new(), &mut |_| ControlFlow::Continue(()));
+                let _ = k.build(v);
+                if v.recovers {
+                    let _ = k.recover(v, None, &mut Vec::new(), &mut |_| ControlFlow::Continue(()));
                 }
                 let took = start.elapsed();
                 let at = format!("{} {} seed {seed}", c.name, v.name);

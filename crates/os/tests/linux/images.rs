@@ -2,7 +2,9 @@
 
 use crate::common::{build, each_with_tasks, number, text};
 use crate::memory::{Line, count, flag, hex, note, optional, truth};
-use ramsift_os::linux::{self, Kernel, Recovered};
+use ramsift_os::content::Recovered;
+use ramsift_os::linux::Kernel;
+use ramsift_os::{Machine as _, by_name};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
@@ -149,8 +151,7 @@ fn images_of_elf_hold_the_code_of_their_files() {
 
 fn recovered(k: &Kernel<'_>, view: &str) -> Vec<Recovered> {
     let (mut out, mut doubts) = (Vec::new(), Vec::new());
-    let recover = linux::by_name(view).unwrap().recover.unwrap();
-    recover(k, &mut doubts, &mut |r| {
+    k.recover(by_name(view).unwrap(), None, &mut doubts, &mut |r| {
         out.push(r);
         ControlFlow::Continue(())
     })
@@ -216,8 +217,7 @@ fn threads(raw: &[u8], notes: &[(u64, std::ops::Range<u64>)], arm: bool) -> Vec<
     ignore = "needs captures of real machines: tests/captures builds them"
 )]
 fn cores_have_the_areas_of_maps_and_their_bytes() {
-    let on_request: Vec<&str> = linux::VIEWS
-        .iter()
+    let on_request: Vec<&str> = ramsift_os::views()
         .filter(|v| v.on_request)
         .map(|v| v.name)
         .collect();
@@ -249,12 +249,12 @@ fn cores_have_the_areas_of_maps_and_their_bytes() {
         // One process alone gives the same.
         let pid = i128::from(c.truth["notes"]["worker"].as_i64().unwrap());
         let mut one = Vec::new();
-        let view = linux::by_name("linux/procdump").unwrap();
-        let done = view.recover_process(k, pid as i64, &mut Vec::new(), &mut |r| {
+        let view = by_name("linux/procdump").unwrap();
+        let done = k.recover(view, Some(pid as i64), &mut Vec::new(), &mut |r| {
             one.push(r);
             ControlFlow::Continue(())
         });
-        assert!(matches!(done, Some(Ok(()))), "{}", c.name);
+        assert!(done.is_ok(), "{}", c.name);
         assert_eq!(one, [cores[&pid].clone()], "{}", c.name);
         for (pid, (process, lines)) in truth(c) {
             let at = format!("{} pid {pid}", c.name);

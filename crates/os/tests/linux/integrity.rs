@@ -5,8 +5,10 @@ use crate::common::{
     Capture, build, captures, each, each_with_tasks, has_data_symbols, number, text,
 };
 use ramsift_os::discover::discover;
-use ramsift_os::linux::{self, CodeMap, Kernel, LinuxError, Owner};
+use ramsift_os::linux::{CodeMap, Kernel, LinuxError, Owner};
+use ramsift_os::machine::ViewError;
 use ramsift_os::table::{Anomaly, Table, Value};
+use ramsift_os::{Machine as _, by_name};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// The views of this file.
@@ -487,6 +489,12 @@ fn functions_of_files_are_the_kernels() {
     });
 }
 
+/// Whether a view is not there for want of a name or a type.
+fn lacks(e: &ViewError) -> bool {
+    let own = e.reason().downcast_ref();
+    matches!(own, Some(LinuxError::Symbol(_) | LinuxError::Type(_)))
+}
+
 #[test]
 #[cfg_attr(
     not(feature = "captures"),
@@ -497,10 +505,10 @@ fn kernels_that_lack_names_give_reasons_and_no_anomalies() {
         let d = discover(&c.input());
         let k = c.kernel(&d);
         for view in VIEWS {
-            match (linux::by_name(view).unwrap().build)(&k) {
+            match k.build(by_name(view).unwrap()) {
                 Ok(t) => assert_eq!(hooks(&t), Vec::<&Anomaly>::new(), "{} {view}", c.name),
                 // Debian's arm64 kernels have no names of data, nor what is of x86.
-                Err(LinuxError::Symbol(_) | LinuxError::Type(_)) => {
+                Err(e) if lacks(&e) => {
                     assert!(!has_data_symbols(&k), "{} {view}", c.name);
                 }
                 Err(e) => panic!("{} {view}: {e}", c.name),

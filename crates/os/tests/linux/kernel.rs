@@ -4,8 +4,8 @@ use crate::common::{build, captures, each, each_with_tasks, has_data_symbols, nu
 use ramsift_layers::translate::{PhysError, PhysRead};
 use ramsift_layers::{ImageOffset, PhysAddr};
 use ramsift_os::discover::discover;
+use ramsift_os::input::KernelSymbols;
 use ramsift_os::linux::{self, Kernel};
-use ramsift_os::view::KernelSymbols;
 use ramsift_symbols::{SymbolTable, isf};
 use std::collections::BTreeMap;
 

@@ -5,9 +5,10 @@ use crate::common::{
 };
 use ramsift_layers::translate::{PhysError, PhysRead};
 use ramsift_layers::{ImageOffset, PhysAddr};
+use ramsift_os::Machine as _;
 use ramsift_os::discover::{Anchor, discover};
+use ramsift_os::input::ViewInput;
 use ramsift_os::linux::{self, Kernel};
-use ramsift_os::view::ViewInput;
 use std::cell::Cell;
 use std::ops::Range;
 
@@ -191,8 +192,8 @@ fn an_image_that_is_cut_off_gives_what_is_there_and_says_what_is_not() {
                     all.len()
                 );
                 // Every view ends, built or with its reason.
-                for v in linux::VIEWS.iter().filter(|_| eighth == 4) {
-                    let _ = (v.build)(&k);
+                for v in ramsift_os::views().filter(|_| eighth == 4) {
+                    let _ = k.build(v);
                 }
             }
         }

@@ -3,9 +3,11 @@
 use crate::common::{Image, build, captures, each_with_tasks, has_data_symbols, number, text};
 use ramsift_layers::PhysAddr;
 use ramsift_layers::translate::{PhysError, PhysRead, X86_64};
+use ramsift_os::content::Recovered;
 use ramsift_os::discover::discover;
-use ramsift_os::linux::{self, AddressSpace, Kernel, Recovered};
+use ramsift_os::linux::{AddressSpace, Kernel};
 use ramsift_os::table::{Table, Value};
+use ramsift_os::{Machine as _, by_name};
 use std::ops::ControlFlow;
 
 /// An image with other bytes at some places.
@@ -32,8 +34,8 @@ impl PhysRead for Forged<'_> {
 /// A cached file.
 fn cached(k: &Kernel<'_>, path: &str) -> Recovered {
     let mut found = None;
-    let view = linux::by_name("linux/pagecache_files").unwrap();
-    view.recover.unwrap()(k, &mut Vec::new(), &mut |r| {
+    let view = by_name("linux/pagecache_files").unwrap();
+    k.recover(view, None, &mut Vec::new(), &mut |r| {
         if r.name == path {
             found = Some(r);
             return ControlFlow::Break(());

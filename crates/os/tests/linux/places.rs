@@ -5,8 +5,8 @@ use ramsift_layers::PhysAddr;
 use ramsift_layers::translate::{PhysError, PhysRead};
 use ramsift_os::discover::{Anchor, discover};
 use ramsift_os::image::{KernelImage, anchors_beside, known_images};
+use ramsift_os::input::ViewInput;
 use ramsift_os::linux;
-use ramsift_os::view::ViewInput;
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
@@ -78,7 +78,7 @@ fn the_first_mebibyte_leads_to_a_kernel_that_opens() {
     let mut checked = 0;
     for c in captures().iter().filter(|c| is_x86(c)) {
         let memory = Counted::new(&c.image);
-        let images = known_images(&memory, &[]);
+        let images = known_images(&memory, &[]).next().unwrap();
         let mut opened = None;
         for image in &images {
             let mut found = anchors(c, &memory, image);
@@ -128,7 +128,7 @@ fn a_table_that_leads_nowhere_is_no_kernel() {
         let end = 1 << 20;
         let low = crate::common::Image::new(c.image()[..end].to_vec());
         assert!(
-            known_images(&low, &[0, 0x1000, u64::MAX]).is_empty(),
+            known_images(&low, &[0, 0x1000, u64::MAX]).all(|i| i.is_empty()),
             "{}",
             c.name
         );

@@ -1,8 +1,8 @@
 //! Views of the machine as a whole: clocks, names, logs.
 
 use crate::common::{build, each_with_tasks, number, text};
-use ramsift_os::linux;
 use ramsift_os::table::Value;
+use ramsift_os::{Machine as _, by_name};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
@@ -254,11 +254,8 @@ fn recovered_modules_hold_their_sections() {
         assert_eq!(t.doubts, Vec::<String>::new(), "{}", c.name);
         let mut content = BTreeMap::new();
         let mut doubts = Vec::new();
-        let recover = linux::by_name("linux/module_extract")
-            .unwrap()
-            .recover
-            .unwrap();
-        recover(k, &mut doubts, &mut |r| {
+        let view = by_name("linux/module_extract").unwrap();
+        k.recover(view, None, &mut doubts, &mut |r| {
             content.insert(r.name.clone(), r);
             ControlFlow::Continue(())
         })

@@ -4,8 +4,9 @@ use crate::common::{Capture, captures, number};
 use ramsift_layers::PhysAddr;
 use ramsift_layers::translate::{PhysError, PhysRead};
 use ramsift_os::discover::discover;
+use ramsift_os::input::ViewInput;
 use ramsift_os::linux;
-use ramsift_os::view::ViewInput;
+use ramsift_os::{Machine as _, by_name};
 use std::collections::{BTreeMap, BTreeSet};
 
 const PAGE: usize = 4096;
@@ -113,7 +114,8 @@ impl Torn<'_> {
             return Err(why);
         }
         let k = linux::open(&input, &d).map_err(|e| e.to_string())?;
-        let t = (linux::by_name("linux/pslist").unwrap().build)(&k).map_err(|e| e.to_string())?;
+        let view = by_name("linux/pslist").unwrap();
+        let t = k.build(view).map_err(|e| e.to_string())?;
         Ok((0..t.rows.len()).map(|i| number(&t, i, "pid")).collect())
     }
 }
@@ -124,7 +126,7 @@ fn survive(per_mille: usize, tries: u64, open: u64) {
     for c in captures() {
         let d = discover(&c.input());
         let k = c.kernel(&d);
-        let whole = (linux::by_name("linux/pslist").unwrap().build)(&k).unwrap();
+        let whole = k.build(by_name("linux/pslist").unwrap()).unwrap();
         let size = k.symbols.types().size_of("task_struct").unwrap();
         let own: Vec<(i128, u64)> = (0..whole.rows.len())
             .map(|i| {

@@ -87,9 +87,12 @@ pub const FINAL: &[&str] = &[
 /// Whether a table is that of one view: `linux_pslist`. Its columns are the view's; the first, `row`,
 /// numbers the rows.
 pub fn is_view(table: &str) -> bool {
-    let of_os = ["linux_", "windows_", "mac_"]
-        .iter()
-        .any(|os| table.len() > os.len() && table.starts_with(os));
+    let own = |system: &&str| {
+        let rest = table.strip_prefix(system);
+        rest.and_then(|r| r.strip_prefix('_'))
+            .is_some_and(|r| !r.is_empty())
+    };
+    let of_os = ramsift_proto::view::SYSTEMS.iter().any(own);
     let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_';
     of_os && table.len() <= 64 && table.bytes().all(plain)
 }

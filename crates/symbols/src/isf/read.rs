@@ -56,7 +56,7 @@ pub fn parse(name: &str, file: &[u8]) -> Result<SymbolTable, IsfError> {
     }
     let banner = match isf.symbols.0.iter().find(|(n, _)| n == "linux_banner") {
         Some((_, s)) => s.constant_data.as_deref().map(decode).transpose()?,
-        None => None,
+        None => isf.metadata.as_ref().and_then(Metadata::key),
     };
     let provenance = Provenance {
         symbols: Source::Isf(name.to_owned()),
@@ -73,11 +73,13 @@ fn decode(data: &str) -> Result<String, IsfError> {
     Ok(text.trim_end_matches(['\0', '\n']).to_owned())
 }
 
-/// The banner of a file, without reading the rest into a table. Takes the time of decompression
-/// and one pass over the JSON.
+/// The banner of a file, without reading the rest into a table; of a Windows kernel the name of its symbol file, GUID and
+/// age (`ntkrnlmp.pdb 0123...-1`). Takes the time of decompression and one pass over the JSON.
 pub fn banner(file: &[u8]) -> Result<Option<String>, IsfError> {
     #[derive(serde::Deserialize)]
     struct Only<'a> {
+        #[serde(default)]
+        metadata: Option<Metadata>,
         #[serde(borrow)]
         symbols: super::schema::Map<'a, Constant<'a>>,
     }
@@ -88,11 +90,46 @@ pub fn banner(file: &[u8]) -> Result<Option<String>, IsfError> {
     }
     let json = decompress(file)?;
     let only: Only<'_> = serde_json::from_slice(&json)?;
+    if let Some(key) = only.metadata.and_then(|m| m.key()) {
+        return Ok(Some(key));
+    }
     let found = only.symbols.0.iter().find(|(n, _)| n == "linux_banner");
     found
         .and_then(|(_, c)| c.constant_data.as_deref())
         .map(decode)
         .transpose()
+}
+
+/// Of what a file says of its origin: the symbol file of a Windows kernel.
+#[derive(Debug, serde::Deserialize)]
+pub(super) struct Metadata {
+    #[serde(default)]
+    windows: Option<OfWindows>,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct OfWindows {
+    pdb: Pdb,
+}
+
+#[derive(Debug, serde::Deserialize)]
+struct Pdb {
+    #[serde(rename = "GUID")]
+    guid: String,
+    age: u32,
+    database: String,
+}
+
+impl Metadata {
+    fn key(&self) -> Option<String> {
+        let Pdb {
+            guid,
+            age,
+            database,
+        } = &self.windows.as_ref()?.pdb;
+        let guid = guid.to_ascii_uppercase();
+        Some(format!("{} {guid}-{age}", database.to_ascii_lowercase()))
+    }
 }
 
 struct Reader<'a> {

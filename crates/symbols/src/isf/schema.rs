@@ -41,6 +41,8 @@ impl<'de: 'a, 'a, T: Deserialize<'de>> Deserialize<'de> for Map<'a, T> {
 
 #[derive(Debug, serde::Deserialize)]
 pub(super) struct Isf<'a> {
+    #[serde(default)]
+    pub(super) metadata: Option<super::read::Metadata>,
     #[serde(borrow)]
     pub(super) base_types: Map<'a, Base<'a>>,
     #[serde(borrow)]

@@ -13,9 +13,9 @@
 //! Sources: Linux `kernel/vmcore_info.c`, `include/linux/module.h` (`module_kobject`),
 //! `arch/arm64/include/asm/memory.h` (modules lie in the 2 GiB below the image).
 
+use crate::input::ViewInput;
 use crate::linux::memory::is_x86;
 use crate::linux::{Kernel, open, referred};
-use crate::view::ViewInput;
 use ramsift_layers::translate::{Mapped, mappings};
 use ramsift_symbols::NewSymbol;
 use std::collections::HashSet;

@@ -1,4 +1,4 @@
-//! The Linux views of a job: every view gives its table, its findings and its events, and one that fails takes
+//! The parts of a job's structured analysis: every view gives its table, its findings and its events, and one that fails takes
 //! no other along. What takes longest on a large machine are tasks of their own ([`Part`]), which several workers
 //! do at a time.
 
@@ -6,8 +6,10 @@ use crate::lists::{Asked, Lists};
 use crate::rows;
 use arrow::array::RecordBatch;
 use ramsift_layers::run::RunMap;
-use ramsift_os::linux::{Kernel, Recovered, VIEWS, frames, resident};
+use ramsift_os::Machine;
+use ramsift_os::content::Recovered;
 use ramsift_os::table::Table;
+use ramsift_os::view::{Purpose, View};
 use ramsift_proto::v1::{ObjectRef, SegmentRef, Wishes};
 use ramsift_proto::view;
 use ramsift_store::packs::{Meta, PackWriter, Spool};
@@ -41,14 +43,6 @@ const FRAMES: usize = 128 << 10;
 
 /// Doubts that are told one by one.
 const DOUBTS: usize = 20;
-
-/// What responders ask first: these views are there while chunks are still being scanned.
-const FIRST: [&str; 4] = [
-    "linux/pslist",
-    "linux/pstree",
-    "linux/psaux",
-    "linux/sockstat",
-];
 
 /// A task of the structured analysis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,24 +92,26 @@ impl Part {
     }
 
     /// Does its work on a kernel. An error is an outage of the store.
-    pub(crate) fn build(
-        self,
-        kernel: &Kernel<'_>,
-        runs: &RunMap,
-        out: &mut Collector,
-    ) -> Result<(), String> {
+    pub(crate) fn build(self, of: Opened<'_>, out: &mut Collector) -> Result<(), String> {
         match self {
             Self::System | Self::Anchored => {
-                out.views(kernel, runs, &|v| FIRST.contains(&v))?;
+                out.views(of, &|v| v.first)?;
                 out.ask_for_the_rest();
                 Ok(())
             }
-            Self::Views => out.views(kernel, runs, &|v| !FIRST.contains(&v)),
-            Self::Content => out.artifacts(kernel, runs),
-            Self::Memory => out.memory(kernel, runs),
-            Self::Frames => out.frames(kernel, runs),
+            Self::Views => out.views(of, &|v| !v.first),
+            Self::Content => out.artifacts(of),
+            Self::Memory => out.memory(of),
+            Self::Frames => out.frames(of),
         }
     }
+}
+
+/// An opened machine, whatever its system.
+#[derive(Clone, Copy)]
+pub(crate) struct Opened<'m> {
+    pub(crate) machine: &'m dyn Machine,
+    pub(crate) runs: &'m RunMap,
 }
 
 /// Rows on their way into a report.
@@ -194,49 +190,50 @@ impl Collector {
     }
 
     /// Stores what views can recover: content with holes as zeros, the holes told.
-    fn artifacts(&mut self, kernel: &Kernel<'_>, runs: &RunMap) -> Result<(), String> {
+    fn artifacts(&mut self, of: Opened<'_>) -> Result<(), String> {
+        let runs = of.runs;
         let mut packs = PackWriter::new(
             self.objects.clone(),
             self.keys.clone(),
             self.runtime.clone(),
         );
-        for view in VIEWS {
-            let Some(recover) = view.recover.filter(|_| !view.on_request) else {
-                continue;
-            };
+        let views = of.machine.system().views().iter();
+        for view in views.filter(|v| v.recovers && !v.on_request) {
             let started = Instant::now();
             let (mut doubts, mut rows, mut failed) = (Vec::new(), 0, None);
             let (mut left, mut lost) = (Vec::new(), Vec::new());
             let made = guarded(|| {
-                recover(kernel, &mut doubts, &mut |r| {
-                    let size = r.content.size();
-                    if size > LARGEST {
-                        left.push(format!("{} has {size} bytes, over {LARGEST}", r.name));
-                        return ControlFlow::Continue(());
-                    }
-                    match store(kernel, runs, view.name, &r, &mut packs, &self.spill) {
-                        Ok(()) => rows += 1,
-                        // A full disk costs this file, not all that was found.
-                        Err(Lost::Here(e)) => {
-                            let first = r.content.extents().first();
-                            let at = first.and_then(|x| runs.from_phys(x.pa)).map_or(0, |i| i.0);
-                            lost.push(CoverageRow {
-                                engine: RECOVERY.to_owned(),
-                                outcome: "failed".to_owned(),
-                                start: at,
-                                end: at.saturating_add(r.content.present()),
-                                reason: Some(format!("{} was not stored: {e}", r.name)),
-                            });
-                            left.push(format!("{}: {e}", r.name));
+                of.machine
+                    .recover(view, None, &mut doubts, &mut |r| {
+                        let size = r.content.size();
+                        if size > LARGEST {
+                            left.push(format!("{} has {size} bytes, over {LARGEST}", r.name));
+                            return ControlFlow::Continue(());
                         }
-                        Err(Lost::Store(e)) => {
-                            failed = Some(e);
-                            return ControlFlow::Break(());
+                        match store(of, view.name, &r, &mut packs, &self.spill) {
+                            Ok(()) => rows += 1,
+                            // A full disk costs this file, not all that was found.
+                            Err(Lost::Here(e)) => {
+                                let first = r.content.extents().first();
+                                let at =
+                                    first.and_then(|x| runs.from_phys(x.pa)).map_or(0, |i| i.0);
+                                lost.push(CoverageRow {
+                                    engine: RECOVERY.to_owned(),
+                                    outcome: "failed".to_owned(),
+                                    start: at,
+                                    end: at.saturating_add(r.content.present()),
+                                    reason: Some(format!("{} was not stored: {e}", r.name)),
+                                });
+                                left.push(format!("{}: {e}", r.name));
+                            }
+                            Err(Lost::Store(e)) => {
+                                failed = Some(e);
+                                return ControlFlow::Break(());
+                            }
                         }
-                    }
-                    ControlFlow::Continue(())
-                })
-                .map_err(|e| e.to_string())
+                        ControlFlow::Continue(())
+                    })
+                    .map_err(|e| e.to_string())
             });
             if let Some(why) = failed {
                 return Err(why);
@@ -264,25 +261,27 @@ impl Collector {
     }
 
     /// Lists the memory of processes for the rules.
-    fn memory(&mut self, kernel: &Kernel<'_>, runs: &RunMap) -> Result<(), String> {
+    fn memory(&mut self, of: Opened<'_>) -> Result<(), String> {
+        let runs = of.runs;
         let started = Instant::now();
         let (mut doubts, mut failed, mut next) = (Vec::new(), None, 0);
         let (asked, lists) = (&self.asked, &mut self.lists);
         let made = guarded(|| {
-            resident(kernel, &mut doubts, &mut |unit| {
-                next = next.max(unit.number.saturating_add(1));
-                match lists.unit(unit, runs, asked) {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(e) => {
-                        failed = Some(e);
-                        ControlFlow::Break(())
+            of.machine
+                .resident(&mut doubts, &mut |unit| {
+                    next = next.max(unit.number.saturating_add(1));
+                    match lists.unit(unit, runs, asked) {
+                        Ok(()) => ControlFlow::Continue(()),
+                        Err(e) => {
+                            failed = Some(e);
+                            ControlFlow::Break(())
+                        }
                     }
-                }
-            })
-            .map_err(|e| e.to_string())
+                })
+                .map_err(|e| e.to_string())
         });
         if failed.is_none() && self.asked.lines {
-            failed = self.cached_files(kernel, runs, next, &mut doubts).err();
+            failed = self.cached_files(of, next, &mut doubts).err();
         }
         let lists = &mut self.lists;
         if let Some(why) = failed {
@@ -296,7 +295,7 @@ impl Collector {
             }
         };
         self.views.push(ViewRow {
-            view: "linux/memory (scan)".to_owned(),
+            view: format!("{}/memory (scan)", of.machine.system().name()),
             status: if why.is_none() { "built" } else { "failed" }.to_owned(),
             rows,
             doubtful: doubts.len() as u64,
@@ -310,30 +309,29 @@ impl Collector {
     /// Lists cached files for the carvers: in RAM their pages lie apart, and beside those of others.
     fn cached_files(
         &mut self,
-        kernel: &Kernel<'_>,
-        runs: &RunMap,
+        of: Opened<'_>,
         first: u32,
         doubts: &mut Vec<String>,
     ) -> Result<(), String> {
-        let views = VIEWS.iter().filter(|v| v.name == "linux/pagecache_files");
         let (mut number, mut failed) = (first, None);
-        for recover in views.filter_map(|v| v.recover) {
+        if let Some(view) = of.machine.system().view_for(Purpose::CachedFiles) {
             let (asked, lists) = (&self.asked, &mut self.lists);
             let made = guarded(|| {
-                recover(kernel, doubts, &mut |r| {
-                    let extents = r.content.extents().to_vec();
-                    match lists.cached(number, r.name, extents, runs, asked) {
-                        Ok(()) => {
-                            number = number.saturating_add(1);
-                            ControlFlow::Continue(())
+                of.machine
+                    .recover(view, None, doubts, &mut |r| {
+                        let extents = r.content.extents().to_vec();
+                        match lists.cached(number, r.name, extents, of.runs, asked) {
+                            Ok(()) => {
+                                number = number.saturating_add(1);
+                                ControlFlow::Continue(())
+                            }
+                            Err(e) => {
+                                failed = Some(e);
+                                ControlFlow::Break(())
+                            }
                         }
-                        Err(e) => {
-                            failed = Some(e);
-                            ControlFlow::Break(())
-                        }
-                    }
-                })
-                .map_err(|e| e.to_string())
+                    })
+                    .map_err(|e| e.to_string())
             });
             if let Err(why) = made {
                 doubts.push(format!("cached files are not carved in their order: {why}"));
@@ -343,32 +341,33 @@ impl Collector {
     }
 
     /// Makes the frame map and takes it.
-    fn frames(&mut self, kernel: &Kernel<'_>, runs: &RunMap) -> Result<(), String> {
+    fn frames(&mut self, of: Opened<'_>) -> Result<(), String> {
         let started = Instant::now();
         let mut doubts = Vec::new();
         let (mut rows, mut failed) = (0, None);
         let mut builder = FramesBuilder::default();
         let made = guarded(|| {
-            frames(kernel, runs, &mut doubts, &mut |f| {
-                let Some(at) = runs.from_phys(f.start) else {
-                    return;
-                };
-                rows += 1;
-                builder.push(&FrameRow {
-                    image_offset: at.0,
-                    physical_address: f.start.0,
-                    length: f.len,
-                    state: f.state,
-                    owner: f.owner.as_deref(),
-                    virtual_address: f.va,
-                    file_offset: f.file_offset,
-                });
-                if builder.rows() >= FRAMES && failed.is_none() {
-                    let b = builder.finish().map_err(|e| e.to_string());
-                    failed = b.and_then(|b| self.take(name::FRAMES, b)).err();
-                }
-            })
-            .map_err(|e| e.to_string())
+            of.machine
+                .frames(of.runs, &mut doubts, &mut |f| {
+                    let Some(at) = of.runs.from_phys(f.start) else {
+                        return;
+                    };
+                    rows += 1;
+                    builder.push(&FrameRow {
+                        image_offset: at.0,
+                        physical_address: f.start.0,
+                        length: f.len,
+                        state: f.state,
+                        owner: f.owner.as_deref(),
+                        virtual_address: f.va,
+                        file_offset: f.file_offset,
+                    });
+                    if builder.rows() >= FRAMES && failed.is_none() {
+                        let b = builder.finish().map_err(|e| e.to_string());
+                        failed = b.and_then(|b| self.take(name::FRAMES, b)).err();
+                    }
+                })
+                .map_err(|e| e.to_string())
         });
         if let Some(why) = failed {
             return Err(why);
@@ -376,7 +375,7 @@ impl Collector {
         let rest = builder.finish().map_err(|e| e.to_string())?;
         self.take(name::FRAMES, rest)?;
         self.views.push(ViewRow {
-            view: "linux/frames".to_owned(),
+            view: format!("{}/frames", of.machine.system().name()),
             status: if made.is_ok() { "built" } else { "failed" }.to_owned(),
             rows,
             doubtful: doubts.len() as u64,
@@ -388,13 +387,8 @@ impl Collector {
     }
 
     /// Builds the views that are wanted.
-    fn views(
-        &mut self,
-        kernel: &Kernel<'_>,
-        runs: &RunMap,
-        wanted: &dyn Fn(&str) -> bool,
-    ) -> Result<(), String> {
-        for view in VIEWS.iter().filter(|v| wanted(v.name)) {
+    fn views(&mut self, of: Opened<'_>, wanted: &dyn Fn(&View) -> bool) -> Result<(), String> {
+        for view in of.machine.system().views().iter().filter(|v| wanted(v)) {
             let span = tracing::info_span!("view.build", view = view.name);
             let _inside = span.enter();
             let started = Instant::now();
@@ -402,9 +396,9 @@ impl Collector {
                 view: view.name.to_owned(),
                 ..ViewRow::default()
             };
-            match guarded(|| (view.build)(kernel).map_err(|e| e.to_string())) {
+            match guarded(|| of.machine.build(view).map_err(|e| e.to_string())) {
                 Ok(t) => {
-                    self.view(view.name, &t, runs)?;
+                    self.view(view.name, &t, of.runs)?;
                     row.status = "built".into();
                     row.rows = t.rows.len() as u64;
                     row.doubtful = t.doubts.len() as u64;
@@ -455,9 +449,9 @@ impl Collector {
     }
 
     /// Notes that a part could not be begun.
-    pub(crate) fn not_built(&mut self, part: Part, why: String) {
+    pub(crate) fn not_built(&mut self, system: &str, part: Part, why: String) {
         self.views.push(ViewRow {
-            view: format!("linux/{}", part.name()),
+            view: format!("{system}/{}", part.name()),
             status: "failed".into(),
             detail: Some(why),
             ..ViewRow::default()
@@ -484,8 +478,7 @@ enum Lost {
 
 /// Stores one recovered content and its row.
 fn store(
-    kernel: &Kernel<'_>,
-    runs: &RunMap,
+    of: Opened<'_>,
     view: &'static str,
     r: &Recovered,
     packs: &mut PackWriter,
@@ -494,13 +487,13 @@ fn store(
     let mut spool = Spool::new(spill);
     let lost = r
         .content
-        .write(kernel.space.memory(), &mut spool)
+        .write(of.machine.memory(), &mut spool)
         .map_err(|e| Lost::Here(format!("temporary file: {e}")))?;
     let missing: u64 = lost.iter().map(|l| l.end - l.start).sum();
     let size = r.content.size();
     let gap = (missing > 0).then(|| format!("{missing} of {size} bytes are not in memory"));
     let first = r.content.extents().first();
-    let image = first.and_then(|e| runs.from_phys(e.pa));
+    let image = first.and_then(|e| of.runs.from_phys(e.pa));
     let holes: Vec<[u64; 2]> = lost.iter().take(HOLES).map(|l| [l.start, l.end]).collect();
     let fields = serde_json::json!({
         "object": format!("{:#x}", r.object),

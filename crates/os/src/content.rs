@@ -3,11 +3,10 @@
 //! Nothing is copied until somebody wants the bytes, so a file of gigabytes costs 24 bytes for each
 //! stretch of neighbouring pages. Formats that need a header of their own have it in front, as bytes.
 
-use super::{Kernel, LinuxError};
 use ramsift_layers::PhysAddr;
 use ramsift_layers::translate::PhysRead;
 use std::io::{self, Write};
-use std::ops::{ControlFlow, Range};
+use std::ops::Range;
 
 /// A stretch of content and where it lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,19 +188,11 @@ pub struct Recovered {
     pub kind: &'static str,
     /// Its path or name.
     pub name: String,
-    /// Address of the kernel's object that it belongs to: inode, struct module, task_struct.
+    /// Address of the kernel's object that it belongs to: that of a file, a module, a process.
     pub object: u64,
     /// Its bytes.
     pub content: Content,
 }
-
-/// Visits everything that a view can recover, one at a time, until the visitor breaks off. What is
-/// skipped goes into the list of doubts.
-pub type Recover = fn(
-    &Kernel<'_>,
-    &mut Vec<String>,
-    &mut dyn FnMut(Recovered) -> ControlFlow<()>,
-) -> Result<(), LinuxError>;
 
 #[cfg(test)]
 mod tests {

@@ -1,0 +1,80 @@
+//! `windows/driverscan`: driver objects wherever they lie in physical memory.
+//!
+//! Source: the public type `_DRIVER_OBJECT`.
+
+use crate::table::{Column, Kind, Table, column};
+use crate::windows::object::{number_in, unicode_in};
+use crate::windows::scan::scanned;
+use crate::windows::{Kernel, WindowsError, WindowsView, lists};
+use ramsift_layers::Severity;
+use std::ops::Range;
+
+/// `windows/driverscan`.
+pub(in crate::windows) const DRIVERSCAN: WindowsView = WindowsView {
+    name: "windows/driverscan",
+    meaning: "driver objects found by a scan of all memory",
+    columns: COLUMNS,
+    build,
+};
+
+const COLUMNS: &[Column] = &[
+    column("name", Kind::Text, "name of the object"),
+    column("start", Kind::Hex, "where the driver's image begins"),
+    column("size", Kind::Number, "bytes of it"),
+    column("init", Kind::Hex, "its first function"),
+    column(
+        "listed",
+        Kind::Flag,
+        "whether a module of the kernel's list holds it",
+    ),
+    column("freed", Kind::Flag, "whether its memory was given back"),
+    column("physical", Kind::Hex, "physical address of the object"),
+];
+
+/// Where the modules of the kernel's list lie.
+fn modules(k: &Kernel<'_>) -> Result<Vec<Range<u64>>, WindowsError> {
+    let own = "_KLDR_DATA_TABLE_ENTRY";
+    let has = k.symbols.types().has_type(own);
+    let ty = if has { own } else { "_LDR_DATA_TABLE_ENTRY" };
+    let walk = lists::list(k, k.address("PsLoadedModuleList")?, ty, "InLoadOrderLinks")?;
+    let range = |va: u64| {
+        let m = k.object(ty, va);
+        let base = m.number("DllBase").ok()?;
+        Some(base..base.wrapping_add(m.number("SizeOfImage").ok()?))
+    };
+    Ok(walk.items.into_iter().filter_map(range).collect())
+}
+
+fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
+    let mut out = Table::new(COLUMNS);
+    let modules = modules(k)?;
+    let found = scanned(k)?;
+    out.doubts.extend(found.doubts.iter().cloned());
+    for d in &found.drivers {
+        let ty = "_DRIVER_OBJECT";
+        let number = |path: &str| number_in(k, ty, path, &d.bytes);
+        let name = unicode_in(k, ty, "DriverName", &d.bytes)?;
+        let start = number("DriverStart")?.unwrap_or(0);
+        let listed = modules.iter().any(|m| m.contains(&start));
+        // Parts of the kernel and of memory that was used again have no image, or no name.
+        let hidden = !listed && !d.freed && start >> 47 == 0x1_ffff;
+        let who = name.clone().filter(|n| !n.is_empty());
+        out.push(vec![
+            name.into(),
+            start.into(),
+            number("DriverSize")?.into(),
+            number("DriverInit")?.into(),
+            listed.into(),
+            d.freed.into(),
+            d.physical.into(),
+        ]);
+        if let Some(who) = who.filter(|_| hidden) {
+            out.flag(
+                "hidden_driver",
+                Severity::Critical,
+                format!("the image of {who} at {start:#x} is in no module of the kernel's list"),
+            );
+        }
+    }
+    Ok(out)
+}

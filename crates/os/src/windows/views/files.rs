@@ -1,0 +1,85 @@
+//! `windows/filescan`: file objects wherever they lie in physical memory.
+//!
+//! Source: the public type `_FILE_OBJECT`.
+
+use crate::table::{Column, Kind, Table, Value, column};
+use crate::windows::object::{number_in, unicode_in};
+use crate::windows::objects::{ObjectTypes, name, path};
+use crate::windows::scan::scanned;
+use crate::windows::{Kernel, WindowsError, WindowsView};
+
+/// `windows/filescan`.
+pub(in crate::windows) const FILESCAN: WindowsView = WindowsView {
+    name: "windows/filescan",
+    meaning: "file objects found by a scan of all memory",
+    columns: COLUMNS,
+    build,
+};
+
+const COLUMNS: &[Column] = &[
+    column("path", Kind::Text, "device and path"),
+    column(
+        "access",
+        Kind::Text,
+        "r, w, d as it was opened for reading, writing, deleting; - where not",
+    ),
+    column(
+        "shared",
+        Kind::Text,
+        "the same of what others may do meanwhile",
+    ),
+    column(
+        "delete_pending",
+        Kind::Flag,
+        "whether it goes when it is closed",
+    ),
+    column(
+        "freed",
+        Kind::Flag,
+        "whether the object's memory was given back",
+    ),
+    column("physical", Kind::Hex, "physical address of the object"),
+];
+
+fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
+    let mut out = Table::new(COLUMNS);
+    let types = ObjectTypes::new(k)?;
+    let found = scanned(k)?;
+    out.doubts.extend(found.doubts.iter().cloned());
+    for f in &found.files {
+        let ty = "_FILE_OBJECT";
+        let flag = |path: &str| Ok::<_, WindowsError>(number_in(k, ty, path, &f.bytes)? == Some(1));
+        let letters = |paths: [&str; 3]| {
+            let mut text = String::new();
+            for (path, letter) in paths.iter().zip(['r', 'w', 'd']) {
+                text.push(if flag(path)? { letter } else { '-' });
+            }
+            Ok::<_, WindowsError>(text)
+        };
+        let own = unicode_in(k, ty, "FileName", &f.bytes)?;
+        let device = number_in(k, ty, "DeviceObject", &f.bytes)?.filter(|d| *d != 0);
+        let device = device.and_then(|d| {
+            path(k, &types, d).or_else(|| {
+                let own = name(k, &types.header(k, d)).ok()??;
+                Some(format!("\\Device\\{own}"))
+            })
+        });
+        let whole = match (device, own) {
+            (None, None) => Value::Null,
+            (d, o) => Value::from(format!(
+                "{}{}",
+                d.unwrap_or_default(),
+                o.unwrap_or_default()
+            )),
+        };
+        out.push(vec![
+            whole,
+            letters(["ReadAccess", "WriteAccess", "DeleteAccess"])?.into(),
+            letters(["SharedRead", "SharedWrite", "SharedDelete"])?.into(),
+            flag("DeletePending")?.into(),
+            f.freed.into(),
+            f.physical.into(),
+        ]);
+    }
+    Ok(out)
+}

@@ -1,0 +1,42 @@
+//! Views, one file each.
+
+mod command_lines;
+mod dlllist;
+mod drivers;
+mod files;
+mod handles;
+mod info;
+mod modules;
+mod network;
+mod pslist;
+mod psscan;
+mod pstree;
+mod psxview;
+mod threads;
+mod tokens;
+mod vads;
+
+use super::WindowsView;
+
+/// All views, in the order in which a job builds them.
+pub(super) const ALL: &[WindowsView] = &[
+    info::INFO,
+    pslist::PSLIST,
+    psscan::PSSCAN,
+    psxview::PSXVIEW,
+    pstree::PSTREE,
+    command_lines::CMDLINE,
+    command_lines::ENVARS,
+    threads::THREADS,
+    tokens::GETSIDS,
+    tokens::PRIVILEGES,
+    handles::HANDLES,
+    dlllist::DLLLIST,
+    dlllist::LDRMODULES,
+    vads::VADINFO,
+    vads::MALFIND,
+    modules::MODULES,
+    drivers::DRIVERSCAN,
+    network::NETSCAN,
+    files::FILESCAN,
+];

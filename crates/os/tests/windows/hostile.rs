@@ -1,0 +1,139 @@
+//! Torn and forged memory: views end, and nothing panics.
+
+use crate::common::{KERNELS, Made, anchors, make};
+use ramsift_layers::PhysAddr;
+use ramsift_layers::translate::{PhysError, PhysRead};
+use ramsift_os::discover::discover;
+use ramsift_os::input::ViewInput;
+use ramsift_os::{open, views};
+
+/// Memory of which one page in so many is missing, or has bytes turned over.
+struct Torn<'m> {
+    of: &'m Made,
+    seed: u64,
+    one_in: u64,
+    lies: bool,
+}
+
+impl Torn<'_> {
+    fn is_hit(&self, page: u64) -> bool {
+        // A mix of all bits (splitmix64).
+        let mut x = page.wrapping_add(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (x ^ x >> 31) % self.one_in == 0
+    }
+}
+
+impl PhysRead for Torn<'_> {
+    fn read_phys(&self, pa: PhysAddr, buf: &mut [u8]) -> Result<(), PhysError> {
+        self.of.image.read_phys(pa, buf)?;
+        let mut at = 0;
+        while at < buf.len() {
+            let here = pa.0 + at as u64;
+            let n = usize::try_from(4096 - here % 4096)
+                .unwrap()
+                .min(buf.len() - at);
+            if self.is_hit(here / 4096) {
+                if !self.lies {
+                    return Err(PhysError::NotInImage { pa: PhysAddr(here) });
+                }
+                for (i, b) in buf[at..at + n].iter_mut().enumerate() {
+                    if (here + i as u64) % 61 == self.seed % 61 {
+                        *b ^= 0x5a;
+                    }
+                }
+            }
+            at += n;
+        }
+        Ok(())
+    }
+}
+
+#[test]
+fn views_end_on_torn_and_forged_memory() {
+    let (mut opened, mut refused) = (0, 0);
+    for (name, guid) in [KERNELS[0], KERNELS[7]] {
+        let made = make(name, guid, 5, &[]);
+        for seed in 0..12 {
+            for (one_in, lies) in [(200, false), (40, false), (200, true), (40, true)] {
+                let memory = Torn {
+                    of: &made,
+                    seed,
+                    one_in,
+                    lies,
+                };
+                let anchors = anchors();
+                let input = ViewInput {
+                    memory: &memory,
+                    ..made.input(&anchors)
+                };
+                let d = discover(&input);
+                let Ok(machine) = open(&input, &d) else {
+                    refused += 1;
+                    continue;
+                };
+                opened += 1;
+                for v in views().filter(|v| v.name.starts_with("windows/")) {
+                    // That a view can't be built at all is a fair answer too.
+                    let _ = machine.build(v);
+                }
+                let _ = machine.frames(&made.runs, &mut Vec::new(), &mut |_| {});
+                let _ =
+                    machine.resident(
+                        &mut Vec::new(),
+                        &mut |_| std::ops::ControlFlow::Continue(()),
+                    );
+            }
+        }
+    }
+    assert!(
+        opened > 40 && refused > 0,
+        "{opened} opened, {refused} refused"
+    );
+}
+
+#[test]
+fn layouts_of_another_family_are_refused() {
+    use ramsift_os::input::KernelSymbols;
+    use ramsift_symbols::SymbolTable;
+    use ramsift_symbols::layouts::Layouts;
+
+    /// Gives the layouts of another kernel for whatever is asked.
+    #[derive(Debug)]
+    struct Wrong(&'static str);
+
+    impl KernelSymbols for Wrong {
+        fn find(&self, _: &str) -> Result<Option<SymbolTable>, String> {
+            let layouts = Layouts::built_in().map_err(|e| e.to_string())?;
+            let table = layouts.kernel(self.0, 0).expect("known");
+            table.map(Some).map_err(|e| e.to_string())
+        }
+    }
+
+    for (i, (name, guid)) in KERNELS.iter().enumerate() {
+        let made = make(
+            name,
+            guid,
+            41,
+            &["--record-guid", "0123456789ABCDEF0123456789ABCDEF"],
+        );
+        let anchors = anchors();
+        let is_19041 = |name: &str| name.starts_with("10-19041");
+        for (other, wrong) in KERNELS.iter().enumerate().filter(|(o, _)| *o != i) {
+            // Two revisions of one build have the same structs.
+            if is_19041(name) && is_19041(wrong.0) {
+                continue;
+            }
+            let symbols = Wrong(wrong.1);
+            let input = ViewInput {
+                symbols: Some(&symbols),
+                ..made.input(&anchors)
+            };
+            let d = discover(&input);
+            let e = open(&input, &d).err().map(|e| e.to_string());
+            let e = e.unwrap_or_else(|| panic!("{name} opened as {}", KERNELS[other].0));
+            assert!(e.contains("don't fit"), "{name} as {}: {e}", wrong.0);
+        }
+    }
+}

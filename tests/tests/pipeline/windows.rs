@@ -1,0 +1,167 @@
+//! A made machine with Windows through the whole pipeline, against what was put into it.
+
+use crate::distributed::{manifest, objects, submit, tables, upload};
+use crate::embedded::{self, ok, query};
+use ramsift_store::LocalObjects;
+use ramsift_tests::fixtures::windows_machine;
+use ramsift_tests::program::{Cluster, command, run, scan};
+use ramsift_tests::{block_on, wait_for};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A field of each process that runs and is in the list.
+fn running(field: &str) -> BTreeSet<String> {
+    let all = windows_machine().truth["processes"]
+        .as_array()
+        .expect("processes");
+    let running = all.iter().filter(|p| p["in_active_list"] == true);
+    running
+        .map(|p| p[field].to_string().trim_matches('"').to_owned())
+        .collect()
+}
+
+#[test]
+fn a_scan_shows_what_the_intruder_left() {
+    let m = windows_machine();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (out, rules) = (dir.path().join("out"), dir.path().join("secret.yar"));
+    let story = &m.truth["story"];
+    let secret = story["secret"]["text"].as_str().expect("text");
+    let rule = format!("rule secret : critical {{ strings: $a = \"{secret}\" condition: $a }}");
+    std::fs::write(&rules, rule).expect("rule");
+    let r = scan(&m.image, &out, &["--rules", &rules.display().to_string()]);
+    assert_eq!(r.code, 0, "{}\n{}", r.out, r.err);
+    let sealed = embedded::manifest(&out);
+    assert_eq!(sealed.verdict.to_string(), "complete", "{:?}", sealed.gaps);
+    let rows = query(&out, "SELECT os, status, found_by, build_id FROM system");
+    assert_eq!(rows[0]["os"], "windows");
+    assert_eq!(rows[0]["found_by"], "a low top table that maps itself");
+    let guid = m.truth["pdb"]["guid"].as_str().expect("guid");
+    assert_eq!(rows[0]["build_id"], format!("{guid}-1"));
+    let rows = query(&out, "SELECT pid FROM windows_pslist");
+    let pids: BTreeSet<String> = rows.iter().map(|r| r["pid"].to_string()).collect();
+    assert_eq!(pids, running("pid"));
+    // Every view was built without a doubt but that of memory that processes share.
+    let rows = query(
+        &out,
+        "SELECT view, status, detail FROM views WHERE status <> 'built' OR doubtful > 0",
+    );
+    let views: Vec<&str> = rows.iter().filter_map(|r| r["view"].as_str()).collect();
+    assert_eq!(views, ["windows/memory (scan)"], "{rows:?}");
+    let rows = query(
+        &out,
+        "SELECT DISTINCT path FROM findings WHERE kind = 'anomaly'",
+    );
+    let found: BTreeSet<String> = rows
+        .iter()
+        .map(|r| {
+            r["path"]
+                .as_str()
+                .expect("path")
+                .split('/')
+                .next()
+                .expect("table")
+                .to_owned()
+        })
+        .collect();
+    let want = [
+        "windows_driverscan",
+        "windows_ldrmodules",
+        "windows_malfind",
+        "windows_modules",
+        "windows_netscan",
+        "windows_psxview",
+    ];
+    assert_eq!(found, want.map(str::to_owned).into());
+    // The rule fires in the process that has the text, at the address that it was put to.
+    let pid = story["secret"]["pid"].as_i64().expect("pid");
+    let rows = query(
+        &out,
+        "SELECT owner, virtual_address, fields FROM findings WHERE kind = 'yara' AND scope = 'process'",
+    );
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    let fields = rows[0]["fields"].as_str().expect("fields");
+    assert!(fields.contains(&format!("\"pid\":{pid}")), "{fields}");
+    // The pages for people.
+    let job = sealed.job.clone();
+    let store = out.display().to_string();
+    let r = run(command().args(["--store", &store, "overview", &job]));
+    ok(&r);
+    assert!(r.out.contains("windows  10.0.19041  x86_64"), "{}", r.out);
+    let image = m.image.display().to_string();
+    let r = run(command().args(["process", &image, &pid.to_string()]));
+    ok(&r);
+    assert!(r.out.contains("notepad.exe"), "{}", r.out);
+    // A short name means the captured system's view.
+    let r = run(command().args(["view", "pslist", &image, "--format", "jsonl"]));
+    ok(&r);
+    assert_eq!(r.out.lines().count(), running("pid").len());
+    let r = run(command().args(["view", "linux/pslist", &image]));
+    assert_eq!(r.code, 2, "{}{}", r.out, r.err);
+    assert!(r.err.contains("a capture of windows"), "{}", r.err);
+}
+
+#[test]
+fn a_cluster_reads_a_crash_dump_as_a_laptop_does() {
+    let m = windows_machine();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let out = dir.path().join("out");
+    let r = scan(&m.dump, &out, &[]);
+    assert_eq!(r.code, 0, "{}\n{}", r.out, r.err);
+    let laptop = embedded::manifest(&out);
+    let c = Cluster::start(&[]);
+    upload(&c, "machine.dmp", &m.dump);
+    let services = [
+        "coordinator",
+        "aggregator",
+        "chunk-worker",
+        "structured-worker",
+    ];
+    let services: Vec<_> = services.iter().map(|s| c.service(s)).collect();
+    services[0].await_ready();
+    let job = submit(&c, &["s3://evidence/machine.dmp"]);
+    wait_for("the job's end", Duration::from_secs(120), || {
+        let results = objects(&c, "results", "r");
+        let keys = ramsift_store::Keys::new(&job);
+        use ramsift_store::Objects as _;
+        block_on(results.head(&keys.manifest())).ok()
+    });
+    let sealed = manifest(&c, &job);
+    assert_eq!(
+        (sealed.verdict, sealed.format.as_str()),
+        (laptop.verdict, "crash_dump"),
+        "{:?}",
+        sealed.gaps
+    );
+    let names = [
+        "windows_pslist",
+        "windows_psxview",
+        "windows_netscan",
+        "windows_handles",
+        "windows_malfind",
+        "frames",
+    ];
+    let here = Arc::new(LocalObjects::open_existing(&out).expect("store"));
+    let there = Arc::new(objects(&c, "results", "r"));
+    let strip = |all: Vec<(String, Vec<String>)>| {
+        // What names the run: the capture's number and its pass.
+        let plain = |row: String| {
+            let mut v: serde_json::Value = serde_json::from_str(&row).expect("JSON");
+            if let Some(o) = v.as_object_mut() {
+                o.remove("capture");
+                o.remove("pass");
+            }
+            v.to_string()
+        };
+        all.into_iter()
+            .map(|(t, rows)| (t, rows.into_iter().map(plain).collect::<BTreeSet<_>>()))
+            .collect::<Vec<_>>()
+    };
+    let a = strip(tables(here, &laptop.job, &names));
+    let b = strip(tables(there, &job, &names));
+    for (x, y) in a.iter().zip(&b) {
+        assert!(x.1.len() > 1, "{}", x.0);
+        assert_eq!(x, y);
+    }
+}
