@@ -28,7 +28,9 @@ mod server;
 mod tokens;
 
 pub use access::{Access, AccessLayer, Authenticator, Caller};
-pub use client::{AuthChannel, ClientSecurity, ClientSettings, Credentials, describe, is_refusal};
+pub use client::{
+    AuthChannel, ClientSecurity, ClientSettings, Credentials, describe, is_refusal, is_untrusted,
+};
 pub use listener::{Connection, Peer};
 pub use roles::{Role, may_call};
 pub use server::{ServerSecurity, ServerSettings};
