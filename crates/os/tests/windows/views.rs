@@ -81,6 +81,8 @@ fn the_list_of_processes_is_the_kernels() {
     for m in machines() {
         let t = m.build("windows/pslist");
         assert_eq!(t.doubts, Vec::<String>::new(), "{}", m.name);
+        // Those of the system are where they belong.
+        assert_eq!(anomalies(&t), [], "{}", m.name);
         let want = told(
             m.processes().filter(|p| p["in_active_list"] == true),
             &[
