@@ -174,7 +174,7 @@ pub fn faults() -> &'static Path {
 }
 
 /// The folder beside the tests where what they make is kept.
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     let exe = std::env::current_exe().expect("the path of this test");
     let dir = exe
         .ancestors()

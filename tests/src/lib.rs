@@ -5,6 +5,7 @@
 //! installed is a failure that says what to install, never a skipped test.
 
 pub mod authority;
+pub mod dumps;
 pub mod fixtures;
 pub mod program;
 pub mod servers;

@@ -9,6 +9,7 @@ mod helm;
 mod kernels;
 mod measure;
 mod memory;
+mod packed;
 mod security;
 mod structured;
 mod telemetry;

@@ -20,11 +20,13 @@ mod decode;
 mod lzo;
 mod read;
 mod table;
+mod windows;
 
 pub use build::{BuildError, ImageBuilder, Stored};
 pub use decode::Decoder;
-pub use read::{DecodedNear, ImageReader, Near, owned};
+pub use read::{DecodedNear, ImageReader, Near};
 pub use table::{Extents, Table, TableInfo};
+pub use windows::owned;
 
 /// Bytes of the image in one extent at most.
 pub const MAX_EXTENT: u64 = 16 << 20;

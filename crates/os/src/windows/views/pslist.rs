@@ -13,6 +13,7 @@ pub(in crate::windows) const PSLIST: WindowsView = WindowsView {
     meaning: "processes of the kernel's list",
     columns: COLUMNS,
     build,
+    recover: None,
 };
 
 const COLUMNS: &[Column] = &[
