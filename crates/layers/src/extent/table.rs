@@ -172,7 +172,10 @@ impl Writer {
         let image = first.image..last.end();
         let mut bytes = Vec::new();
         let (mut image_end, mut source_end) = (image.start, 0);
-        let mut source = u64::MAX..0;
+        let mut source = Range {
+            start: u64::MAX,
+            end: 0,
+        };
         for e in &self.block {
             source = source.start.min(e.source)..source.end.max(e.source);
             let flag = if e.rest.is_some() { HAS_REST } else { 0 };
