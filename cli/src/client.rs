@@ -9,7 +9,7 @@ use crate::{CANNOT_RUN, capture, glue};
 use anyhow::{Context, Result, anyhow, bail};
 use futures::{StreamExt, TryStreamExt};
 use indicatif::HumanBytes;
-use ramsift_auth::{AuthChannel, describe};
+use ramsift_auth::{AuthChannel, describe, is_untrusted};
 use ramsift_layers::source::{Sources, split_s3_url};
 use ramsift_proto::v1::coordinator_client::CoordinatorClient;
 use ramsift_proto::v1::{
@@ -20,7 +20,7 @@ use ramsift_store::job::read_opt;
 use ramsift_store::{Keys, Manifest};
 
 fn client(config: &Config) -> Result<CoordinatorClient<AuthChannel>> {
-    let channel = channel(config, "coordinator.url", &config.coordinator.url)?;
+    let channel = channel(&config.client, "coordinator.url", &config.coordinator.url)?;
     Ok(CoordinatorClient::new(channel))
 }
 
@@ -130,7 +130,7 @@ fn line(p: &JobProgress) -> String {
 fn of_store(config: &Config, e: Option<&tonic::Status>) -> bool {
     match e {
         None => split_s3_url(&config.store.url).is_none(),
-        Some(e) => e.code() == tonic::Code::Unavailable,
+        Some(e) => e.code() == tonic::Code::Unavailable && !is_untrusted(e),
     }
 }
 

@@ -2,13 +2,14 @@
 
 use crate::args::{QueryArgs, ResultsArgs};
 use crate::config::Config;
+use crate::overview::texts;
 use crate::terminal::{Shown, tell};
 use crate::{glue, rows, suggest};
 use anyhow::{Result, bail};
 use arrow::array::{AsArray, RecordBatch};
 use ramsift_aggregator::so_far;
 use ramsift_os::table::Table;
-use ramsift_os::views;
+use ramsift_os::{View, views};
 use ramsift_store::query::{QueryLimits, Tables};
 use ramsift_store::tables::name;
 use ramsift_store::{Objects, StoreError};
@@ -31,7 +32,14 @@ pub(crate) async fn session(
         there = unfinished(&t, objects.as_ref(), job).await?;
     }
     if there.iter().any(|n| n == name::VIEWS) {
-        for v in views() {
+        // Of the captured systems alone: others have no tables here.
+        let systems = "SELECT DISTINCT split_part(view, '/', 1) FROM views";
+        let systems = texts(&t, systems).await.concat();
+        let own = |v: &&View| {
+            let system = v.name.split('/').next();
+            system.is_some_and(|s| systems.iter().any(|own| own == s))
+        };
+        for v in views().filter(own) {
             let table = table_name(v.name);
             if !there.contains(&table) {
                 let own = batch(&Table::new(v.columns))?;

@@ -1,12 +1,12 @@
 //! The four services, each until it is told to stop.
 
-use crate::config::Config;
+use crate::config::{Client, Config};
 use crate::embedded::worker_config;
 use crate::glue::{self, Specs, YaraVerdicts, finalise_info};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use ramsift_aggregator::{Aggregator, CommitLimits};
-use ramsift_auth::{AuthChannel, ClientSecurity, ServerSecurity, describe};
+use ramsift_auth::{AuthChannel, ClientSecurity, ServerSecurity, describe, is_refusal};
 use ramsift_coordinator::{Coordinator, Finaliser};
 use ramsift_layers::source::Sources;
 use ramsift_mask::MaskedUrl;
@@ -17,7 +17,7 @@ use ramsift_queue::{Queue, RabbitConfig, RabbitQueue};
 use ramsift_store::{Ledger, Objects, RedisLedger, RemoteReporter, Reporter};
 use ramsift_telemetry::Readiness;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -184,17 +184,24 @@ fn watch_parts(s: &Shared, reporter: Option<Arc<dyn Reporter>>) {
     });
 }
 
+fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {
+    m.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Seals jobs through the aggregator.
 #[derive(Debug)]
 struct RemoteFinaliser {
-    channel: AuthChannel,
+    client: Client,
+    url: MaskedUrl,
+    /// Replaced when the aggregator refuses who it is with: a new connection shows new certificates.
+    channel: Mutex<AuthChannel>,
 }
 
 #[async_trait]
 impl Finaliser for RemoteFinaliser {
     async fn finalise(&self, job: &str) -> Result<bool, (String, bool)> {
-        let mut client =
-            AggregatorClient::new(self.channel.clone()).max_decoding_message_size(MAX_MESSAGE);
+        let over = lock(&self.channel).clone();
+        let mut client = AggregatorClient::new(over).max_decoding_message_size(MAX_MESSAGE);
         match client
             .finalise(FinaliseRequest {
                 job: job.to_owned(),
@@ -204,6 +211,15 @@ impl Finaliser for RemoteFinaliser {
             Ok(r) => Ok(r.into_inner().gaps),
             Err(e) => {
                 let fatal = e.code() == tonic::Code::FailedPrecondition;
+                if is_refusal(&e) {
+                    tracing::error!(
+                        reason = describe(&e),
+                        "this coordinator may not have jobs sealed"
+                    );
+                    if let Ok(new) = channel(&self.client, "aggregator.url", &self.url) {
+                        *lock(&self.channel) = new;
+                    }
+                }
                 Err((describe(&e), fatal))
             }
         }
@@ -211,8 +227,8 @@ impl Finaliser for RemoteFinaliser {
 }
 
 /// A channel to the service that a setting names, which connects when it is first used.
-pub(crate) fn channel(config: &Config, setting: &str, url: &MaskedUrl) -> Result<AuthChannel> {
-    let security = ClientSecurity::new(&config.client.settings())?;
+pub(crate) fn channel(client: &Client, setting: &str, url: &MaskedUrl) -> Result<AuthChannel> {
+    let security = ClientSecurity::new(&client.settings())?;
     let patience = Duration::from_secs(5);
     Ok(security.channel(setting, url, |e| e.connect_timeout(patience))?)
 }
@@ -238,7 +254,7 @@ pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
     let c = &config.coordinator;
     // What is wrong with settings is told before anything is waited for.
     let (listen, security) = listener(config, "coordinator.listen", &c.listen)?;
-    let aggregator = channel(config, "aggregator.url", &config.aggregator.url)?;
+    let aggregator = channel(&config.client, "aggregator.url", &config.aggregator.url)?;
     let s = shared(config, "coordinator").await?;
     let coordinator = Coordinator::new(
         ramsift_coordinator::Config {
@@ -258,7 +274,9 @@ pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
             verdicts: Arc::new(YaraVerdicts),
             specs: Arc::new(Specs),
             finaliser: Arc::new(RemoteFinaliser {
-                channel: aggregator,
+                client: config.client.clone(),
+                url: config.aggregator.url.clone(),
+                channel: Mutex::new(aggregator),
             }),
             readiness: s.readiness.clone(),
         },

@@ -274,6 +274,8 @@ async fn handle(worker: Arc<Worker>, delivery: Delivery) {
 async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
     let give_up_at = Instant::now() + worker.config.patience;
     let mut wait = Duration::from_millis(250);
+    // What was built waits for whoever takes it.
+    let mut ready = None;
     loop {
         if let Ok(Wanted::Settled | Wanted::Closed) =
             worker.deps.ledger.wanted(&task.job, &task.task).await
@@ -281,7 +283,11 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
             return End::Done;
         }
         let over = Instant::now() >= give_up_at;
-        let built = match build(worker, task).await {
+        let built = match ready.take() {
+            Some(report) => Ok(report),
+            None => build(worker, task).await,
+        };
+        let built = match built {
             Err(Trouble::Elsewhere(why)) => {
                 if !worker.passed_often(task) {
                     tracing::info!(reason = %why, "task passed on");
@@ -311,6 +317,7 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
                     if e.refused {
                         tracing::error!(reason = %e, "this worker may not report; its tasks go back until it may");
                     }
+                    ready = Some(report);
                     e.to_string()
                 }
             },

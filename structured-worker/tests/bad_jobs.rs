@@ -13,6 +13,7 @@ use ramsift_store::{
 };
 use ramsift_structured_worker::{Config, Deps, run};
 use ramsift_telemetry::Readiness;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
@@ -26,11 +27,25 @@ const HANGS: Duration = Duration::from_secs(120);
 struct Reports {
     all: Mutex<Vec<TaskReport>>,
     more: Notify,
+    /// Reports that are still to be met by an outage, and the attempts that were.
+    outage: AtomicUsize,
+    turned_away: Mutex<Vec<String>>,
 }
 
 #[async_trait]
 impl Reporter for Reports {
     async fn report(&self, report: &Report) -> Result<Ack, ReportError> {
+        let less = |n: usize| n.checked_sub(1);
+        let out = self.outage.fetch_update(SeqCst, SeqCst, less).is_ok();
+        if out {
+            let mut away = self.turned_away.lock().expect("not poisoned");
+            away.push(report.header.attempt.clone());
+            return Err(ReportError {
+                at: "the aggregator".into(),
+                detail: "the aggregator is out of reach".into(),
+                refused: false,
+            });
+        }
         self.all
             .lock()
             .expect("not poisoned")
@@ -176,4 +191,18 @@ async fn a_bad_job_fails_with_its_reason_and_others_go_on() {
         assert!(r.reason.contains(says), "{view}: {}", r.reason);
         stop.cancel();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_built_is_reported_when_the_aggregator_is_back() {
+    let w = World::new();
+    w.reports.outage.store(3, SeqCst);
+    w.job("job", "sha256", Some("in/a.mem")).await;
+    let stop = w.start();
+    let r = w.reports.of("job").await;
+    assert_eq!(r.outcome(), Outcome::Done, "{r:?}");
+    // One attempt, not one for each try.
+    let away = w.reports.turned_away.lock().expect("not poisoned").clone();
+    assert_eq!(away, [r.attempt.as_str(); 3]);
+    stop.cancel();
 }

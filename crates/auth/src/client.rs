@@ -14,7 +14,8 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -132,6 +133,7 @@ impl ClientSecurity {
             } else {
                 None
             },
+            shows: self.settings.cert_file.is_some(),
         };
         let channel = tune(endpoint.origin(origin)).connect_with_connector_lazy(connector);
         let credentials = Credentials(self.token.clone());
@@ -228,6 +230,8 @@ struct Connector {
     port: u16,
     setting: Arc<str>,
     tls: Option<Arc<Reloaded<ClientConfig>>>,
+    /// It shows a certificate.
+    shows: bool,
 }
 
 impl Connector {
@@ -245,12 +249,44 @@ impl Connector {
         })?;
         let connector = TlsConnector::from(tls.get());
         let stream = connector.connect(name, socket).await;
-        let stream = stream.map_err(|e| {
-            let said = e.to_string();
-            let hint = hint(&said).unwrap_or_default();
-            io::Error::new(e.kind(), format!("TLS: {said}{hint}"))
-        })?;
-        Ok(Wire::Tls(Box::new(stream)))
+        let mut stream = stream.map_err(untrusted)?;
+        let early = if self.shows {
+            first_word(&mut stream).await.map_err(untrusted)?
+        } else {
+            Vec::new()
+        };
+        let stream = Box::new(stream);
+        Ok(Wire::Tls { stream, early })
+    }
+}
+
+fn untrusted(e: io::Error) -> io::Error {
+    let said = e.to_string();
+    let hint = hint(&said).unwrap_or_default();
+    io::Error::new(e.kind(), format!("{TLS}: {said}{hint}"))
+}
+
+/// How failures of TLS begin.
+const TLS: &str = "TLS";
+/// How long a service's first word is waited for.
+const FIRST_WORD: Duration = Duration::from_secs(2);
+
+/// Waits for what the service says first. In TLS 1.3 it looks at our certificate when the handshake is over for us, and only
+/// here can its refusal be told from a connection that broke. HTTP/2 services begin with their settings; one that waits
+/// for ours instead is not waited for long.
+async fn first_word(stream: &mut TlsStream<TcpStream>) -> io::Result<Vec<u8>> {
+    let mut word = vec![0; 1024];
+    match tokio::time::timeout(FIRST_WORD, stream.read(&mut word)).await {
+        Err(_) => Ok(Vec::new()),
+        Ok(Err(e)) => Err(e),
+        Ok(Ok(0)) => Err(io::Error::new(
+            io::ErrorKind::ConnectionAborted,
+            "the service closed the connection after the handshake",
+        )),
+        Ok(Ok(n)) => {
+            word.truncate(n);
+            Ok(word)
+        }
     }
 }
 
@@ -272,7 +308,11 @@ impl Service<Uri> for Connector {
 /// A connection to a service.
 enum Wire {
     Plain(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    Tls {
+        stream: Box<TlsStream<TcpStream>>,
+        /// What was read of it before it was handed out.
+        early: Vec<u8>,
+    },
 }
 
 impl AsyncRead for Wire {
@@ -283,7 +323,13 @@ impl AsyncRead for Wire {
     ) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(s) => Pin::new(s).poll_read(cx, buf),
-            Self::Tls(s) => Pin::new(s).poll_read(cx, buf),
+            Self::Tls { early, .. } if !early.is_empty() => {
+                let n = early.len().min(buf.remaining());
+                buf.put_slice(&early[..n]);
+                early.drain(..n);
+                Poll::Ready(Ok(()))
+            }
+            Self::Tls { stream, .. } => Pin::new(stream).poll_read(cx, buf),
         }
     }
 }
@@ -296,7 +342,7 @@ impl AsyncWrite for Wire {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(s) => Pin::new(s).poll_write(cx, buf),
-            Self::Tls(s) => Pin::new(s).poll_write(cx, buf),
+            Self::Tls { stream, .. } => Pin::new(stream).poll_write(cx, buf),
         }
     }
 
@@ -307,28 +353,28 @@ impl AsyncWrite for Wire {
     ) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Plain(s) => Pin::new(s).poll_write_vectored(cx, bufs),
-            Self::Tls(s) => Pin::new(s).poll_write_vectored(cx, bufs),
+            Self::Tls { stream, .. } => Pin::new(stream).poll_write_vectored(cx, bufs),
         }
     }
 
     fn is_write_vectored(&self) -> bool {
         match self {
             Self::Plain(s) => s.is_write_vectored(),
-            Self::Tls(s) => s.is_write_vectored(),
+            Self::Tls { stream, .. } => stream.is_write_vectored(),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(s) => Pin::new(s).poll_flush(cx),
-            Self::Tls(s) => Pin::new(s).poll_flush(cx),
+            Self::Tls { stream, .. } => Pin::new(stream).poll_flush(cx),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Plain(s) => Pin::new(s).poll_shutdown(cx),
-            Self::Tls(s) => Pin::new(s).poll_shutdown(cx),
+            Self::Tls { stream, .. } => Pin::new(stream).poll_shutdown(cx),
         }
     }
 }
@@ -339,21 +385,23 @@ const ALERT: &str = "received fatal alert";
 /// What a failed handshake means to who set the services up.
 fn hint(said: &str) -> Option<&'static str> {
     let has = |what: &str| said.contains(what);
-    Some(if has("UnknownIssuer") {
-        "; name the authority that signed the service's certificate in client.ca_file"
-    } else if has("not valid for name") || has("NotValidForName") {
-        "; the host in the URL must be a name in the service's certificate"
-    } else if has("InvalidContentType") {
-        "; the service does not speak TLS: give it server.cert_file and server.key_file, or write http://"
-    } else if has(ALERT) && (has("UnknownCA") || has("BadCertificate") || has("DecryptError")) {
-        "; the service does not trust the authority that signed client.cert_file (its server.client_ca_file)"
-    } else if has(ALERT) && has("CertificateExpired") {
-        "; the certificate in client.cert_file has expired"
-    } else if has(ALERT) {
-        "; the service refuses the certificate in client.cert_file"
-    } else {
-        return None;
-    })
+    Some(
+        if has("UnknownIssuer") || has("peer certificate: BadSignature") {
+            "; name the authority that signed the service's certificate in client.ca_file"
+        } else if has("not valid for name") || has("NotValidForName") {
+            "; the host in the URL must be a name in the service's certificate"
+        } else if has("InvalidContentType") {
+            "; the service does not speak TLS: give it server.cert_file and server.key_file, or write http://"
+        } else if has(ALERT) && (has("UnknownCA") || has("BadCertificate") || has("DecryptError")) {
+            "; the service does not trust the authority that signed client.cert_file (its server.client_ca_file)"
+        } else if has(ALERT) && has("CertificateExpired") {
+            "; the certificate in client.cert_file has expired"
+        } else if has(ALERT) {
+            "; the service refuses the certificate in client.cert_file"
+        } else {
+            return None;
+        },
+    )
 }
 
 /// The innermost reason of a failed call, where it says more than its message.
@@ -381,6 +429,11 @@ pub fn describe(status: &Status) -> String {
     out
 }
 
+/// Whether a call failed because a service that is there could not be spoken to over TLS.
+pub fn is_untrusted(status: &Status) -> bool {
+    status.code() == Code::Unavailable && status.message().starts_with(TLS)
+}
+
 /// Whether a call failed because the service does not know who calls, or does not let them: trying again helps only once
 /// somebody has mended it.
 pub fn is_refusal(status: &Status) -> bool {
@@ -395,7 +448,7 @@ impl fmt::Debug for Wire {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Plain(_) => "Wire::Plain",
-            Self::Tls(_) => "Wire::Tls",
+            Self::Tls { .. } => "Wire::Tls",
         })
     }
 }

@@ -14,7 +14,7 @@
 //! * A file of tokens has a line for each: `worker:…`.
 //! * Files are read again when their content changes. What can't be used is warned of, and what was there before stays.
 //! * [`AccessLayer`] is the one place that every call goes through. Another way to know who calls is another
-//!   [`Authenticator`]; finer rights are another table in [`roles`].
+//!   [`Authenticator`]; finer rights are another table in `roles.rs`.
 //!
 //! Sources: RFC 8446 (TLS 1.3); RFC 5280, section 4.2.1.6 (alternative names); RFC 6750, section 2.1 (bearer tokens); gRPC
 //! over HTTP/2 (paths of methods, status codes).
@@ -27,8 +27,10 @@ mod roles;
 mod server;
 mod tokens;
 
-pub use access::{Access, AccessLayer, Authenticator, Caller};
-pub use client::{AuthChannel, ClientSecurity, ClientSettings, Credentials, describe, is_refusal};
+pub use access::{Access, AccessLayer, AccessService, Authenticator, Caller};
+pub use client::{
+    AuthChannel, ClientSecurity, ClientSettings, Credentials, describe, is_refusal, is_untrusted,
+};
 pub use listener::{Connection, Peer};
 pub use roles::{Role, may_call};
 pub use server::{ServerSecurity, ServerSettings};

@@ -50,6 +50,12 @@ impl MaskedUrl {
         self.parts().place
     }
 
+    /// Scheme, host, port and path, for libraries that have no use for the rest and may log it.
+    pub fn bare(&self) -> String {
+        let p = self.parts();
+        format!("{}{}", p.scheme, p.place)
+    }
+
     /// Other people's words about this URL, such as a library's error, without its secrets: the URL itself, its password
     /// (as it is written and as it is meant) and the values of its parameters are masked wherever they stand.
     pub fn scrub(&self, text: &str) -> String {
@@ -281,6 +287,10 @@ mod tests {
         let url = "amqp://me:hunter2@broker/?token=x";
         let read: MaskedUrl = serde_json::from_value(url.into()).expect("a string");
         assert_eq!(read.reveal(), url);
+        assert_eq!(
+            (read.place(), read.bare().as_str()),
+            ("broker/", "amqp://broker/")
+        );
         assert!(!read.is_empty() && MaskedUrl::default().is_empty());
     }
 

@@ -11,6 +11,7 @@ use ramsift_proto::v1::report_part::Part;
 use ramsift_proto::v1::{CheckReporterRequest, ReportPart, TableBatch, TaskReport};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tonic::metadata::{MetadataKey, MetadataValue};
 
@@ -76,45 +77,57 @@ pub trait Reporter: Send + Sync + fmt::Debug {
 /// Reports over gRPC.
 #[derive(Clone, Debug)]
 pub struct RemoteReporter {
-    at: String,
-    channel: AuthChannel,
+    at: MaskedUrl,
+    security: ClientSecurity,
+    /// Replaced when the aggregator refuses who it is with: a new connection shows new certificates.
+    channel: Arc<Mutex<AuthChannel>>,
 }
 
 impl RemoteReporter {
     /// Reports to `https://host:port` or `http://host:port`, which the setting `aggregator.url` names. Connects when it is
     /// first used, and again after a failure.
     pub fn new(at: &MaskedUrl, security: &ClientSecurity) -> Result<Self, SecurityError> {
-        let channel = security.channel("aggregator.url", at, |e| {
-            e.connect_timeout(Duration::from_secs(5))
-                .http2_keep_alive_interval(Duration::from_secs(20))
-        })?;
         Ok(Self {
-            at: at.to_string(),
-            channel,
+            at: at.clone(),
+            security: security.clone(),
+            channel: Arc::new(Mutex::new(open(at, security)?)),
         })
     }
 
     fn client(&self) -> AggregatorClient<AuthChannel> {
-        AggregatorClient::new(self.channel.clone())
+        let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        AggregatorClient::new(channel.clone())
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
     }
 
     fn error(&self, detail: impl fmt::Display) -> ReportError {
         ReportError {
-            at: self.at.clone(),
+            at: self.at.to_string(),
             detail: detail.to_string(),
             refused: false,
         }
     }
 
     fn failed(&self, status: &tonic::Status) -> ReportError {
+        let refused = is_refusal(status);
+        // A file that can't be used by now leaves the channel as it is.
+        if refused && let Ok(new) = open(&self.at, &self.security) {
+            *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = new;
+        }
         ReportError {
-            at: self.at.clone(),
+            at: self.at.to_string(),
             detail: describe(status),
-            refused: is_refusal(status),
+            refused,
         }
     }
+}
+
+fn open(at: &MaskedUrl, security: &ClientSecurity) -> Result<AuthChannel, SecurityError> {
+    security.channel("aggregator.url", at, |e| {
+        e.connect_timeout(Duration::from_secs(5))
+            .http2_keep_alive_interval(Duration::from_secs(20))
+    })
 }
 
 /// Rows of one message at most, so that none comes near [`MAX_MESSAGE`].

@@ -216,7 +216,7 @@ async fn ledger_in_process() {
 #[test]
 fn ledger_on_redis() {
     let redis = Redis::start();
-    ramsift_tests::block_on(ledger_suite(&RedisLedger::new(&redis.url(), "suite")));
+    ramsift_tests::block_on(ledger_suite(&RedisLedger::new(redis.url(), "suite")));
     let url = redis.url();
     drop(redis);
     let down = RedisLedger::new(&url, "suite");

@@ -83,15 +83,12 @@ async fn answers(
         reason: String::new(),
     };
     let parts = tokio_stream::iter(Vec::new());
-    let none = |r: Result<(), Status>| r;
     vec![
         (
             "Submit",
-            none(
-                c.submit(with(SubmitRequest { spec: None }, token))
-                    .await
-                    .map(|_| ()),
-            ),
+            c.submit(with(SubmitRequest { spec: None }, token))
+                .await
+                .map(|_| ()),
         ),
         (
             "ListJobs",
@@ -264,10 +261,7 @@ fn each_call_is_for_a_role_and_nobody_else() {
     };
     let ca = other.ca_file().display().to_string();
     let err = said(&[("RAMSIFT_CLIENT_CA_FILE", &ca)]);
-    assert!(
-        err.contains("UnknownIssuer") && err.contains("client.ca_file"),
-        "{err}"
-    );
+    assert!(err.contains("client.ca_file"), "{err}");
     let plain = urls[0].replace("https:", "http:");
     let nothing = [
         ("RAMSIFT_COORDINATOR_URL", plain.as_str()),
@@ -637,7 +631,7 @@ fn passwords_and_tokens_in_urls_are_in_nothing_that_is_printed() {
     // Nothing listens there: all that can be said about these URLs is said.
     let urls = [
         ("RAMSIFT_STORE_URL", "s3://results/r".to_owned()),
-        ("RAMSIFT_S3_ACCESS_KEY", SECRET.to_owned()),
+        ("RAMSIFT_S3_ACCESS_KEY", "a-name".to_owned()),
         ("RAMSIFT_S3_SECRET_KEY", SECRET.to_owned()),
         (
             "RAMSIFT_S3_ENDPOINT",

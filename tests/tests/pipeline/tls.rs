@@ -96,7 +96,7 @@ fn a_cluster_works_with_a_broker_that_speaks_tls_only() {
 #[test]
 fn a_redis_over_tls_is_trusted_by_its_authority() {
     let redis = Redis::start_tls();
-    let ledger = |ca: Option<PathBuf>| RedisLedger::new(&redis.url(), "tests").trusting(ca);
+    let ledger = |ca: Option<PathBuf>| RedisLedger::new(redis.url(), "tests").trusting(ca);
     block_on(async {
         let l = ledger(redis.ca_file());
         l.check().await.expect("answers");
@@ -135,7 +135,7 @@ fn a_ledger_takes_a_new_authority_without_being_made_anew() {
     let ca = dir.path().join("ca.crt");
     let mut redis = Redis::start_tls();
     std::fs::copy(redis.ca_file().expect("TLS"), &ca).expect("copy");
-    let l = RedisLedger::new(&redis.url(), "tests").trusting(Some(ca.clone()));
+    let l = RedisLedger::new(redis.url(), "tests").trusting(Some(ca.clone()));
     // One runtime: the connection lives on it.
     let runtime = tokio::runtime::Runtime::new().expect("a runtime");
     runtime.block_on(l.check()).expect("answers");

@@ -115,7 +115,7 @@ impl S3Client {
         };
         loader = loader.region(Region::new(region));
         if !config.endpoint.is_empty() {
-            loader = loader.endpoint_url(config.endpoint.reveal());
+            loader = loader.endpoint_url(config.endpoint.bare());
         }
         let shared = loader.load().await;
         // Checksums on ranged reads can't be validated against the full object's, and BLAKE3 over

@@ -80,13 +80,17 @@ impl Machine for Kernel<'_> {
         &self,
         view: &View,
         _: Option<i64>,
-        _: &mut Vec<String>,
-        _: &mut dyn FnMut(Recovered) -> ControlFlow<()>,
+        doubts: &mut Vec<String>,
+        visit: &mut dyn FnMut(Recovered) -> ControlFlow<()>,
     ) -> Result<(), ViewError> {
-        Err(ViewError::new(format!(
-            "content is not recovered from captures of Windows yet (asked for: {})",
-            view.name
-        )))
+        let own = ALL.iter().find(|v| v.name == view.name);
+        let Some(recover) = own.and_then(|v| v.recover) else {
+            return Err(ViewError::new(format!(
+                "{} gives no content of a capture of Windows; windows/hivelist does",
+                view.name
+            )));
+        };
+        Ok(recover(self, doubts, visit)?)
     }
 
     fn frames(

@@ -17,6 +17,7 @@ mod objects;
 mod open;
 mod page;
 mod process;
+mod registry;
 mod scan;
 mod space;
 mod views;
@@ -25,6 +26,7 @@ pub use object::Object;
 pub use open::OpenError;
 pub use space::{PageError, Space};
 
+use crate::content::Recovered;
 use crate::table::{Column, Table};
 use crate::view::View;
 use ramsift_layers::PhysAddr;
@@ -32,6 +34,7 @@ use ramsift_layers::run::RunMap;
 use ramsift_layers::translate::PhysRead;
 use ramsift_symbols::{SymbolTable, TypeError};
 use std::cell::OnceCell;
+use std::ops::ControlFlow;
 use std::sync::LazyLock;
 
 /// The system.
@@ -45,7 +48,17 @@ struct WindowsView {
     meaning: &'static str,
     columns: &'static [Column],
     build: fn(&Kernel<'_>) -> Result<Table, WindowsError>,
+    /// Content that can be recovered from what it shows, where there is such.
+    recover: Option<Recover>,
 }
+
+/// Visits everything that a view can recover, one at a time, until the visitor breaks off. What is skipped goes into the
+/// list of doubts.
+type Recover = fn(
+    &Kernel<'_>,
+    &mut Vec<String>,
+    &mut dyn FnMut(Recovered) -> ControlFlow<()>,
+) -> Result<(), WindowsError>;
 
 /// All views, in the order in which a job builds them.
 const VIEWS: &[WindowsView] = views::ALL;
@@ -64,7 +77,7 @@ static SHARED: LazyLock<Vec<View>> = LazyLock::new(|| {
         name: v.name,
         meaning: v.meaning,
         columns: v.columns,
-        recovers: false,
+        recovers: v.recover.is_some(),
         on_request: false,
         by_process: false,
         first: FIRST.contains(&v.name),

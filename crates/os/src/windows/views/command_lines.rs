@@ -13,6 +13,7 @@ pub(in crate::windows) const CMDLINE: WindowsView = WindowsView {
     meaning: "command lines of processes",
     columns: LINES,
     build: lines,
+    recover: None,
 };
 
 const LINES: &[Column] = &[
@@ -36,6 +37,7 @@ pub(in crate::windows) const ENVARS: WindowsView = WindowsView {
     meaning: "environment variables of processes",
     columns: VARIABLES,
     build: variables,
+    recover: None,
 };
 
 const VARIABLES: &[Column] = &[

@@ -18,6 +18,7 @@ pub(in crate::windows) const DLLLIST: WindowsView = WindowsView {
     meaning: "libraries that processes have loaded",
     columns: COLUMNS,
     build,
+    recover: None,
 };
 
 const COLUMNS: &[Column] = &[
@@ -42,6 +43,7 @@ pub(in crate::windows) const LDRMODULES: WindowsView = WindowsView {
     meaning: "mapped images, and whether the loader's lists have them",
     columns: MAPPED,
     build: mapped,
+    recover: None,
 };
 
 const MAPPED: &[Column] = &[

@@ -15,6 +15,7 @@ pub(in crate::windows) const DRIVERSCAN: WindowsView = WindowsView {
     meaning: "driver objects found by a scan of all memory",
     columns: COLUMNS,
     build,
+    recover: None,
 };
 
 const COLUMNS: &[Column] = &[

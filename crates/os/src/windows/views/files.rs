@@ -14,6 +14,7 @@ pub(in crate::windows) const FILESCAN: WindowsView = WindowsView {
     meaning: "file objects found by a scan of all memory",
     columns: COLUMNS,
     build,
+    recover: None,
 };
 
 const COLUMNS: &[Column] = &[

@@ -12,6 +12,7 @@ pub(in crate::windows) const HANDLES: WindowsView = WindowsView {
     meaning: "open handles of processes",
     columns: COLUMNS,
     build,
+    recover: None,
 };
 
 const COLUMNS: &[Column] = &[

@@ -13,6 +13,7 @@ pub(in crate::windows) const INFO: WindowsView = WindowsView {
     meaning: "the kernel, its build, and the machine's clock",
     columns: COLUMNS,
     build,
+    recover: None,
 };
 
 const COLUMNS: &[Column] = &[

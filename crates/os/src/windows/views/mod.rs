@@ -12,6 +12,7 @@ mod pslist;
 mod psscan;
 mod pstree;
 mod psxview;
+mod registry;
 mod threads;
 mod tokens;
 mod vads;
@@ -39,4 +40,6 @@ pub(super) const ALL: &[WindowsView] = &[
     drivers::DRIVERSCAN,
     network::NETSCAN,
     files::FILESCAN,
+    registry::HIVELIST,
+    registry::REGISTRY,
 ];

@@ -12,6 +12,7 @@ pub(in crate::windows) const MODULES: WindowsView = WindowsView {
     meaning: "modules of the kernel's list",
     columns: COLUMNS,
     build,
+    recover: None,
 };
 
 const COLUMNS: &[Column] = &[

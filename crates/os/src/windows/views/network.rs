@@ -23,6 +23,7 @@ pub(in crate::windows) const NETSCAN: WindowsView = WindowsView {
     meaning: "connections and listeners found by a scan of all memory",
     columns: COLUMNS,
     build,
+    recover: None,
 };
 
 const COLUMNS: &[Column] = &[

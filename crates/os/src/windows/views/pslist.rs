@@ -6,6 +6,7 @@ use crate::table::{Column, Kind, Table, Value, column};
 use crate::windows::objects;
 use crate::windows::process::Process;
 use crate::windows::{Kernel, WindowsError, WindowsView, time};
+use ramsift_layers::Severity;
 
 /// `windows/pslist`.
 pub(in crate::windows) const PSLIST: WindowsView = WindowsView {
@@ -13,6 +14,7 @@ pub(in crate::windows) const PSLIST: WindowsView = WindowsView {
     meaning: "processes of the kernel's list",
     columns: COLUMNS,
     build,
+    recover: None,
 };
 
 const COLUMNS: &[Column] = &[
@@ -39,12 +41,62 @@ const COLUMNS: &[Column] = &[
     column("physical", Kind::Hex, "physical address of its _EPROCESS"),
 ];
 
+/// Processes of the system: name, folder below that of the system, and the names of those that create it (none: any).
+const OF_SYSTEM: [(&str, &[&str], &[&str]); 9] = [
+    ("smss.exe", &["system32"], &["System", "smss.exe"]),
+    ("csrss.exe", &["system32"], &["smss.exe"]),
+    ("wininit.exe", &["system32"], &["smss.exe"]),
+    ("winlogon.exe", &["system32"], &["smss.exe"]),
+    ("services.exe", &["system32"], &["wininit.exe"]),
+    ("lsass.exe", &["system32"], &["wininit.exe"]),
+    ("lsm.exe", &["system32"], &["wininit.exe"]),
+    (
+        "svchost.exe",
+        &["system32", "syswow64"],
+        &["services.exe", "svchost.exe", "MsMpEng.exe"],
+    ),
+    ("spoolsv.exe", &["system32"], &["services.exe"]),
+];
+
+/// What does not fit a process of the system by its name: where its program lies, and who created it. A creator that has
+/// ended is no reason, nor is a path that is not known.
+fn misfit(name: &str, path: Option<&str>, parent: Option<&str>) -> Option<String> {
+    let (_, folders, parents) = OF_SYSTEM.iter().find(|s| s.0.eq_ignore_ascii_case(name))?;
+    if let Some(path) = path {
+        let low = path.to_ascii_lowercase();
+        let ends =
+            |f: &&str| low.ends_with(&format!("\\windows\\{f}\\{}", name.to_ascii_lowercase()));
+        if !folders.iter().any(|f| ends(&f)) {
+            return Some(format!("runs from {path}"));
+        }
+    }
+    let parent = parent?;
+    let fits = parents.iter().any(|p| p.eq_ignore_ascii_case(parent));
+    (!fits).then(|| format!("was created by {parent}"))
+}
+
 fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
     let mut out = Table::new(COLUMNS);
-    for p in k.processes(&mut out.doubts)? {
-        let row = row(k, &p);
+    let all = k.processes(&mut out.doubts)?;
+    let created = |p: &Process<'_>| p.object.number("CreateTime").unwrap_or(0);
+    let parent_of = |p: &Process<'_>| {
+        let pid = p.object.number("InheritedFromUniqueProcessId").ok()?;
+        let parent = all.iter().find(|o| o.pid == pid.cast_signed())?;
+        // Numbers are used again.
+        (created(parent) <= created(p)).then(|| parent.name())
+    };
+    for p in &all {
+        let row = row(k, p);
         let (start, exit) = (row[8].clone(), row[9].clone());
         out.push(row);
+        let (name, path) = (p.name(), p.path(k));
+        if let Some(why) = misfit(&name, path.as_deref(), parent_of(p).as_deref()) {
+            let reason = format!(
+                "{} has the name of a process of the system and {why}",
+                p.label()
+            );
+            out.flag("misplaced_system_process", Severity::High, reason);
+        }
         for (at, kind) in [(start, "process started"), (exit, "process ended")] {
             if let Value::Number(at) = at
                 && let Ok(at) = i64::try_from(at)
@@ -87,4 +139,27 @@ fn row(k: &Kernel<'_>, p: &Process<'_>) -> Vec<Value> {
         o.va.into(),
         o.physical().into(),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn processes_of_the_system_have_their_places() {
+        let root = "\\Device\\HarddiskVolume3\\Windows\\";
+        let of = |name: &str, path: &str, parent: Option<&str>| misfit(name, Some(path), parent);
+        let own = format!("{root}System32\\svchost.exe");
+        assert_eq!(of("svchost.exe", &own, Some("services.exe")), None);
+        assert_eq!(of("svchost.exe", &own, None), None);
+        let narrow = format!("{root}SysWOW64\\svchost.exe");
+        assert_eq!(of("SVCHOST.EXE", &narrow, Some("services.exe")), None);
+        let e = of("svchost.exe", &own, Some("explorer.exe")).expect("odd");
+        assert!(e.contains("created by explorer.exe"), "{e}");
+        let temp = format!("{root}Temp\\lsass.exe");
+        let e = of("lsass.exe", &temp, Some("wininit.exe")).expect("odd");
+        assert!(e.contains("runs from"), "{e}");
+        assert_eq!(of("notepad.exe", &temp, Some("services.exe")), None);
+        assert_eq!(misfit("lsass.exe", None, Some("wininit.exe")), None);
+    }
 }

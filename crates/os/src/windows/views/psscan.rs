@@ -10,6 +10,7 @@ pub(in crate::windows) const PSSCAN: WindowsView = WindowsView {
     meaning: "process objects found by a scan of all memory",
     columns: COLUMNS,
     build,
+    recover: None,
 };
 
 const COLUMNS: &[Column] = &[

@@ -14,6 +14,7 @@ pub(in crate::windows) const PSTREE: WindowsView = WindowsView {
     meaning: "processes as a tree of creators and created",
     columns: COLUMNS,
     build,
+    recover: None,
 };
 
 const COLUMNS: &[Column] = &[

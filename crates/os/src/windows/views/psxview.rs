@@ -18,6 +18,7 @@ pub(in crate::windows) const PSXVIEW: WindowsView = WindowsView {
     meaning: "which places know of each process",
     columns: COLUMNS,
     build,
+    recover: None,
 };
 
 const COLUMNS: &[Column] = &[

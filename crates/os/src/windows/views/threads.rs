@@ -11,6 +11,7 @@ pub(in crate::windows) const THREADS: WindowsView = WindowsView {
     meaning: "threads of processes",
     columns: COLUMNS,
     build,
+    recover: None,
 };
 
 const COLUMNS: &[Column] = &[

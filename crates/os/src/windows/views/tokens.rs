@@ -14,6 +14,7 @@ pub(in crate::windows) const GETSIDS: WindowsView = WindowsView {
     meaning: "user and groups of processes",
     columns: SIDS,
     build: sids,
+    recover: None,
 };
 
 const SIDS: &[Column] = &[
@@ -36,6 +37,7 @@ pub(in crate::windows) const PRIVILEGES: WindowsView = WindowsView {
     meaning: "privileges of processes",
     columns: RIGHTS,
     build: privileges,
+    recover: None,
 };
 
 const RIGHTS: &[Column] = &[

@@ -17,6 +17,7 @@ pub(in crate::windows) const VADINFO: WindowsView = WindowsView {
     meaning: "memory that processes have reserved",
     columns: AREAS,
     build: areas,
+    recover: None,
 };
 
 const AREAS: &[Column] = &[
@@ -43,6 +44,7 @@ pub(in crate::windows) const MALFIND: WindowsView = WindowsView {
     meaning: "private memory that is writable and executable",
     columns: INJECTED,
     build: injected,
+    recover: None,
 };
 
 const INJECTED: &[Column] = &[
