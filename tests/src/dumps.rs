@@ -14,7 +14,7 @@ const BLOCK: usize = 16 << 20;
 pub fn dumps() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
-        let dir = folder().join("dumps");
+        let dir = folder().join(format!("dumps-{}", version()));
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/dumps.py");
         let image = &capture().image;
         let done = Command::new("python3")
@@ -30,6 +30,12 @@ pub fn dumps() -> &'static Path {
         );
         dir
     })
+}
+
+/// Which build of the capture it is: what was made of another is made again.
+fn version() -> &'static str {
+    let sha256 = &capture().info["files"]["memory.raw"]["sha256"];
+    &sha256.as_str().expect("a hash in info.json")[..12]
 }
 
 /// The ranges of a LiME file: first physical address and bytes.
@@ -74,7 +80,7 @@ pub fn avml_capture() -> &'static Path {
     static MADE: OnceLock<PathBuf> = OnceLock::new();
     MADE.get_or_init(|| {
         let lime = capture().image.with_file_name("memory.lime");
-        let path = folder().join("memory.avml");
+        let path = folder().join(format!("memory-{}.avml", version()));
         if !path.exists() {
             let packed = avml(&std::fs::read(lime).expect("the LiME form of the capture"));
             let part = folder().join(format!("memory-{}.part", std::process::id()));
