@@ -373,3 +373,22 @@ fn what_a_full_disk_could_not_take_is_a_gap_and_everything_else_is_there() {
     }
     assert_eq!(embedded::manifest(&less).verdict, "complete with gaps");
 }
+
+#[test]
+fn a_service_whose_store_does_not_exist_ends_with_the_reason() {
+    let c = Cluster::start(&[]);
+    for what in [
+        "coordinator",
+        "aggregator",
+        "chunk-worker",
+        "structured-worker",
+    ] {
+        let elsewhere = [("RAMSIFT_STORE_URL", "s3://nowhere/r")];
+        let mut s = c.service_with(what, &elsewhere);
+        let ended = || s.process.exited();
+        let code = wait_for("the service's end", Duration::from_secs(60), ended);
+        assert_eq!(code, 2, "{what}: {}", c.log());
+    }
+    let log = c.log();
+    assert!(log.contains("bucket nowhere does not exist"), "{log}");
+}
