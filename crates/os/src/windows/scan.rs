@@ -197,7 +197,7 @@ pub(super) fn scanned<'k>(k: &'k Kernel<'_>) -> Result<&'k Scanned, WindowsError
             unread += fill(k, at, more, &mut buf);
             for (f, kind) in &finders {
                 for tag in f.find_iter(&buf) {
-                    let header = tag.checked_sub(4).filter(|h| h % 16 == 0);
+                    let header = tag.checked_sub(4).filter(|h| h.is_multiple_of(16));
                     if let Some(header) = header.filter(|h| (*h as u64) < n) {
                         pass.chunk(*kind, &buf, header, at);
                     }
