@@ -131,6 +131,8 @@ pub trait Objects: Send + Sync + fmt::Debug {
 
 /// Tries both conditional writes and fails with a clear sentence where the store ignores them.
 pub async fn check_conditions(objects: &dyn Objects) -> Result<(), ObjectError> {
+    // Some servers make a bucket that does not exist for whoever writes into it.
+    objects.list_folders("jobs/").await?;
     let key = format!("probe/{}", uuid::Uuid::now_v7());
     let ignored = |which: &str| ObjectError::Unusable {
         what: objects.url(&key),
