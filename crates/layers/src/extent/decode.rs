@@ -114,7 +114,7 @@ mod tests {
     use super::*;
 
     fn page() -> Vec<u8> {
-        (0..4096u32).map(|i| (i * i >> 7) as u8).collect()
+        (0..4096u32).map(|i| ((i * i) >> 7) as u8).collect()
     }
 
     #[test]

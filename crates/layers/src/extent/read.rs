@@ -382,7 +382,7 @@ pub(super) mod tests {
             });
             source.extend(first);
             source.extend([0xee; 24]);
-            let rest = (!second.is_empty()).then(|| (source.len() as u64, second.len() as u64));
+            let rest = (!second.is_empty()).then_some((source.len() as u64, second.len() as u64));
             source.extend(second);
             let len = first.len() as u64;
             pieces.push((

@@ -116,8 +116,8 @@ fn put(out: &mut Vec<u8>, mut n: u64) {
 
 /// A number with the sign in the lowest bit: the difference of two offsets.
 fn put_difference(out: &mut Vec<u8>, from: u64, to: u64) {
-    let d = to.wrapping_sub(from) as i64;
-    put(out, (d << 1 ^ d >> 63) as u64);
+    let d = to.wrapping_sub(from).cast_signed();
+    put(out, ((d << 1) ^ (d >> 63)) as u64);
 }
 
 struct Numbers<'a>(&'a [u8]);
@@ -172,12 +172,9 @@ impl Writer {
         let image = first.image..last.end();
         let mut bytes = Vec::new();
         let (mut image_end, mut source_end) = (image.start, 0);
-        let mut source = Range {
-            start: u64::MAX,
-            end: 0,
-        };
+        let (mut least, mut greatest) = (u64::MAX, 0);
         for e in &self.block {
-            source = source.start.min(e.source)..source.end.max(e.source);
+            (least, greatest) = (least.min(e.source), greatest.max(e.source));
             let flag = if e.rest.is_some() { HAS_REST } else { 0 };
             bytes.push(e.codec.number() | flag);
             put(&mut bytes, e.image - image_end);
@@ -195,7 +192,7 @@ impl Writer {
         let packed = zstd::bulk::compress(&bytes, 1).map_err(|e| e.to_string())?;
         let entry = Entry {
             image,
-            source,
+            source: least..greatest,
             at: self.data.len() as u64,
             len: packed.len() as u64,
             count: self.block.len(),
