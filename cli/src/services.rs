@@ -14,7 +14,7 @@ use ramsift_proto::MAX_MESSAGE;
 use ramsift_proto::v1::FinaliseRequest;
 use ramsift_proto::v1::aggregator_client::AggregatorClient;
 use ramsift_queue::{Queue, RabbitConfig, RabbitQueue};
-use ramsift_store::{Ledger, Objects, RedisLedger, RemoteReporter, Reporter};
+use ramsift_store::{Ledger, ObjectError, Objects, RedisLedger, RemoteReporter, Reporter};
 use ramsift_telemetry::Readiness;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -129,7 +129,7 @@ async fn await_store(
                 readiness.ready("store");
                 return Ok(());
             }
-            Err(e @ ramsift_store::ObjectError::Denied { .. }) => {
+            Err(e @ (ObjectError::Denied { .. } | ObjectError::Unusable { .. })) => {
                 return Err(e).context("results store");
             }
             Err(e) => e,

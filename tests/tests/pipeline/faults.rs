@@ -373,3 +373,21 @@ fn what_a_full_disk_could_not_take_is_a_gap_and_everything_else_is_there() {
     }
     assert_eq!(embedded::manifest(&less).verdict, "complete with gaps");
 }
+
+#[test]
+fn a_service_whose_store_does_not_exist_ends_with_the_reason() {
+    let c = Cluster::start(&[]);
+    for what in [
+        "coordinator",
+        "aggregator",
+        "chunk-worker",
+        "structured-worker",
+    ] {
+        let r = run(c
+            .command()
+            .env("RAMSIFT_STORE_URL", "s3://nowhere/r")
+            .arg(what));
+        assert_eq!(r.code, 2, "{what}: {}", r.err);
+        assert!(r.err.contains("bucket nowhere does not exist"), "{}", r.err);
+    }
+}

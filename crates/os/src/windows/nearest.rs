@@ -157,7 +157,7 @@ fn fits(k: &Kernel<'_>, system: u64, base: u64) -> Option<usize> {
     let next = k.space.u64(links).ok()?.wrapping_sub(links - system);
     let other = k.object("_EPROCESS", next);
     let pid = other.number("UniqueProcessId").ok()?;
-    is(pid % 4 == 0 && pid < 1 << 26)?;
+    is(pid.is_multiple_of(4) && pid < 1 << 26)?;
     // Handles and threads of a process name it.
     let table = p.number("ObjectTable").ok().filter(|va| *va != 0);
     let owner = table.and_then(|va| k.object("_HANDLE_TABLE", va).number("UniqueProcessId").ok());

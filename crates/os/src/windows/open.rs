@@ -174,7 +174,7 @@ fn fits(k: &Kernel<'_>) -> Result<(), String> {
         .object("_EPROCESS", first)
         .number("UniqueProcessId")
         .map_err(told)?;
-    if pid % 4 != 0 || pid > 1 << 26 {
+    if !pid.is_multiple_of(4) || pid > 1 << 26 {
         return Err(format!(
             "the first process in the list has the number {pid}"
         ));

@@ -83,7 +83,7 @@ impl Layout {
         (number(&self.kind)? & 0x7f == 3).then_some(())?;
         let (pid, ppid) = (number(&self.pid)?, number(&self.ppid)?);
         let dtb = number(&self.dtb)?;
-        let sane = |p: u64| p % 4 == 0 && p < 1 << 26;
+        let sane = |p: u64| p.is_multiple_of(4) && p < 1 << 26;
         (sane(pid) && sane(ppid) && pid > 0).then_some(())?;
         let table = dtb & !0xfff;
         (table != 0 && table < highest).then_some(())?;
@@ -197,7 +197,7 @@ pub(super) fn scanned<'k>(k: &'k Kernel<'_>) -> Result<&'k Scanned, WindowsError
             unread += fill(k, at, more, &mut buf);
             for (f, kind) in &finders {
                 for tag in f.find_iter(&buf) {
-                    let header = tag.checked_sub(4).filter(|h| h % 16 == 0);
+                    let header = tag.checked_sub(4).filter(|h| h.is_multiple_of(16));
                     if let Some(header) = header.filter(|h| (*h as u64) < n) {
                         pass.chunk(*kind, &buf, header, at);
                     }

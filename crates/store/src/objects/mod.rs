@@ -43,6 +43,14 @@ pub enum ObjectError {
         /// What the store said.
         detail: String,
     },
+    /// The store can't hold results, today or tomorrow: its bucket does not exist, or it ignores conditions of writes.
+    #[error("{what}: {detail}")]
+    Unusable {
+        /// The object.
+        what: String,
+        /// What is wrong with the store.
+        detail: String,
+    },
     /// The store can't be reached, or failed.
     #[error("{what}: {detail}")]
     Failed {
@@ -123,8 +131,10 @@ pub trait Objects: Send + Sync + fmt::Debug {
 
 /// Tries both conditional writes and fails with a clear sentence where the store ignores them.
 pub async fn check_conditions(objects: &dyn Objects) -> Result<(), ObjectError> {
+    // Some servers make a bucket that does not exist for whoever writes into it.
+    objects.list_folders("jobs/").await?;
     let key = format!("probe/{}", uuid::Uuid::now_v7());
-    let ignored = |which: &str| ObjectError::Failed {
+    let ignored = |which: &str| ObjectError::Unusable {
         what: objects.url(&key),
         detail: format!(
             "this store ignores {which}, without which results can't be kept consistent; \

@@ -57,7 +57,7 @@ impl S3Objects {
         let (status, code) = status_of(e);
         let code = code.unwrap_or_else(|| "no error code".into());
         match status {
-            Some(404) if code == "NoSuchBucket" => ObjectError::Failed {
+            Some(404) if code == "NoSuchBucket" => ObjectError::Unusable {
                 what,
                 detail: format!("bucket {} does not exist; create it first", self.bucket),
             },

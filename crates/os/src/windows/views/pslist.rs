@@ -66,7 +66,7 @@ fn misfit(name: &str, path: Option<&str>, parent: Option<&str>) -> Option<String
         let low = path.to_ascii_lowercase();
         let ends =
             |f: &&str| low.ends_with(&format!("\\windows\\{f}\\{}", name.to_ascii_lowercase()));
-        if !folders.iter().any(|f| ends(&f)) {
+        if !folders.iter().any(ends) {
             return Some(format!("runs from {path}"));
         }
     }
