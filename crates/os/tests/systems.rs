@@ -1,4 +1,5 @@
 //! What a system is like is told by its own folder alone.
+#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -296,17 +296,21 @@ mod tests {
             0xffff_ffff_ffff_0400,
         ]);
         let s = Space::new(&words, X86_64, 0x1002);
-        assert_eq!(s.u64(0).unwrap(), 0x1122_3344, "transition");
-        assert_eq!(s.translate(0x1004).unwrap(), PhysAddr(0xa004), "prototype");
-        let e = s.translate(0x2000).unwrap_err();
+        assert_eq!(s.u64(0).expect("there"), 0x1122_3344, "transition");
+        assert_eq!(
+            s.translate(0x1004).expect("there"),
+            PhysAddr(0xa004),
+            "prototype"
+        );
+        let e = s.translate(0x2000).expect_err("not there");
         assert!(matches!(e, PageError::DemandZero { .. }), "{e}");
-        let e = s.translate(0x3000).unwrap_err();
+        let e = s.translate(0x3000).expect_err("not there");
         let PageError::PageFile { file, page, .. } = e else {
             panic!("{e}");
         };
         assert_eq!((file, page), (2, 7));
         assert!(s.translate(0x4000).is_err());
-        let e = s.translate(0x5000).unwrap_err();
+        let e = s.translate(0x5000).expect_err("not there");
         assert!(matches!(e, PageError::Unknown { .. }), "{e}");
     }
 
@@ -318,8 +322,8 @@ mod tests {
             invalid_mask: mask,
             page_file_low: 12,
         });
-        assert_eq!(s.translate(8).unwrap(), PhysAddr(0x9008));
-        assert_eq!(s.translate(0x1000).unwrap(), PhysAddr(0x9000 | mask));
+        assert_eq!(s.translate(8).expect("there"), PhysAddr(0x9008));
+        assert_eq!(s.translate(0x1000).expect("there"), PhysAddr(0x9000 | mask));
     }
 
     #[test]

@@ -21,7 +21,7 @@ impl Torn<'_> {
         let mut x = page.wrapping_add(self.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         x = (x ^ x >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         x = (x ^ x >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (x ^ x >> 31) % self.one_in == 0
+        (x ^ x >> 31).is_multiple_of(self.one_in)
     }
 }
 
