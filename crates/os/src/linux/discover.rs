@@ -20,7 +20,7 @@ use crate::view::{Purpose, View};
 use ramsift_layers::translate::{
     AARCH64_4K_48, PhysError, PhysRead, Shape, X86_64, X86_64_LA57, walk,
 };
-use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
+use ramsift_layers::{Dtb, ImageOffset, PhysAddr, VirtAddr};
 use ramsift_symbols::VmCoreInfo;
 use ramsift_symbols::kallsyms::image_delta;
 
@@ -167,6 +167,15 @@ fn names(input: &ViewInput<'_>, info: Option<&VmCoreInfo>, d: &mut Discovery) {
     }
 }
 
+/// Bytes of a kernel's image at most.
+const IMAGE: u64 = 128 << 20;
+
+/// Whether a banner has the number of its build.
+fn is_numbered(banner: &str) -> bool {
+    let rest = banner.split_once(" #").map(|(_, r)| r);
+    rest.is_some_and(|r| r.starts_with(|c: char| c.is_ascii_digit()))
+}
+
 /// The banner: one that names the release of VMCOREINFO if there is such, else one with a build
 /// number (a weak banner without it also lies in the kernel's read-only data).
 fn banner(input: &ViewInput<'_>, info: Option<&VmCoreInfo>, d: &mut Discovery) {
@@ -179,12 +188,19 @@ fn banner(input: &ViewInput<'_>, info: Option<&VmCoreInfo>, d: &mut Discovery) {
         })
         .collect();
     let release = info.and_then(VmCoreInfo::release);
+    // Copies lie in logs and in cached files: the kernel's own is the next one above the beginning of its image.
+    let text = info.and_then(|v| Some(v.symbol("_stext")?.wrapping_sub(image_delta(v)?)));
+    let above = |at: u64| {
+        let pa = input.runs.to_phys(ImageOffset(at))?;
+        pa.0.checked_sub(text?).filter(|d| *d < IMAGE)
+    };
     let named = release.and_then(|r| {
         let start = format!("Linux version {r} ");
         all.iter()
-            .find(|(b, _)| b.starts_with(&start) && b.contains(" #"))
+            .filter(|(b, _)| b.starts_with(&start) && is_numbered(b))
+            .min_by_key(|(_, at)| above(*at).unwrap_or(u64::MAX))
     });
-    if let Some((b, at)) = named.or_else(|| all.iter().find(|(b, _)| b.contains(" #"))) {
+    if let Some((b, at)) = named.or_else(|| all.iter().find(|(b, _)| is_numbered(b))) {
         d.os = Some("linux");
         d.banner = Some(b.clone());
         d.banner_offset = Some(*at);

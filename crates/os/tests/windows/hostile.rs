@@ -137,3 +137,68 @@ fn layouts_of_another_family_are_refused() {
         }
     }
 }
+
+#[test]
+fn what_a_broken_list_lacks_is_not_said_to_be_hidden() {
+    /// Memory in which one word is another.
+    struct Broken<'m> {
+        of: &'m Made,
+        at: u64,
+    }
+
+    impl PhysRead for Broken<'_> {
+        fn read_phys(&self, pa: PhysAddr, buf: &mut [u8]) -> Result<(), PhysError> {
+            self.of.image.read_phys(pa, buf)?;
+            for (i, b) in buf.iter_mut().enumerate() {
+                if (self.at..self.at + 8).contains(&(pa.0 + i as u64)) {
+                    *b = 0x5a;
+                }
+            }
+            Ok(())
+        }
+    }
+
+    for (name, guid) in [KERNELS[0], KERNELS[6]] {
+        let made = make(name, guid, 51, &[]);
+        let layouts = ramsift_symbols::layouts::Layouts::built_in().unwrap();
+        let types = layouts.kernel(guid, 0).unwrap().unwrap();
+        let links = types
+            .types()
+            .field("_EPROCESS", "ActiveProcessLinks")
+            .unwrap();
+        // Both links of a process in the middle of the list.
+        let listed: Vec<_> = made
+            .processes()
+            .filter(|p| p["in_active_list"] == true)
+            .collect();
+        let middle = listed[listed.len() / 2]["eprocess_pa"].as_u64().unwrap();
+        let memory = Broken {
+            of: &made,
+            at: middle + links.offset,
+        };
+        let anchors = anchors();
+        let input = ViewInput {
+            memory: &memory,
+            ..made.input(&anchors)
+        };
+        let d = discover(&input);
+        let machine = open(&input, &d).unwrap();
+        let view = |name| machine.build(ramsift_os::by_name(name).unwrap()).unwrap();
+        let t = view("windows/pslist");
+        assert!(
+            t.doubts.iter().any(|d| d.contains("broken")),
+            "{name}: {:?}",
+            t.doubts
+        );
+        // Those behind the break are reached from the other end.
+        assert!(
+            t.rows.len() + 2 > listed.len(),
+            "{name}: {} of {}",
+            t.rows.len(),
+            listed.len()
+        );
+        for v in ["windows/psxview", "windows/netscan"] {
+            assert_eq!(view(v).anomalies, [], "{name} {v}");
+        }
+    }
+}

@@ -33,11 +33,12 @@ const COLUMNS: &[Column] = &[
 ];
 
 /// Where the modules of the kernel's list lie.
-fn modules(k: &Kernel<'_>) -> Result<Vec<Range<u64>>, WindowsError> {
+fn modules(k: &Kernel<'_>, doubts: &mut Vec<String>) -> Result<Vec<Range<u64>>, WindowsError> {
     let own = "_KLDR_DATA_TABLE_ENTRY";
     let has = k.symbols.types().has_type(own);
     let ty = if has { own } else { "_LDR_DATA_TABLE_ENTRY" };
     let walk = lists::list(k, k.address("PsLoadedModuleList")?, ty, "InLoadOrderLinks")?;
+    doubts.extend(walk.broken);
     let range = |va: u64| {
         let m = k.object(ty, va);
         let base = m.number("DllBase").ok()?;
@@ -48,7 +49,9 @@ fn modules(k: &Kernel<'_>) -> Result<Vec<Range<u64>>, WindowsError> {
 
 fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
     let mut out = Table::new(COLUMNS);
-    let modules = modules(k)?;
+    let modules = modules(k, &mut out.doubts)?;
+    // Nobody can say that a broken list lacks a module.
+    let torn = !out.doubts.is_empty();
     let found = scanned(k)?;
     out.doubts.extend(found.doubts.iter().cloned());
     for d in &found.drivers {
@@ -58,7 +61,7 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
         let start = number("DriverStart")?.unwrap_or(0);
         let listed = modules.iter().any(|m| m.contains(&start));
         // Parts of the kernel and of memory that was used again have no image, or no name.
-        let hidden = !listed && !d.freed && start >> 47 == 0x1_ffff;
+        let hidden = !torn && !listed && !d.freed && start >> 47 == 0x1_ffff;
         let who = name.clone().filter(|n| !n.is_empty());
         out.push(vec![
             name.into(),

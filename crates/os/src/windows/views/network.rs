@@ -339,6 +339,8 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
         owners.insert(p.object.va, (p.pid, p.name()));
     }
     let listed = owners.clone();
+    // Nobody can say that a broken list lacks a process.
+    let torn = !out.doubts.is_empty();
     // One that is off the list is known by its number.
     for va in super::psxview::numbered(k) {
         let p = k.object("_EPROCESS", va);
@@ -358,7 +360,8 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
         let (pid, comm) = owner.map_or((Value::Null, Value::Null), |(pid, comm)| {
             ((*pid).into(), comm.as_str().into())
         });
-        let hidden = e.owner.is_some_and(|va| !listed.contains_key(&va)) && !body.freed;
+        let unlisted = e.owner.is_some_and(|va| !listed.contains_key(&va));
+        let hidden = unlisted && !body.freed && !torn;
         let what = format!(
             "{} {}:{}",
             e.protocol,

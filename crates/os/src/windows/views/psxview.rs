@@ -24,7 +24,11 @@ pub(in crate::windows) const PSXVIEW: WindowsView = WindowsView {
 const COLUMNS: &[Column] = &[
     column("pid", Kind::Number, "process id"),
     column("comm", Kind::Text, "name of the program"),
-    column("list", Kind::Flag, "whether it is in the kernel's list"),
+    column(
+        "list",
+        Kind::Flag,
+        "whether it is in the kernel's list; null where a broken list does not tell",
+    ),
     column(
         "cid_table",
         Kind::Flag,
@@ -95,6 +99,8 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
             );
         }
     }
+    // Nobody can say that a broken list lacks a process.
+    let torn = !out.doubts.is_empty();
     let types = ObjectTypes::new(k);
     let unknown = |e: &WindowsError| format!("the table of process numbers can't be read: {e}");
     match (&types, k.global("PspCidTable")) {
@@ -148,12 +154,12 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
     rows.sort_by_key(|(at, p)| (p.pid, *at));
     for (at, p) in rows {
         let Known { pid, name, .. } = &p;
-        let hidden = !p.list && p.exited == 0 && !p.freed && p.table;
+        let hidden = !torn && !p.list && p.exited == 0 && !p.freed && p.table;
         let reason = format!("{name}[{pid}] runs and is not in the kernel's list of processes");
         out.push(vec![
             p.pid.into(),
             name.as_str().into(),
-            p.list.into(),
+            Some(p.list).filter(|l| *l || !torn).into(),
             p.table.into(),
             p.csrss.into(),
             p.scan.into(),
