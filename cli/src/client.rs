@@ -34,7 +34,7 @@ fn explain(config: &Config, s: &tonic::Status) -> anyhow::Error {
             describe(s)
         ),
         // A service that speaks TLS ends a connection that does not, and can't say why.
-        tonic::Code::Unknown | tonic::Code::Internal
+        tonic::Code::Unknown | tonic::Code::Internal | tonic::Code::Cancelled
             if config.coordinator.url.reveal().starts_with("http:") =>
         {
             anyhow!(
