@@ -146,6 +146,16 @@ impl<'a> Kernel<'a> {
         Ok(self.space.u64(self.address(name)?)?)
     }
 
+    /// The type of the records in the list of modules: builds before Windows 8 use that of processes' libraries.
+    fn module_type(&self) -> &'static str {
+        let own = "_KLDR_DATA_TABLE_ENTRY";
+        if self.symbols.types().has_type(own) {
+            own
+        } else {
+            "_LDR_DATA_TABLE_ENTRY"
+        }
+    }
+
     /// Number of the build.
     pub fn build_number(&self) -> Option<u32> {
         let at = self.symbols.address("NtBuildNumber")?;

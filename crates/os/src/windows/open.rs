@@ -180,12 +180,7 @@ fn fits(k: &Kernel<'_>) -> Result<(), String> {
         ));
     }
     // The two that follow may be torn or, of the nearest layouts, not known: they count where they can be read.
-    let modules = k.symbols.types().has_type("_KLDR_DATA_TABLE_ENTRY");
-    let ty = if modules {
-        "_KLDR_DATA_TABLE_ENTRY"
-    } else {
-        "_LDR_DATA_TABLE_ENTRY"
-    };
+    let ty = k.module_type();
     if let Ok(first) = k.global("PsLoadedModuleList")
         && let Ok(base) = k.object(ty, first).number("DllBase")
         && base != k.base

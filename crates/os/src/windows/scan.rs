@@ -21,8 +21,8 @@ use std::collections::BTreeSet;
 const STEP: u64 = 1 << 20;
 /// Optional headers and the object's own lie in front of a body, at most so many bytes.
 const HEADERS: usize = 0x100;
-/// Objects of one kind at most.
-const MOST: usize = 1 << 20;
+/// Bytes of objects that are kept at most: hostile memory can be full of tags.
+const KEPT: usize = 64 << 20;
 /// A process object.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
@@ -166,6 +166,9 @@ struct Pass {
     highest: u64,
     seen: BTreeSet<u64>,
     out: Scanned,
+    /// Bytes of objects that are kept, and how many objects found no room.
+    kept: usize,
+    left_out: u64,
 }
 
 /// Looks for objects in all memory, once for a kernel.
@@ -184,6 +187,8 @@ pub(super) fn scanned<'k>(k: &'k Kernel<'_>) -> Result<&'k Scanned, WindowsError
         highest: highest.unwrap_or(0),
         seen: BTreeSet::new(),
         out: Scanned::default(),
+        kept: 0,
+        left_out: 0,
     };
     let finders = TAGS.map(|(tag, kind)| (memmem::Finder::new(tag), kind));
     let (mut unread, mut buf) = (0u64, Vec::new());
@@ -206,7 +211,12 @@ pub(super) fn scanned<'k>(k: &'k Kernel<'_>) -> Result<&'k Scanned, WindowsError
             at += n;
         }
     }
-    let mut out = pass.out;
+    let (mut out, left_out) = (pass.out, pass.left_out);
+    if left_out > 0 {
+        out.doubts.push(format!(
+            "{left_out} objects are left out: those before them take {KEPT} bytes"
+        ));
+    }
     if unread > 0 {
         out.doubts.push(format!(
             "{unread} bytes of memory could not be read for the scan"
@@ -220,6 +230,21 @@ pub(super) fn scanned<'k>(k: &'k Kernel<'_>) -> Result<&'k Scanned, WindowsError
 }
 
 impl Pass {
+    /// Whether the object at a place is new and there is room for it.
+    fn is_new(&mut self, physical: u64, bytes: usize) -> bool {
+        if self.seen.contains(&physical) {
+            return false;
+        }
+        // The place is kept too.
+        let bytes = bytes + 64;
+        if self.kept + bytes > KEPT {
+            self.left_out += 1;
+            return false;
+        }
+        self.kept += bytes;
+        self.seen.insert(physical)
+    }
+
     /// The chunk of the pool whose header begins at this index of what was read from `at` on.
     fn chunk(&mut self, kind: Kind, buf: &[u8], header: usize, at: u64) {
         let freed = buf.get(header..header + 16).is_some_and(is_free);
@@ -230,10 +255,7 @@ impl Pass {
         };
         if let Kind::Endpoint(letter) = kind {
             let from = header + 16;
-            if from < buf.len()
-                && self.out.endpoints.len() < MOST
-                && self.seen.insert(at + from as u64)
-            {
+            if from < buf.len() && self.is_new(at + from as u64, ENDPOINT) {
                 self.out.endpoints.push((letter, body(from, ENDPOINT)));
             }
             return;
@@ -246,7 +268,7 @@ impl Pass {
                     let Some(found) = self.layout.read(bytes, self.highest) else {
                         continue;
                     };
-                    if self.out.processes.len() < MOST && self.seen.insert(physical) {
+                    if self.is_new(physical, size_of::<Found>()) {
                         self.out.processes.push(Found {
                             physical,
                             freed,
@@ -255,11 +277,7 @@ impl Pass {
                     }
                 }
                 Kind::Io(number) => {
-                    let (size, list) = if number == 4 {
-                        (self.driver, &mut self.out.drivers)
-                    } else {
-                        (self.file, &mut self.out.files)
-                    };
+                    let size = if number == 4 { self.driver } else { self.file };
                     let half = |i: usize| {
                         let b = bytes.get(i..i + 2).and_then(|b| b.first_chunk());
                         b.map(|b| u16::from_le_bytes(*b))
@@ -267,8 +285,13 @@ impl Pass {
                     if half(0) != Some(number) || half(2).map(usize::from) != Some(size) {
                         continue;
                     }
-                    if list.len() < MOST && self.seen.insert(physical) {
-                        list.push(body(from, size));
+                    if self.is_new(physical, size) {
+                        let found = body(from, size);
+                        if number == 4 {
+                            self.out.drivers.push(found);
+                        } else {
+                            self.out.files.push(found);
+                        }
                     }
                 }
                 Kind::Endpoint(_) => {}

@@ -34,9 +34,7 @@ const COLUMNS: &[Column] = &[
 
 /// Where the modules of the kernel's list lie.
 fn modules(k: &Kernel<'_>, doubts: &mut Vec<String>) -> Result<Vec<Range<u64>>, WindowsError> {
-    let own = "_KLDR_DATA_TABLE_ENTRY";
-    let has = k.symbols.types().has_type(own);
-    let ty = if has { own } else { "_LDR_DATA_TABLE_ENTRY" };
+    let ty = k.module_type();
     let walk = lists::list(k, k.address("PsLoadedModuleList")?, ty, "InLoadOrderLinks")?;
     doubts.extend(walk.broken);
     let range = |va: u64| {

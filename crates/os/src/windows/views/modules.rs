@@ -48,13 +48,7 @@ const ABUSED: [&str; 16] = [
 
 fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
     let mut out = Table::new(COLUMNS);
-    let types = k.symbols.types();
-    let own = "_KLDR_DATA_TABLE_ENTRY";
-    let ty = if types.has_type(own) {
-        own
-    } else {
-        "_LDR_DATA_TABLE_ENTRY"
-    };
+    let ty = k.module_type();
     let head = k.address("PsLoadedModuleList")?;
     let walk = lists::list(k, head, ty, "InLoadOrderLinks")?;
     out.doubts.extend(walk.broken);
