@@ -146,7 +146,7 @@ impl<'a> Kernel<'a> {
         Ok(self.space.u64(self.address(name)?)?)
     }
 
-    /// The type of the records in the list of modules: builds before Windows 8 use that of processes' libraries.
+    /// The type of the records in the list of modules; where the layouts have none of its own, that of libraries.
     fn module_type(&self) -> &'static str {
         let own = "_KLDR_DATA_TABLE_ENTRY";
         if self.symbols.types().has_type(own) {

@@ -202,3 +202,46 @@ fn what_a_broken_list_lacks_is_not_said_to_be_hidden() {
         }
     }
 }
+
+#[test]
+fn memory_full_of_tags_is_bounded_and_told() {
+    /// Behind the machine's memory nothing but headers of the pool.
+    struct Flood<'m>(&'m Made);
+
+    impl PhysRead for Flood<'_> {
+        fn read_phys(&self, pa: PhysAddr, buf: &mut [u8]) -> Result<(), PhysError> {
+            let header = *b"\0\0\x10\x02TcpE\0\0\0\0\0\0\0\0";
+            let end = self.0.runs.image_len();
+            if pa.0 < end {
+                let own = usize::try_from(end - pa.0).unwrap().min(buf.len());
+                self.0.image.read_phys(pa, &mut buf[..own])?;
+            }
+            for (i, b) in buf.iter_mut().enumerate() {
+                let at = pa.0 + i as u64;
+                if at >= end {
+                    *b = header[usize::try_from(at % 16).unwrap()];
+                }
+            }
+            Ok(())
+        }
+    }
+
+    let (name, guid) = KERNELS[6];
+    let made = make(name, guid, 61, &[]);
+    let runs = ramsift_layers::run::RunMap::raw(made.runs.image_len() + (16 << 20));
+    let memory = Flood(&made);
+    let anchors = anchors();
+    let input = ViewInput {
+        memory: &memory,
+        runs: &runs,
+        ..made.input(&anchors)
+    };
+    let d = discover(&input);
+    let machine = open(&input, &d).unwrap();
+    let scan = machine.build(ramsift_os::by_name("windows/psscan").unwrap());
+    let scan = scan.unwrap();
+    let told = scan.doubts.iter().any(|d| d.contains("left out"));
+    assert!(told, "{:?}", scan.doubts);
+    // What lies before the flood is there.
+    assert_eq!(scan.rows.len(), made.processes().count());
+}
