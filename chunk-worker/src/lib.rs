@@ -138,6 +138,7 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
         config,
         deps,
     });
+    metrics::observe_worker(&worker);
     let mut lanes = JoinSet::new();
     // Scanning, read ahead, and waiting for their commit.
     let prefetch = u16::try_from(slots * 6).unwrap_or(u16::MAX);

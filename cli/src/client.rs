@@ -18,6 +18,7 @@ use ramsift_proto::v1::{
 };
 use ramsift_store::job::read_opt;
 use ramsift_store::{Keys, Manifest};
+use tracing::Instrument;
 
 fn client(config: &Config) -> Result<CoordinatorClient<AuthChannel>> {
     let channel = channel(&config.client, "coordinator.url", &config.coordinator.url)?;
@@ -56,6 +57,18 @@ fn job_name() -> String {
 
 /// `ramsift submit`
 pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
+    let wait = args.wait;
+    let mut worst = 0;
+    for job in submit_all(config, args).await? {
+        if wait {
+            worst = worst.max(watch(config, &job).await?);
+        }
+    }
+    Ok(worst)
+}
+
+/// Hands jobs in; gives their names.
+async fn submit_all(config: &Config, args: SubmitArgs) -> Result<Vec<String>> {
     let sources = Sources::new(config.s3.to_layers());
     let allowed = config.sources.allowed()?;
     for local in args.sources.iter().filter(|s| split_s3_url(s).is_none()) {
@@ -81,8 +94,10 @@ pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
             .as_ref()
             .map(|r| hex::encode(r.digest()))
             .unwrap_or_default();
-        let r = client.submit(SubmitRequest { spec: Some(spec) }).await;
-        let taken = r.map_err(|s| explain(config, &s))?.into_inner();
+        let span = tracing::info_span!("submit", job = spec.job);
+        let r = client.submit(SubmitRequest { spec: Some(spec) });
+        let taken = r.instrument(span).await;
+        let taken = taken.map_err(|s| explain(config, &s))?.into_inner();
         if !taken.active.is_empty() {
             tell!(
                 "taken by a coordinator that stands by; {} runs jobs and was told",
@@ -93,13 +108,7 @@ pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
         say!("{job}  {}", Shown(&source));
         jobs.push(job);
     }
-    let mut worst = 0;
-    if args.wait {
-        for job in jobs {
-            worst = worst.max(watch(config, &job).await?);
-        }
-    }
-    Ok(worst)
+    Ok(jobs)
 }
 
 fn line(p: &JobProgress) -> String {

@@ -31,7 +31,7 @@ use crate::terminal::tell;
 use anyhow::Result;
 use args::{Args, Command};
 use clap::Parser;
-use ramsift_telemetry::LogFormat;
+use ramsift_telemetry::{Identity, LogFormat};
 use std::process::ExitCode;
 
 /// Could not run.
@@ -96,8 +96,12 @@ async fn run(args: Args) -> Result<u8> {
     } else {
         LogFormat::Text
     };
-    let telemetry =
-        ramsift_telemetry::init(args.command.service(), format, !args.command.is_service())?;
+    let who = Identity {
+        service: args.command.service(),
+        instance: services::instance(args.command.service()),
+        is_service: args.command.is_service(),
+    };
+    let telemetry = ramsift_telemetry::init(&who, format)?;
     let done = match args.command {
         Command::Scan(a) => scan::run(&config, a).await,
         Command::Demo(a) => demo::run(&config, a).await,

@@ -14,6 +14,7 @@ use ramsift_proto::v1::{CommitRecord, JobPhase, JobSpec, JobState};
 use ramsift_store::job::{read, read_opt};
 use ramsift_store::{Keys, Objects};
 use std::sync::Arc;
+use tracing::Instrument;
 
 /// Findings at or above `--fail-on`.
 pub(crate) const FINDINGS: u8 = 1;
@@ -182,7 +183,9 @@ async fn drive(
                     job: spec.job.clone(),
                     source: spec.source.clone(),
                 };
-                services.coordinator.submit(spec.clone()).await?;
+                let span = tracing::info_span!("scan", job = spec.job);
+                let submitted = services.coordinator.submit(spec.clone());
+                submitted.instrument(span).await?;
                 let state = follow(services, &s, quiet).await?;
                 anyhow::Ok((s, state))
             })

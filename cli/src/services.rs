@@ -46,7 +46,8 @@ fn address(name: &str, s: &str) -> Result<SocketAddr> {
         .with_context(|| format!("{name} {s:?} is no address to listen on: use host:port"))
 }
 
-fn instance(what: &str) -> String {
+/// Names this process, for leases, reports, connections and telemetry.
+pub(crate) fn instance(what: &str) -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{what}@{}:{}", host.trim(), std::process::id())
 }

@@ -9,6 +9,7 @@ use ramsift_proto::v1::{
     SubmitRequest, SubmitResponse,
 };
 use ramsift_store::StoreError;
+use ramsift_telemetry::{extract, failed, set_parent};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 
 #[derive(Debug)]
 struct Server {
@@ -46,12 +48,21 @@ const LOOK: Duration = Duration::from_secs(2);
 #[tonic::async_trait]
 impl Service for Server {
     async fn submit(&self, r: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {
+        let sent_along = extract(r.metadata());
         let spec = r
             .into_inner()
             .spec
             .ok_or_else(|| Status::invalid_argument("no job given"))?;
         let job = spec.job.clone();
-        match self.coordinator.submit(spec).await.map_err(not_taken)? {
+        let span = tracing::info_span!("job.submit", job);
+        set_parent(&span, &sent_along);
+        let submitted = self.coordinator.submit(spec).instrument(span.clone());
+        let submitted = submitted.await.map_err(|e| {
+            let refused = not_taken(e);
+            failed(&span, refused.message());
+            refused
+        });
+        match submitted? {
             Submitted::New => {
                 let active = self.coordinator.active_elsewhere().unwrap_or_default();
                 Ok(Response::new(SubmitResponse { job, active }))

@@ -104,6 +104,7 @@ impl Coordinator {
             job: spec.job.clone(),
             phase: JobPhase::Queued.into(),
             updated_micros: now_micros(),
+            trace: ramsift_telemetry::current().into_iter().collect(),
             ..JobState::default()
         };
         match objects.put_new(&keys.state(), to_json(&state)?).await {
@@ -292,6 +293,7 @@ impl Coordinator {
             }
         };
         inner.reigns.store(false, Ordering::Relaxed);
+        inner.metrics.set(None);
         watching.cancel();
         grave.abort();
         // Who asks from now on is told what the store says.

@@ -6,6 +6,7 @@ mod alone;
 mod anchors;
 mod build;
 mod lists;
+mod metrics;
 mod parts;
 mod rows;
 mod sha256;
@@ -16,16 +17,19 @@ pub use rows::{batch, table_name};
 pub use symbols::{ObjectFiles, symbol_store};
 
 use build::{build, failed};
+use metrics::Metrics;
 use prost::Message as _;
 use ramsift_layers::source::{DiskCaches, Sources};
-use ramsift_proto::v1::Task;
+use ramsift_proto::v1::task::Work;
+use ramsift_proto::v1::{Outcome, Task};
 use ramsift_queue::{Consumer, Delivery, Lane, Queue, QueueError};
 use ramsift_store::job::is_over;
 use ramsift_store::ledger::Wanted;
 use ramsift_store::{Ack, Ledger, Objects, Reporter};
-use ramsift_telemetry::{Readiness, set_parent};
+use ramsift_telemetry::{Readiness, link, set_parent};
 pub use sha256::SHA256;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -94,6 +98,9 @@ struct Worker {
     outage: watch::Sender<bool>,
     /// Tasks that were passed on, and how often.
     passed: Mutex<BTreeMap<(String, String), u32>>,
+    /// Tasks that are worked on.
+    busy: AtomicUsize,
+    metrics: Metrics,
 }
 
 impl Worker {
@@ -120,7 +127,10 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
         abandon: abandon.clone(),
         outage: watch::Sender::new(false),
         passed: Mutex::default(),
+        busy: AtomicUsize::new(0),
+        metrics: Metrics::new(),
     });
+    metrics::observe_worker(&worker);
     let (stopping, grace) = (worker.stop.clone(), worker.config.grace);
     tokio::spawn(async move {
         stopping.cancelled().await;
@@ -213,8 +223,8 @@ async fn await_reach(worker: &Worker) {
 /// How an attempt at a task ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// Settled, by us or another.
-    Done,
+    /// Settled, by us or another, or not wanted. How, for metrics.
+    Done(&'static str),
     /// Not ours to finish.
     HandBack,
     /// Not begun, since this worker can't.
@@ -242,7 +252,30 @@ const PASSES: u32 = 2;
 /// Tasks that are remembered to have been passed on.
 const REMEMBERED: usize = 256;
 
+impl End {
+    /// The same, for metrics.
+    fn outcome(self) -> &'static str {
+        match self {
+            Self::Done(how) => how,
+            Self::HandBack => "handed_back",
+            Self::PassOn => "passed_on",
+        }
+    }
+}
+
+/// Which part a task is for, for metrics.
+fn part_name(task: &Task) -> &'static str {
+    match &task.work {
+        Some(Work::View(v)) if v.view == SHA256 => SHA256,
+        Some(Work::View(v)) => parts::Part::of(&v.view).map_or("unknown", parts::Part::name),
+        _ => "unknown",
+    }
+}
+
 async fn handle(worker: Arc<Worker>, delivery: Delivery) {
+    let begun = Instant::now();
+    let again = delivery.redelivered > 0;
+    worker.metrics.delivered(delivery.age(), again);
     let task = match Task::decode(delivery.message.body.clone()) {
         Ok(t) => t,
         Err(e) => {
@@ -255,13 +288,19 @@ async fn handle(worker: Arc<Worker>, delivery: Delivery) {
     };
     let span = tracing::info_span!("build view", job = %task.job, task = %task.task);
     set_parent(&span, &delivery.message.headers);
+    link(&span, &delivery.message.headers);
+    worker.busy.fetch_add(1, Ordering::Relaxed);
     let done = tokio::select! {
         done = attempt(&worker, &task).instrument(span) => done,
         // Its thread goes on until it looks up; the process need not wait for it.
         () = worker.abandon.cancelled() => End::HandBack,
     };
+    worker.busy.fetch_sub(1, Ordering::Relaxed);
+    worker
+        .metrics
+        .task(part_name(&task), done.outcome(), begun.elapsed());
     let answered = match done {
-        End::Done => delivery.ack().await,
+        End::Done(_) => delivery.ack().await,
         End::HandBack => delivery.hand_back().await,
         End::PassOn => delivery.put_back().await,
     };
@@ -280,7 +319,7 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
         if let Ok(Wanted::Settled | Wanted::Closed) =
             worker.deps.ledger.wanted(&task.job, &task.task).await
         {
-            return End::Done;
+            return End::Done("unwanted");
         }
         let over = Instant::now() >= give_up_at;
         let built = match ready.take() {
@@ -308,10 +347,16 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
         };
         let tried = match built {
             Ok(report) => match worker.deps.reporter.report(&report).await {
-                Ok(Ack::Durable) => return End::Done,
+                Ok(Ack::Durable) => {
+                    let failed = report.header.outcome() == Outcome::Failed;
+                    if failed {
+                        ramsift_telemetry::failed(&tracing::Span::current(), &report.header.reason);
+                    }
+                    return End::Done(if failed { "failed" } else { "done" });
+                }
                 Ok(Ack::Refused(why)) => {
                     tracing::info!(reason = %why, "report refused, task dropped");
-                    return End::Done;
+                    return End::Done("unwanted");
                 }
                 Err(e) => {
                     if e.refused {
@@ -324,7 +369,7 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
             Err(why) => why,
         };
         if let Ok(true) = is_over(worker.deps.objects.as_ref(), &task.job).await {
-            return End::Done;
+            return End::Done("unwanted");
         }
         if over {
             worker.outage.send_replace(true);

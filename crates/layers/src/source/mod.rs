@@ -9,6 +9,7 @@ mod disk;
 mod fault;
 mod file;
 mod map;
+mod measured;
 mod name;
 mod ram;
 pub mod s3;
