@@ -179,6 +179,37 @@ pub(crate) fn scan(
     })
 }
 
+/// A chunk that is a hole of a sparse file: zeros, of which nothing is read.
+pub(crate) fn scan_hole(
+    worker: &Worker,
+    ctx: &JobContext,
+    file: Range<u64>,
+    windows: &[ChunkWindow],
+    attempt: &str,
+) -> Result<Scanned, ScanError> {
+    let cpu = thread_cpu();
+    let mut rows = rows(worker, ctx, attempt);
+    let yara = YaraPass::new(worker, ctx);
+    for w in windows {
+        all_zero(worker, w, yara.is_some(), &mut rows);
+    }
+    let hasher = PieceHasher::new(&file, ctx.source.len());
+    let hash = hasher.map_or_else(String::new, |mut h| {
+        h.update_zeros(file.end - file.start);
+        h.finish()
+    });
+    let (rule_matches, rule_gaps) = yara.map(|y| y.told.finish()).unwrap_or_default();
+    let rows = rows.finish().map_err(ScanError::Store)?;
+    let cpu = thread_cpu().saturating_sub(cpu);
+    Ok(Scanned {
+        rows,
+        hash,
+        rule_matches,
+        rule_gaps,
+        cpu,
+    })
+}
+
 /// A window whose core is zeros that the container holds no bytes of: there is nothing to look at.
 fn all_zero(worker: &Worker, w: &ChunkWindow, yara: bool, rows: &mut Rows<'_>) {
     let mut coverage = CoreCoverage::new(w.core.clone());

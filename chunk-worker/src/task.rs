@@ -465,6 +465,21 @@ async fn chunk(
     needs_clamd(worker, ctx)?;
     let (chunks, runs) = (&ctx.plan.chunks, &ctx.plan.layout.runs);
     let windows = ctx.image.windows(chunks, runs, file.clone()).await?;
+    if ctx.image.extents().is_none() && ctx.source.is_hole(file.clone()) {
+        let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
+        let scanned = in_slot(worker, task, move || {
+            scan::scan_hole(&w, &c, file, &windows, &a)
+        });
+        return match scanned.await {
+            Ok(Ok(s)) => {
+                // A hole that was filled meanwhile is evidence that was written to.
+                ctx.source.check_pin().await?;
+                Ok(Ok(report_of(worker, task, attempt, s, 0)))
+            }
+            Ok(Err(e)) => Err(e.into()),
+            Err(end) => Ok(Err(end)),
+        };
+    }
     let Some(buffer) = worker.buffers.take().await else {
         return Ok(Err(End::HandBack("stopping".into())));
     };

@@ -11,6 +11,7 @@ mod measure;
 mod memory;
 mod packed;
 mod security;
+mod sparse;
 mod structured;
 mod telemetry;
 mod tls;
