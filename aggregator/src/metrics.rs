@@ -3,7 +3,7 @@
 use crate::commit::Inner;
 use crate::finalise::FinaliseError;
 use ramsift_store::{Ack, Manifest};
-use ramsift_telemetry::{Counter, Histogram, KeyValue, bytes, count, observe, seconds};
+use ramsift_telemetry::{Counter, Histogram, KeyValue, Reading, bytes, count, observe, seconds};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -91,7 +91,7 @@ impl Metrics {
 pub(crate) fn observe_aggregator(inner: &Arc<Inner>) {
     let of = |what: fn(&Inner) -> f64| {
         let inner: Weak<Inner> = Arc::downgrade(inner);
-        move |tell: &dyn Fn(f64, &[KeyValue])| {
+        move |tell: &Reading<'_>| {
             if let Some(i) = inner.upgrade() {
                 tell(what(&i), &[]);
             }

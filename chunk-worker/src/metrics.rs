@@ -2,7 +2,7 @@
 
 use crate::Worker;
 use ramsift_queue::Lane;
-use ramsift_telemetry::{Counter, Histogram, KeyValue, bytes, count, observe, seconds};
+use ramsift_telemetry::{Counter, Histogram, KeyValue, Reading, bytes, count, observe, seconds};
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -107,9 +107,9 @@ impl Metrics {
 
 /// Tells metrics what the worker does at the moment.
 pub(crate) fn observe_worker(worker: &Arc<Worker>) {
-    let of = |what: fn(&Worker, &dyn Fn(f64, &[KeyValue]))| {
+    let of = |what: fn(&Worker, &Reading<'_>)| {
         let worker: Weak<Worker> = Arc::downgrade(worker);
-        move |tell: &dyn Fn(f64, &[KeyValue])| {
+        move |tell: &Reading<'_>| {
             if let Some(w) = worker.upgrade() {
                 what(&w, tell);
             }

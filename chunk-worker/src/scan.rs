@@ -122,7 +122,7 @@ pub(crate) fn rows<'a>(worker: &Worker, ctx: &'a JobContext, attempt: &str) -> R
     let clamd = worker.deps.clamd.clone().filter(|_| ctx.plan.spec.clamav);
     let av = clamd.map(|clamd| Av {
         clamd,
-        alone: worker.config.fatal_outage,
+        alone: worker.config.deployment.is_embedded(),
         gone: worker.clamd_gone.clone(),
     });
     let limits = ctx.rules.is_some().then(|| limits(worker, ctx));

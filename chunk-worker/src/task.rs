@@ -203,7 +203,7 @@ async fn attempt(worker: &Arc<Worker>, lane: Lane, task: &Task) -> End {
             Err(Trouble::Wrong { why, fatal }) => failed(worker, task, &attempt, why, fatal),
             Err(Trouble::Elsewhere { why, fatal }) => {
                 // There may be no other worker that can: then it is said, and holds up no other job.
-                if worker.config.fatal_outage || worker.passed.often(task) {
+                if worker.config.deployment.is_embedded() || worker.passed.often(task) {
                     failed(worker, task, &attempt, why, fatal)
                 } else {
                     pause(worker, PASS_ON).await;
@@ -217,7 +217,7 @@ async fn attempt(worker: &Arc<Worker>, lane: Lane, task: &Task) -> End {
                     worker.deps.readiness.ready("work");
                     return End::Done("unwanted");
                 }
-                if over && worker.config.fatal_outage {
+                if over && worker.config.deployment.is_embedded() {
                     failed(worker, task, &attempt, why, true)
                 } else if over
                     && gate::probe(worker, &task.job, first_byte(task))
@@ -311,7 +311,7 @@ async fn send(worker: &Worker, report: &Report, give_up_at: Instant) -> End {
             }
         };
         let over = Instant::now() >= give_up_at;
-        if over && worker.config.fatal_outage {
+        if over && worker.config.deployment.is_embedded() {
             // Nobody else can store it: the loop that runs the job sees the same store fail.
             return End::GiveUp(refused);
         }

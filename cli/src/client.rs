@@ -2,6 +2,7 @@
 
 use crate::args::SubmitArgs;
 use crate::config::Config;
+use crate::loudest::Loudest;
 use crate::progress::{Display, pace};
 use crate::services::channel;
 use crate::terminal::{Shown, say, tell};
@@ -14,7 +15,7 @@ use ramsift_layers::source::{Sources, split_s3_url};
 use ramsift_proto::v1::coordinator_client::CoordinatorClient;
 use ramsift_proto::v1::{
     CancelRequest, GetJobRequest, JobPhase, JobProgress, JobSpec, JobState, ListJobsRequest,
-    SubmitRequest,
+    RetryRequest, SubmitRequest,
 };
 use ramsift_store::job::read_opt;
 use ramsift_store::{Keys, Manifest};
@@ -278,6 +279,12 @@ pub(crate) async fn status(config: &Config, job: &str) -> Result<u8> {
     for w in &p.waits_for {
         say!("  waits: {}", Shown(w));
     }
+    if p.state.as_ref().is_some_and(|s| !s.phase().is_final()) {
+        let objects = glue::existing_store(config).await.ok();
+        for line in Loudest::new(objects, job).all().await {
+            say!("  {line}");
+        }
+    }
     Ok(0)
 }
 
@@ -293,8 +300,14 @@ pub(crate) async fn watch(config: &Config, job: &str) -> Result<u8> {
         .into_inner();
     let mut display = Display::new(job, false);
     let mut last = None;
+    let mut loudest = Loudest::new(glue::existing_store(config).await.ok(), job);
     while let Some(p) = stream.message().await.map_err(|s| explain(config, &s))? {
         display.show(&p);
+        if p.state.as_ref().is_some_and(|s| !s.phase().is_final()) {
+            for line in loudest.news().await {
+                display.note(&line);
+            }
+        }
         last = p.state;
     }
     display.end();
@@ -310,6 +323,30 @@ pub(crate) async fn watch(config: &Config, job: &str) -> Result<u8> {
         JobPhase::CompleteWithGaps => crate::scan::GAPS,
         _ => CANNOT_RUN,
     })
+}
+
+/// `ramsift retry`
+pub(crate) async fn retry(config: &Config, job: &str) -> Result<u8> {
+    if of_store(config, None) {
+        bail!(
+            "{} is a folder of this machine, where no coordinator runs jobs: ramsift scan with the same capture and options goes on with \
+             a job that failed",
+            config.store.url
+        );
+    }
+    let request = RetryRequest {
+        job: job.to_owned(),
+    };
+    let r = client(config)?.retry(request).await;
+    let taken = r.map_err(|s| explain(config, &s))?.into_inner();
+    if !taken.active.is_empty() {
+        tell!(
+            "taken by a coordinator that stands by; {} runs jobs and was told",
+            Shown(&taken.active)
+        );
+    }
+    say!("{job}: runs again; what it had settled stays");
+    Ok(0)
 }
 
 /// `ramsift cancel`

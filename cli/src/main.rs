@@ -11,6 +11,7 @@ mod export;
 mod files;
 mod glue;
 mod grep;
+mod loudest;
 mod overview;
 mod owner;
 mod process;
@@ -114,6 +115,7 @@ async fn run(args: Args) -> Result<u8> {
         Command::Status { job } => client::status(&config, &job).await,
         Command::Watch { job } => client::watch(&config, &job).await,
         Command::Cancel { job, reason } => client::cancel(&config, &job, &reason).await,
+        Command::Retry { job } => client::retry(&config, &job).await,
         Command::Results(a) => results::results(&config, a).await,
         Command::Query(a) => results::query(&config, a).await,
         Command::View(a) => view::run(&config, a).await,

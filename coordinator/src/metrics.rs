@@ -2,7 +2,7 @@
 
 use crate::service::lock;
 use ramsift_queue::{Lane, LaneState};
-use ramsift_telemetry::{Counter, KeyValue, count, observe};
+use ramsift_telemetry::{Counter, KeyValue, Reading, count, observe};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, Weak};
 
@@ -44,7 +44,7 @@ fn gauge(
     of: &Weak<Mutex<Option<Active>>>,
     name: &'static str,
     description: &'static str,
-    ask: impl Fn(&Active, &dyn Fn(f64, &[KeyValue])) + Send + Sync + 'static,
+    ask: impl Fn(&Active, &Reading<'_>) + Send + Sync + 'static,
 ) {
     let of = of.clone();
     observe(name, description, move |tell| {

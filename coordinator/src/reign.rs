@@ -5,6 +5,7 @@ use crate::job::{Job, READS, Stage};
 use crate::lanes::Lanes;
 use crate::metrics::Active;
 use crate::plan::plan;
+use crate::retry::RETRIES;
 use crate::schedule::Round;
 use crate::service::{Coordinator, Event, NEWS, lock};
 use futures::{StreamExt, TryStreamExt};
@@ -26,8 +27,6 @@ use tracing::{Instrument, Span};
 
 /// How often the store is looked through for jobs that others submitted.
 const DISCOVER: Duration = Duration::from_secs(5);
-/// How long the embedded form waits for a store that fails.
-const EMBEDDED_PATIENCE: Duration = Duration::from_secs(30);
 /// Pause before a lost task is noted again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Publishes in flight at a time.
@@ -148,13 +147,21 @@ impl Reign {
 
     /// Finds jobs in the store that are not known and not ended. `false`: a later coordinator has written to one.
     async fn discover(&mut self) -> Result<bool, StoreError> {
-        let embedded = self.me.inner.config.lease.is_zero();
+        let embedded = self.me.inner.config.deployment.is_embedded();
         if !embedded && !self.has_news().await && Instant::now() < self.discover_at {
             return Ok(true);
         }
         self.discover_at = Instant::now() + DISCOVER;
         let deps = self.deps();
         let objects = deps.objects.as_ref();
+        if !embedded {
+            for note in objects.list(RETRIES).await? {
+                let job = &note.key[RETRIES.len()..];
+                self.me.forget_the_end(job);
+                self.ended.remove(job);
+                objects.delete(&note.key).await?;
+            }
+        }
         let only = self.me.inner.config.only.as_ref();
         let (mut running, mut unknown) = (Vec::new(), Vec::new());
         for job in objects.list_folders("jobs/").await? {
@@ -464,14 +471,15 @@ impl Reign {
 
     /// Tries again after a while; in embedded form an outage that lasts ends the job.
     async fn retry(&mut self, name: &str, why: &str) -> Result<bool, StoreError> {
-        let embedded = self.me.inner.config.lease.is_zero();
+        let deployment = self.me.inner.config.deployment;
         let Some(j) = self.jobs.get_mut(name) else {
             return Ok(true);
         };
         j.busy = false;
         j.not_before = Some(Instant::now() + Duration::from_secs(1));
         let since = *j.trouble_since.get_or_insert_with(Instant::now);
-        if embedded && since.elapsed() > EMBEDDED_PATIENCE {
+        let longest = deployment.patience(Duration::MAX);
+        if deployment.is_embedded() && since.elapsed() > longest {
             return self.end(name, JobPhase::Failed, why).await;
         }
         Ok(true)

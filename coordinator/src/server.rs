@@ -1,12 +1,12 @@
 //! The coordinator over gRPC, with health checking.
 
-use crate::{Coordinator, SubmitError, Submitted};
+use crate::{Coordinator, RetryError, SubmitError, Submitted};
 use ramsift_auth::ServerSecurity;
 use ramsift_proto::MAX_MESSAGE;
 use ramsift_proto::v1::coordinator_server::{Coordinator as Service, CoordinatorServer};
 use ramsift_proto::v1::{
     CancelRequest, CancelResponse, GetJobRequest, JobProgress, ListJobsRequest, ListJobsResponse,
-    SubmitRequest, SubmitResponse,
+    RetryRequest, RetryResponse, SubmitRequest, SubmitResponse,
 };
 use ramsift_store::StoreError;
 use ramsift_telemetry::{extract, failed, set_parent};
@@ -135,6 +135,16 @@ impl Service for Server {
             .await
             .map_err(status)?;
         Ok(Response::new(CancelResponse {}))
+    }
+
+    async fn retry(&self, r: Request<RetryRequest>) -> Result<Response<RetryResponse>, Status> {
+        let job = r.into_inner().job;
+        self.coordinator.retry(&job).await.map_err(|e| match e {
+            RetryError::Store(e) => status(e),
+            e @ RetryError::Phase { .. } => Status::failed_precondition(e.to_string()),
+        })?;
+        let active = self.coordinator.active_elsewhere().unwrap_or_default();
+        Ok(Response::new(RetryResponse { active }))
     }
 }
 

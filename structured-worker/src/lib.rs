@@ -19,13 +19,15 @@ pub use symbols::{ObjectFiles, symbol_store};
 use build::{build, failed};
 use metrics::Metrics;
 use prost::Message as _;
+use ramsift_layers::FileOffset;
 use ramsift_layers::source::{DiskCaches, Sources};
+use ramsift_proto::Deployment;
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{Outcome, Task};
 use ramsift_queue::{Consumer, Delivery, Lane, Queue, QueueError};
-use ramsift_store::job::is_over;
+use ramsift_store::job::{is_over, read};
 use ramsift_store::ledger::Wanted;
-use ramsift_store::{Ack, Ledger, Objects, Reporter};
+use ramsift_store::{Ack, Keys, Ledger, Objects, Plan, Reporter};
 use ramsift_telemetry::{Readiness, link, set_parent};
 pub use sha256::SHA256;
 use std::collections::BTreeMap;
@@ -50,6 +52,8 @@ pub struct Config {
     pub disk: Arc<DiskCaches>,
     /// How long an outage is waited out before a task is handed back.
     pub patience: Duration,
+    /// How the services run: in one command there is no other worker.
+    pub deployment: Deployment,
     /// How long running tasks may take after a stop before they are handed back.
     pub grace: Duration,
 }
@@ -65,6 +69,7 @@ impl Default for Config {
             },
             disk: Arc::default(),
             patience: Duration::from_secs(600),
+            deployment: Deployment::default(),
             grace: Duration::from_secs(25),
         }
     }
@@ -94,8 +99,8 @@ struct Worker {
     stop: CancellationToken,
     /// Set when the grace period is over: what still runs is handed back.
     abandon: CancellationToken,
-    /// What tasks need is out of reach: none are taken until a probe succeeds.
-    outage: watch::Sender<bool>,
+    /// The job whose task met an outage that outlasted the patience: no tasks are taken until a probe of what it needs succeeds.
+    outage: watch::Sender<Option<String>>,
     /// Tasks that were passed on, and how often.
     passed: Mutex<BTreeMap<(String, String), u32>>,
     /// Tasks that are worked on.
@@ -125,7 +130,7 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
         deps,
         stop,
         abandon: abandon.clone(),
-        outage: watch::Sender::new(false),
+        outage: watch::Sender::new(None),
         passed: Mutex::default(),
         busy: AtomicUsize::new(0),
         metrics: Metrics::new(),
@@ -173,8 +178,10 @@ async fn take(
     running: &mut JoinSet<()>,
 ) -> Result<(), QueueError> {
     let outage = async || {
+        let mut watch = worker.outage.subscribe();
         // An error means that the sender is gone, which is a field of the worker.
-        let _ = worker.outage.subscribe().wait_for(|out| *out).await;
+        let found = watch.wait_for(Option::is_some).await;
+        found.ok().and_then(|job| job.clone()).unwrap_or_default()
     };
     loop {
         while running.try_join_next().is_some() {}
@@ -182,10 +189,10 @@ async fn take(
             biased;
             // What the broker sent ahead goes back at once, not when the last task has ended.
             () = worker.stop.cancelled() => return consumer.pause().await,
-            () = outage() => {
+            job = outage() => {
                 consumer.pause().await?;
                 tokio::select! {
-                    () = await_reach(worker) => {}
+                    () = await_reach(worker, &job) => {}
                     () = worker.stop.cancelled() => return Ok(()),
                 }
                 consumer.resume().await?;
@@ -197,19 +204,39 @@ async fn take(
     }
 }
 
-/// Whether store and aggregator answer.
-async fn in_reach(worker: &Worker) -> Result<(), String> {
-    let store = worker.deps.objects.list_folders("jobs/").await;
-    store.map_err(|e| e.to_string())?;
+/// Tries everything that a task of a job needs, as long as its job lives: what is wrong with one job alone is no outage.
+async fn probe(worker: &Worker, job: &str) -> Result<(), String> {
+    let objects = worker.deps.objects.as_ref();
+    let over = match is_over(objects, job).await {
+        Err(e) if !e.is_content() => return Err(e.to_string()),
+        other => other.unwrap_or(true),
+    };
     let reporter = worker.deps.reporter.check().await;
-    reporter.map_err(|e| e.to_string())
+    reporter.map_err(|e| e.to_string())?;
+    if over {
+        return Ok(());
+    }
+    let plan = match read::<Plan>(objects, &Keys::new(job).plan()).await {
+        Ok((plan, _)) => plan,
+        Err(e) if e.is_content() => return Ok(()),
+        Err(e) => return Err(e.to_string()),
+    };
+    let looked = async {
+        let source = worker.deps.sources.open_pinned(&plan.pin).await?;
+        source.read_at(FileOffset(0), &mut [0]).await
+    };
+    match looked.await {
+        // What no other try would change is for the task to say.
+        Err(e) if !e.is_content() && !e.is_fatal() => Err(e.to_string()),
+        _ => Ok(()),
+    }
 }
 
-/// Waits until store and aggregator answer.
-async fn await_reach(worker: &Worker) {
+/// Waits until what a task of the job needs is in reach.
+async fn await_reach(worker: &Worker, job: &str) {
     let mut wait = Duration::from_secs(1);
     loop {
-        match in_reach(worker).await {
+        match probe(worker, job).await {
             Ok(()) => break,
             Err(why) => worker.deps.readiness.block("work", why),
         }
@@ -217,7 +244,7 @@ async fn await_reach(worker: &Worker) {
         wait = (wait * 2).min(Duration::from_secs(30));
     }
     worker.deps.readiness.ready("work");
-    worker.outage.send_replace(false);
+    worker.outage.send_replace(None);
 }
 
 /// How an attempt at a task ended.
@@ -338,8 +365,14 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
                 }
                 Ok(failed(worker, task, why))
             }
-            // Everything else is in reach: it is this task.
-            Err(Trouble::Outage(why)) if over && in_reach(worker).await.is_ok() => {
+            // Nobody else can do it: the job ends with the reason.
+            Err(Trouble::Outage(why)) if over && worker.config.deployment.is_embedded() => {
+                let mut report = failed(worker, task, why);
+                report.header.fatal = true;
+                Ok(report)
+            }
+            // Everything is in reach: it is this task.
+            Err(Trouble::Outage(why)) if over && probe(worker, &task.job).await.is_ok() => {
                 Ok(failed(worker, task, why))
             }
             Err(Trouble::Outage(why)) => Err(why),
@@ -372,7 +405,7 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
             return End::Done("unwanted");
         }
         if over {
-            worker.outage.send_replace(true);
+            worker.outage.send_replace(Some(task.job.clone()));
             return End::HandBack;
         }
         if worker.stop.is_cancelled() {

@@ -1,7 +1,7 @@
 //! Metrics of the structured worker.
 
 use crate::Worker;
-use ramsift_telemetry::{Counter, Histogram, KeyValue, count, observe, seconds};
+use ramsift_telemetry::{Counter, Histogram, KeyValue, Reading, count, observe, seconds};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
@@ -74,9 +74,9 @@ pub(crate) fn view(name: &'static str, status: &'static str, taken: Duration) {
 
 /// Tells metrics what the worker does at the moment.
 pub(crate) fn observe_worker(worker: &Arc<Worker>) {
-    let of = |what: fn(&Worker, &dyn Fn(f64, &[KeyValue]))| {
+    let of = |what: fn(&Worker, &Reading<'_>)| {
         let worker: Weak<Worker> = Arc::downgrade(worker);
-        move |tell: &dyn Fn(f64, &[KeyValue])| {
+        move |tell: &Reading<'_>| {
             if let Some(w) = worker.upgrade() {
                 what(&w, tell);
             }
@@ -99,7 +99,7 @@ pub(crate) fn observe_worker(worker: &Arc<Worker>) {
         "ramsift_gate_closed",
         "1 for each reason for which the worker takes no tasks: an outage lasts",
         of(|w, tell| {
-            let closed = *w.outage.borrow();
+            let closed = w.outage.borrow().is_some();
             let why = KeyValue::new("why", "outage");
             tell(f64::from(u8::from(closed)), &[why]);
         }),

@@ -35,13 +35,16 @@ pub fn seconds(name: &'static str, description: &'static str) -> Histogram<f64> 
     h.with_unit("s").with_boundaries(SECONDS.into()).build()
 }
 
+/// Takes values of a gauge, each with its labels.
+pub type Reading<'a> = dyn Fn(f64, &[KeyValue]) + 'a;
+
 /// A gauge that is asked whenever metrics are read; what it does not tell then is not there.
 ///
 /// It is asked until the process ends: let it hold no more than a weak reference.
 pub fn observe(
     name: &'static str,
     description: &'static str,
-    ask: impl Fn(&dyn Fn(f64, &[KeyValue])) + Send + Sync + 'static,
+    ask: impl Fn(&Reading<'_>) + Send + Sync + 'static,
 ) {
     let m = meter();
     m.f64_observable_gauge(name)
