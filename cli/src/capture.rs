@@ -2,7 +2,7 @@
 
 use crate::terminal::{Shown, tell};
 use anyhow::{Context, Result, bail};
-use ramsift_layers::FileOffset;
+use ramsift_layers::container::{Kind, PEEK_LEN};
 use ramsift_layers::format::{HEAD_LEN, looks_like_capture};
 use ramsift_layers::source::{Sources, name_of, path_of, split_s3_url};
 use ramsift_store::{Objects, S3Objects};
@@ -17,8 +17,20 @@ pub(crate) struct Found {
     pub(crate) skipped: Vec<(String, String)>,
 }
 
-/// Finds the captures behind the names.
+/// Finds the captures behind the names; there must be one.
 pub(crate) async fn find(names: &[String], sources: &Sources) -> Result<Found> {
+    let out = look(names, sources).await?;
+    if out.captures.is_empty() {
+        for (name, why) in &out.skipped {
+            tell!("skipped {}: {}", Shown(name), Shown(why));
+        }
+        bail!("no capture found in {}", names.join(", "));
+    }
+    Ok(out)
+}
+
+/// The same, where none may be there.
+pub(crate) async fn look(names: &[String], sources: &Sources) -> Result<Found> {
     let mut out = Found::default();
     for name in names {
         match split_s3_url(name) {
@@ -27,12 +39,6 @@ pub(crate) async fn find(names: &[String], sources: &Sources) -> Result<Found> {
             // What is named alone is scanned whatever it looks like.
             None => out.captures.push(name.clone()),
         }
-    }
-    if out.captures.is_empty() {
-        for (name, why) in &out.skipped {
-            tell!("skipped {}: {}", Shown(name), Shown(why));
-        }
-        bail!("no capture found in {}", names.join(", "));
     }
     Ok(out)
 }
@@ -75,7 +81,12 @@ fn head(f: &Path) -> std::io::Result<(Vec<u8>, u64)> {
     let file = std::fs::File::open(f)?;
     let len = file.metadata()?.len();
     let mut head = Vec::new();
-    file.take(HEAD_LEN as u64).read_to_end(&mut head)?;
+    let mut file = file.take(HEAD_LEN as u64);
+    file.read_to_end(&mut head)?;
+    if Kind::of(&head).is_some() {
+        file.set_limit((PEEK_LEN - HEAD_LEN) as u64);
+        file.read_to_end(&mut head)?;
+    }
     Ok((head, len))
 }
 
@@ -105,8 +116,10 @@ async fn s3(name: &str, bucket: &str, key: &str, sources: &Sources, out: &mut Fo
                 continue;
             }
         };
-        let n = usize::try_from(m.size).unwrap_or(usize::MAX).min(HEAD_LEN);
-        let head = source.read_vec(FileOffset(0), n).await?;
+        let mut head = source.head(HEAD_LEN).await?;
+        if Kind::of(&head).is_some() {
+            head = source.head(PEEK_LEN).await?;
+        }
         match looks_like_capture(&m.key, &head, m.size) {
             Ok(()) => out.captures.push(url),
             Err(why) => out.skipped.push((url, why)),

@@ -76,6 +76,8 @@ pub(crate) async fn start(
             poll: Duration::from_millis(50),
             lease: Duration::ZERO,
             only: Some(jobs),
+            unpack: config.unpack.limits(),
+            spill: glue::temporary(&config.worker.spill),
             ..ramsift_coordinator::Config::default()
         },
         ramsift_coordinator::Deps {

@@ -4,6 +4,7 @@ mod args;
 mod capture;
 mod client;
 mod config;
+mod convert;
 mod demo;
 mod embedded;
 mod evidence;
@@ -11,6 +12,7 @@ mod export;
 mod files;
 mod glue;
 mod grep;
+mod inspect;
 mod overview;
 mod owner;
 mod process;
@@ -100,6 +102,8 @@ async fn run(args: Args) -> Result<u8> {
         ramsift_telemetry::init(args.command.service(), format, !args.command.is_service())?;
     let done = match args.command {
         Command::Scan(a) => scan::run(&config, a).await,
+        Command::Inspect(a) => inspect::run(&config, a).await,
+        Command::Convert(a) => convert::run(&config, a).await,
         Command::Demo(a) => demo::run(&config, a).await,
         Command::Coordinator => services::coordinator(&config).await,
         Command::ChunkWorker => services::chunk_worker(&config).await,

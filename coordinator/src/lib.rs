@@ -18,20 +18,24 @@ mod reign;
 mod schedule;
 mod server;
 mod service;
+mod unpacked;
 
 pub use check::{SpecCheck, SubmitError};
 pub use lease::{Lease, Watch};
-pub use plan::{PlanError, Planned, plan};
+pub use plan::{PlanError, Planned, plan, plan_of};
 pub use server::serve;
 pub use service::{Coordinator, Submitted};
+pub use unpacked::{FromContainer, is_container};
 
 use async_trait::async_trait;
+use ramsift_layers::container::Limits;
 use ramsift_layers::source::Sources;
 use ramsift_proto::v1::RuleCount;
 use ramsift_queue::Queue;
 use ramsift_store::{Ledger, Objects};
 use ramsift_telemetry::Readiness;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,6 +56,10 @@ pub struct Config {
     pub smallest: u64,
     /// Jobs to run; `None`: all in the store.
     pub only: Option<Vec<String>>,
+    /// What unpacking a container may cost.
+    pub unpack: Limits,
+    /// Folder for what is unpacked, on its way to a store that is not on this machine.
+    pub spill: PathBuf,
 }
 
 impl Default for Config {
@@ -64,6 +72,8 @@ impl Default for Config {
             lease: Duration::from_secs(10),
             smallest: 1 << 20,
             only: None,
+            unpack: Limits::default(),
+            spill: std::env::temp_dir(),
         }
     }
 }

@@ -5,6 +5,7 @@
 mod alone;
 mod anchors;
 mod build;
+mod glance;
 mod lists;
 mod parts;
 mod rows;
@@ -12,6 +13,7 @@ mod sha256;
 mod symbols;
 
 pub use alone::{Alone, AloneError, Means, view_alone, with_machine};
+pub use glance::{Glance, Prospect, glance};
 pub use rows::{batch, table_name};
 pub use symbols::{ObjectFiles, symbol_store};
 

@@ -2,10 +2,13 @@
 
 mod analyst;
 mod conformance;
+mod containers;
+mod convert;
 mod distributed;
 mod embedded;
 mod faults;
 mod helm;
+mod inspect;
 mod kernels;
 mod measure;
 mod memory;

@@ -540,7 +540,7 @@ fn u64_le(b: &[u8], at: usize) -> Option<u64> {
 }
 
 /// RFC 1950: the method is deflate, the check bits fit, and what follows can be inflated.
-fn is_zlib(head: &[u8]) -> bool {
+pub(crate) fn is_zlib(head: &[u8]) -> bool {
     let (Some(cmf), Some(flg)) = (head.first(), head.get(1)) else {
         return false;
     };
@@ -618,7 +618,7 @@ fn is_skippable(head: &[u8]) -> bool {
 }
 
 /// POSIX and GNU tar by their magic, older ones by the checksum of the header.
-fn is_tar(head: &[u8]) -> bool {
+pub(crate) fn is_tar(head: &[u8]) -> bool {
     let Some(block) = head.get(..512) else {
         return false;
     };
