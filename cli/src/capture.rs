@@ -6,6 +6,7 @@ use ramsift_layers::container::{Kind, PEEK_LEN};
 use ramsift_layers::format::{HEAD_LEN, looks_like_capture};
 use ramsift_layers::source::{Sources, name_of, path_of, split_s3_url};
 use ramsift_store::{Objects, S3Objects};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What a name stands for.
@@ -15,6 +16,35 @@ pub(crate) struct Found {
     pub(crate) captures: Vec<String>,
     /// What was passed over, with the reason.
     pub(crate) skipped: Vec<(String, String)>,
+}
+
+impl Found {
+    /// Passes over states of VMware that are read with the memory beside them, unless they were named themselves.
+    fn leave_states(&mut self, named: &[String]) {
+        let memory: BTreeSet<String> = self
+            .captures
+            .iter()
+            .filter_map(|c| stem(c, "vmem"))
+            .collect();
+        let is_beside = |c: &String| {
+            let of = stem(c, "vmss").or_else(|| stem(c, "vmsn"));
+            !named.contains(c) && of.is_some_and(|s| memory.contains(&s))
+        };
+        let (states, captures) = std::mem::take(&mut self.captures)
+            .into_iter()
+            .partition(is_beside);
+        self.captures = captures;
+        let why =
+            "the state of the machine whose memory is in the .vmem beside it: it is read with that";
+        self.skipped
+            .extend(states.into_iter().map(|s: String| (s, why.to_owned())));
+    }
+}
+
+/// A name without this ending, if it has it.
+fn stem(name: &str, ending: &str) -> Option<String> {
+    let (stem, e) = name.rsplit_once('.')?;
+    e.eq_ignore_ascii_case(ending).then(|| stem.to_owned())
 }
 
 /// Finds the captures behind the names; there must be one.
@@ -40,6 +70,7 @@ pub(crate) async fn look(names: &[String], sources: &Sources) -> Result<Found> {
             None => out.captures.push(name.clone()),
         }
     }
+    out.leave_states(names);
     Ok(out)
 }
 

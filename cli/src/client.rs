@@ -76,7 +76,7 @@ pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
         let mut spec = glue::spec(config, &args.job, &source)?;
         // Evidence that only the services can reach is none of this machine's business.
         if let Ok(opened) = sources.open(&source).await
-            && let Some(what) = inspect::line(opened.as_ref(), spec.chunk_size).await
+            && let Some(what) = inspect::line(&sources, opened.as_ref(), spec.chunk_size).await
         {
             tell!("{}: {}", Shown(&source), Shown(what));
         }

@@ -88,9 +88,9 @@ pub(crate) async fn of_path(config: &Config, name: &str) -> Result<Evidence> {
     let passing = is_container(source.as_ref()).await?;
     let planned = if passing {
         let (unpacked, from) = unpack(config, source).await?;
-        plan_of(unpacked, spec, Some(&from)).await?
+        plan_of(&sources, unpacked, spec, Some(&from)).await?
     } else {
-        plan_of(source, spec, None).await?
+        plan_of(&sources, source, spec, None).await?
     };
     Ok(Evidence {
         image: planned.reader().await?,

@@ -323,7 +323,8 @@ async fn of_source(look: &Look, source: Arc<CountedSource>, row: &mut Row) -> Re
             return Ok(());
         }
     }
-    let opened = format::open(source.as_ref()).await;
+    let beside = look.sources.beside(source.pin());
+    let opened = format::open_beside(source.as_ref(), &beside).await;
     let opened = opened.map_err(|e| e.to_string())?;
     of_layout(row, &opened.layout);
     let reader = opened.reader(source.clone()).await;
@@ -430,7 +431,11 @@ fn page(r: &Row, chunk_size: u64) {
 }
 
 /// One line on a capture that is about to be scanned, from its headers alone. What is wrong with it is for the job to say.
-pub(crate) async fn line(source: &dyn ByteSource, chunk_size: u64) -> Option<String> {
+pub(crate) async fn line(
+    sources: &Sources,
+    source: &dyn ByteSource,
+    chunk_size: u64,
+) -> Option<String> {
     let chunks = ChunkParams {
         size: chunk_size,
         ..ChunkParams::default()
@@ -446,7 +451,8 @@ pub(crate) async fn line(source: &dyn ByteSource, chunk_size: u64) -> Option<Str
             HumanBytes(source.len())
         ));
     }
-    let layout = format::open(source).await.ok()?.layout;
+    let beside = sources.beside(source.pin());
+    let layout = format::open_beside(source, &beside).await.ok()?.layout;
     let missing: u64 = layout.runs.missing().iter().map(|m| m.end - m.start).sum();
     let mut out = format!(
         "{}, {} of memory in {} runs, {chunks} chunks",

@@ -119,7 +119,7 @@ pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
                 continue;
             }
         };
-        if let Some(what) = inspect::line(opened.as_ref(), spec.chunk_size).await {
+        if let Some(what) = inspect::line(&sources, opened.as_ref(), spec.chunk_size).await {
             tell!("{}: {}", Shown(&source), Shown(what));
         }
         spec.job = job_name(opened.pin(), &spec)?;

@@ -116,17 +116,19 @@ impl Planned {
 /// Opens a capture and plans its job. Reads a few KiB of one that holds memory as it is; of one that packs it, what tells where.
 pub async fn plan(sources: &Sources, spec: JobSpec) -> Result<Planned, PlanError> {
     let source = sources.open(&spec.source).await?;
-    plan_of(source, spec, None).await
+    plan_of(sources, source, spec, None).await
 }
 
 /// The same of a capture that is open; `from` is the container that it was unpacked from, if it was.
 pub async fn plan_of(
+    sources: &Sources,
     source: Arc<dyn ByteSource>,
     spec: JobSpec,
     from: Option<&FromContainer>,
 ) -> Result<Planned, PlanError> {
     let chunks = parameters(&spec).map_err(PlanError::Parameters)?;
-    let opened = format::open(source.as_ref())
+    let beside = sources.beside(source.pin());
+    let opened = format::open_beside(source.as_ref(), &beside)
         .await
         .map_err(|error| PlanError::Format {
             source_name: spec.source.clone(),

@@ -60,7 +60,7 @@ pub(crate) async fn plan(
 ) -> Result<Planned, PlanError> {
     let source = sources.open(&spec.source).await?;
     if !is_container(source.as_ref()).await? {
-        return plan_of(source, spec, None).await;
+        return plan_of(sources, source, spec, None).await;
     }
     let packed = |error| PlanError::Container {
         source_name: spec.source.clone(),
@@ -90,7 +90,7 @@ pub(crate) async fn plan(
         container: source.pin().clone(),
         unpacked,
     };
-    plan_of(scratch, spec, Some(&from)).await
+    plan_of(sources, scratch, spec, Some(&from)).await
 }
 
 async fn unpack(

@@ -121,7 +121,7 @@ fn a_capture_in_a_container_gives_the_tables_of_the_plain_one() {
                 "--only",
                 "unstructured",
                 "--carvers",
-                "logs",
+                "log",
                 "--expect-hash",
                 hash,
             ],

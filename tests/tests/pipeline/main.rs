@@ -10,6 +10,7 @@ mod faults;
 mod helm;
 mod inspect;
 mod kernels;
+mod machines;
 mod measure;
 mod memory;
 mod packed;

@@ -5,6 +5,7 @@
 
 mod ahead;
 mod avml;
+mod bytes;
 mod content;
 mod crash_dump;
 mod elf_core;
@@ -12,10 +13,14 @@ mod flat;
 mod kdump;
 mod known;
 mod lime;
+mod macho;
 mod notes;
 mod outline;
 mod raw;
+mod savevm;
 mod twice;
+mod vmware;
+mod xen_core;
 
 use crate::container::{self, Inside};
 use crate::extent::{BuildError, Extents, ImageReader, Table, TableInfo};
@@ -32,8 +37,12 @@ pub use elf_core::ElfCore;
 pub use kdump::Kdump;
 pub(crate) use known::{is_tar, is_zlib};
 pub use lime::Lime;
+pub use macho::MachO;
 pub use outline::{Outline, outline, vmcoreinfo};
 pub use raw::Raw;
+pub use savevm::Savevm;
+pub use vmware::Vmware;
+pub use xen_core::XenCore;
 
 /// Bytes that detection looks at.
 pub const HEAD_LEN: usize = 4096;
@@ -57,7 +66,7 @@ fn note(notes: &mut Vec<String>, say: impl FnOnce() -> String) {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
-    /// Name of the format: `raw`, `lime`, `elf_core`, `avml`, `kdump`, `crash_dump`.
+    /// Name of the format: `raw`, `lime`, `elf_core`, `avml`, `kdump`, `crash_dump`, `vmware`, `xen_core`, `macho`, `qemu_savevm`.
     pub format: String,
     /// The version or kind of the format, in the format's own words, where it has several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -200,11 +209,42 @@ pub trait ImageFormat: Send + Sync {
 }
 
 /// All formats in the order in which they are tried; raw takes what nothing else wants.
-pub const FORMATS: &[&dyn ImageFormat] = &[&Lime, &Avml, &ElfCore, &Kdump, &CrashDump, &Raw];
+pub const FORMATS: &[&dyn ImageFormat] = &[
+    &Lime, &Avml, &XenCore, &ElfCore, &Kdump, &CrashDump, &Vmware, &MachO, &Savevm, &Raw,
+];
 
 /// Finds the format of a source and reads its headers.
 pub async fn open(source: &dyn ByteSource) -> Result<Opened, FormatError> {
     recognise(source).await?.open(source).await
+}
+
+/// What lies beside a capture, for formats that keep a part of it in another file.
+#[async_trait]
+pub trait Beside: Send + Sync {
+    /// The file or object of the same name with another ending; `None` where there is none.
+    async fn with_ending(&self, ending: &str) -> Result<Option<Arc<dyn ByteSource>>, SourceError>;
+}
+
+/// The same as [`open`], with what lies beside it.
+pub async fn open_beside(
+    source: &dyn ByteSource,
+    beside: &dyn Beside,
+) -> Result<Opened, FormatError> {
+    let format = recognise(source).await?;
+    let name = source.pin().name().to_ascii_lowercase();
+    if format.name() != Raw.name() || !name.ends_with(".vmem") {
+        return format.open(source).await;
+    }
+    for ending in ["vmss", "vmsn"] {
+        let state = beside.with_ending(ending).await?;
+        if let Some(o) = vmware::open_vmem(source, state.as_deref()).await? {
+            return Ok(o);
+        }
+    }
+    let mut opened = format.open(source).await?;
+    let lacks = vmware::without_state(source.len());
+    opened.layout.notes.insert(0, lacks);
+    Ok(opened)
 }
 
 /// Finds the format of a source by its first bytes.
@@ -249,7 +289,7 @@ pub(crate) fn refused(head: &[u8]) -> Option<String> {
 /// Endings of files that are captures by custom.
 const EXTENSIONS: &[&str] = &[
     "mem", "raw", "lime", "avml", "img", "dmp", "vmem", "core", "elf", "bin", "dd", "dump", "ram",
-    "vmcore", "kdump",
+    "vmcore", "kdump", "vmss", "vmsn", "qevm", "save",
 ];
 
 /// Endings of files that never are, although their bytes could be taken for raw memory.

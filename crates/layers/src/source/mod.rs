@@ -352,6 +352,14 @@ impl Sources {
         Ok(Arc::new(apart(name, open).await?))
     }
 
+    /// What lies beside a source that was opened.
+    pub fn beside(&self, pin: &SourcePin) -> Siblings {
+        Siblings {
+            sources: self.clone(),
+            name: pin.to_string(),
+        }
+    }
+
     /// Opens the version that was pinned before.
     pub async fn open_pinned(&self, pin: &SourcePin) -> Result<Arc<dyn ByteSource>, SourceError> {
         if let SourcePin::S3 { bucket, key, .. } = pin {
@@ -369,6 +377,27 @@ impl Sources {
         let of = pin.clone();
         let open = move || FileSource::open_pinned_allowed(&of, &allowed);
         Ok(Arc::new(apart(&pin.to_string(), open).await?))
+    }
+}
+
+/// Files or objects that differ from another in the ending of their names alone.
+#[derive(Clone, Debug)]
+pub struct Siblings {
+    sources: Sources,
+    name: String,
+}
+
+#[async_trait]
+impl crate::format::Beside for Siblings {
+    async fn with_ending(&self, ending: &str) -> Result<Option<Arc<dyn ByteSource>>, SourceError> {
+        let Some((stem, _)) = self.name.rsplit_once('.') else {
+            return Ok(None);
+        };
+        match self.sources.open(&format!("{stem}.{ending}")).await {
+            Ok(s) => Ok(Some(s)),
+            Err(SourceError::NotFound { .. } | SourceError::Empty { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 }
 
