@@ -2,10 +2,11 @@
 
 use crate::terminal::{Shown, tell};
 use anyhow::{Context, Result, bail};
-use ramsift_layers::FileOffset;
+use ramsift_layers::container::{Kind, PEEK_LEN};
 use ramsift_layers::format::{HEAD_LEN, looks_like_capture};
 use ramsift_layers::source::{Sources, name_of, path_of, split_s3_url};
 use ramsift_store::{Objects, S3Objects};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What a name stands for.
@@ -17,8 +18,49 @@ pub(crate) struct Found {
     pub(crate) skipped: Vec<(String, String)>,
 }
 
-/// Finds the captures behind the names.
+impl Found {
+    /// Passes over states of VMware that are read with the memory beside them, unless they were named themselves.
+    fn leave_states(&mut self, named: &[String]) {
+        let memory: BTreeSet<String> = self
+            .captures
+            .iter()
+            .filter_map(|c| stem(c, "vmem"))
+            .collect();
+        let is_beside = |c: &String| {
+            let of = stem(c, "vmss").or_else(|| stem(c, "vmsn"));
+            !named.contains(c) && of.is_some_and(|s| memory.contains(&s))
+        };
+        let (states, captures) = std::mem::take(&mut self.captures)
+            .into_iter()
+            .partition(is_beside);
+        self.captures = captures;
+        let why =
+            "the state of the machine whose memory is in the .vmem beside it: it is read with that";
+        self.skipped
+            .extend(states.into_iter().map(|s: String| (s, why.to_owned())));
+    }
+}
+
+/// A name without this ending, if it has it.
+fn stem(name: &str, ending: &str) -> Option<String> {
+    let (stem, e) = name.rsplit_once('.')?;
+    e.eq_ignore_ascii_case(ending).then(|| stem.to_owned())
+}
+
+/// Finds the captures behind the names; there must be one.
 pub(crate) async fn find(names: &[String], sources: &Sources) -> Result<Found> {
+    let out = look(names, sources).await?;
+    if out.captures.is_empty() {
+        for (name, why) in &out.skipped {
+            tell!("skipped {}: {}", Shown(name), Shown(why));
+        }
+        bail!("no capture found in {}", names.join(", "));
+    }
+    Ok(out)
+}
+
+/// The same, where none may be there.
+pub(crate) async fn look(names: &[String], sources: &Sources) -> Result<Found> {
     let mut out = Found::default();
     for name in names {
         match split_s3_url(name) {
@@ -28,12 +70,7 @@ pub(crate) async fn find(names: &[String], sources: &Sources) -> Result<Found> {
             None => out.captures.push(name.clone()),
         }
     }
-    if out.captures.is_empty() {
-        for (name, why) in &out.skipped {
-            tell!("skipped {}: {}", Shown(name), Shown(why));
-        }
-        bail!("no capture found in {}", names.join(", "));
-    }
+    out.leave_states(names);
     Ok(out)
 }
 
@@ -75,7 +112,12 @@ fn head(f: &Path) -> std::io::Result<(Vec<u8>, u64)> {
     let file = std::fs::File::open(f)?;
     let len = file.metadata()?.len();
     let mut head = Vec::new();
-    file.take(HEAD_LEN as u64).read_to_end(&mut head)?;
+    let mut file = file.take(HEAD_LEN as u64);
+    file.read_to_end(&mut head)?;
+    if Kind::of(&head).is_some() {
+        file.set_limit((PEEK_LEN - HEAD_LEN) as u64);
+        file.read_to_end(&mut head)?;
+    }
     Ok((head, len))
 }
 
@@ -105,8 +147,10 @@ async fn s3(name: &str, bucket: &str, key: &str, sources: &Sources, out: &mut Fo
                 continue;
             }
         };
-        let n = usize::try_from(m.size).unwrap_or(usize::MAX).min(HEAD_LEN);
-        let head = source.read_vec(FileOffset(0), n).await?;
+        let mut head = source.head(HEAD_LEN).await?;
+        if Kind::of(&head).is_some() {
+            head = source.head(PEEK_LEN).await?;
+        }
         match looks_like_capture(&m.key, &head, m.size) {
             Ok(()) => out.captures.push(url),
             Err(why) => out.skipped.push((url, why)),

@@ -6,7 +6,7 @@ use crate::loudest::Loudest;
 use crate::progress::{Display, pace};
 use crate::services::channel;
 use crate::terminal::{Shown, say, tell};
-use crate::{CANNOT_RUN, capture, glue};
+use crate::{CANNOT_RUN, capture, glue, inspect};
 use anyhow::{Context, Result, anyhow, bail};
 use futures::{StreamExt, TryStreamExt};
 use indicatif::HumanBytes;
@@ -88,6 +88,12 @@ async fn submit_all(config: &Config, args: SubmitArgs) -> Result<Vec<String>> {
     let mut jobs = Vec::new();
     for source in found.captures {
         let mut spec = glue::spec(config, &args.job, &source)?;
+        // Evidence that only the services can reach is none of this machine's business.
+        if let Ok(opened) = sources.open(&source).await
+            && let Some(what) = inspect::line(&sources, opened.as_ref(), spec.chunk_size).await
+        {
+            tell!("{}: {}", Shown(&source), Shown(what));
+        }
         spec.job = job_name();
         spec.priority = args.priority;
         spec.clamav = args.clamav;

@@ -81,6 +81,8 @@ pub(crate) async fn start(
             poll: Duration::from_millis(50),
             deployment: EMBEDDED,
             only: Some(jobs),
+            unpack: config.unpack.limits(),
+            spill: glue::temporary(&config.worker.spill),
             ..ramsift_coordinator::Config::default()
         },
         ramsift_coordinator::Deps {

@@ -281,7 +281,7 @@ fn carvers_digest(plan: &Plan) -> String {
 }
 
 /// A folder for temporary files, by the setting that names it.
-fn temporary(setting: &str) -> PathBuf {
+pub(crate) fn temporary(setting: &str) -> PathBuf {
     match setting {
         "" => std::env::temp_dir(),
         dir => dir.into(),

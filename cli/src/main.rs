@@ -4,6 +4,7 @@ mod args;
 mod capture;
 mod client;
 mod config;
+mod convert;
 mod demo;
 mod embedded;
 mod evidence;
@@ -11,6 +12,7 @@ mod export;
 mod files;
 mod glue;
 mod grep;
+mod inspect;
 mod loudest;
 mod overview;
 mod owner;
@@ -105,6 +107,8 @@ async fn run(args: Args) -> Result<u8> {
     let telemetry = ramsift_telemetry::init(&who, format)?;
     let done = match args.command {
         Command::Scan(a) => scan::run(&config, a).await,
+        Command::Inspect(a) => inspect::run(&config, a).await,
+        Command::Convert(a) => convert::run(&config, a).await,
         Command::Demo(a) => demo::run(&config, a).await,
         Command::Coordinator => services::coordinator(&config).await,
         Command::ChunkWorker => services::chunk_worker(&config).await,

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::embedded::{self, Embedded};
 use crate::progress::Display;
 use crate::terminal::{Shown, tell};
-use crate::{CANNOT_RUN, capture, glue, summary};
+use crate::{CANNOT_RUN, capture, glue, inspect, summary};
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
 use ramsift_layers::source::Sources;
@@ -98,6 +98,9 @@ pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
                 continue;
             }
         };
+        if let Some(what) = inspect::line(&sources, opened.as_ref(), spec.chunk_size).await {
+            tell!("{}: {}", Shown(&source), Shown(what));
+        }
         spec.job = job_name(opened.pin(), &spec)?;
         if args.fresh {
             remove(objects.as_ref(), &spec.job).await?;

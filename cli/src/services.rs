@@ -69,7 +69,9 @@ async fn shared(config: &Config, what: &str) -> Result<Shared> {
     readiness.block("store", "not reached yet");
     let bound = health(config, what, &readiness, &stop).await?;
     tracing::info!(address = %bound, "health endpoint");
-    let sources = Sources::new(config.s3.to_layers()).only(config.sources.allowed()?);
+    let sources = Sources::new(config.s3.to_layers())
+        .only(config.sources.allowed()?)
+        .owning(&config.store.url);
     let objects = glue::store(&config.store.url, &sources).await?;
     let queue: Arc<dyn Queue> = Arc::new(RabbitQueue::new(RabbitConfig {
         url: config.queue.url.clone(),
@@ -265,6 +267,8 @@ pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
             republish: Duration::from_secs(c.republish_seconds),
             lease: Duration::from_secs(c.lease_seconds.max(1)),
             smallest: c.smallest_bytes.max(1 << 16),
+            unpack: config.unpack.limits(),
+            spill: glue::temporary(&config.worker.spill),
             ..ramsift_coordinator::Config::default()
         },
         ramsift_coordinator::Deps {

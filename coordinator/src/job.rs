@@ -17,8 +17,8 @@ use ramsift_store::tables::name;
 use ramsift_store::{Keys, Plan, StoreError, VerdictPlan};
 use ramsift_telemetry::set_parent;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tracing::Span;
 
@@ -130,6 +130,8 @@ pub(crate) struct Job {
     patience: Duration,
     /// What keeps it from going on.
     pub(crate) waits_for: Vec<String>,
+    /// How far unpacking its capture is.
+    pub(crate) unpacking: Arc<Mutex<String>>,
     /// Nothing is done for the job before this moment: it was in trouble.
     pub(crate) not_before: Option<Instant>,
     /// Since when nothing has gone right.
@@ -169,6 +171,7 @@ impl Job {
             last_progress: Instant::now(),
             patience: QUIET,
             waits_for: Vec::new(),
+            unpacking: Arc::default(),
             not_before: None,
             trouble_since: None,
         }
@@ -661,6 +664,11 @@ impl Job {
         } else {
             -1.0
         };
+        let unpacking = self
+            .unpacking
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let unpacking = (!unpacking.is_empty()).then(|| unpacking.clone());
         JobProgress {
             state: Some(self.state.clone()),
             source: self.spec.source.clone(),
@@ -673,7 +681,7 @@ impl Job {
             eta_seconds: eta,
             priority: self.spec.priority,
             stage: self.stage_name().to_owned(),
-            waits_for: self.waits_for.clone(),
+            waits_for: self.waits_for.iter().cloned().chain(unpacking).collect(),
         }
     }
 

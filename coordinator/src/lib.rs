@@ -19,15 +19,18 @@ mod retry;
 mod schedule;
 mod server;
 mod service;
+mod unpacked;
 
 pub use check::{SpecCheck, SubmitError};
 pub use lease::{Lease, Watch};
-pub use plan::{PlanError, Planned, plan};
+pub use plan::{PlanError, Planned, plan, plan_of};
 pub use retry::{RetryError, revive};
 pub use server::serve;
 pub use service::{Coordinator, Submitted};
+pub use unpacked::{FromContainer, is_container};
 
 use async_trait::async_trait;
+use ramsift_layers::container::Limits;
 use ramsift_layers::source::Sources;
 use ramsift_proto::Deployment;
 use ramsift_proto::v1::RuleCount;
@@ -35,6 +38,7 @@ use ramsift_queue::Queue;
 use ramsift_store::{Ledger, Objects};
 use ramsift_telemetry::Readiness;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -57,6 +61,10 @@ pub struct Config {
     pub smallest: u64,
     /// Jobs to run; `None`: all in the store.
     pub only: Option<Vec<String>>,
+    /// What unpacking a container may cost.
+    pub unpack: Limits,
+    /// Folder for what is unpacked, on its way to a store that is not on this machine.
+    pub spill: PathBuf,
 }
 
 impl Default for Config {
@@ -70,6 +78,8 @@ impl Default for Config {
             deployment: Deployment::default(),
             smallest: 1 << 20,
             only: None,
+            unpack: Limits::default(),
+            spill: std::env::temp_dir(),
         }
     }
 }

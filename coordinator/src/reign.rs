@@ -4,10 +4,10 @@ use crate::Deps;
 use crate::job::{Job, READS, Stage};
 use crate::lanes::Lanes;
 use crate::metrics::Active;
-use crate::plan::plan;
 use crate::retry::RETRIES;
 use crate::schedule::Round;
 use crate::service::{Coordinator, Event, NEWS, lock};
+use crate::unpacked::{self, Unpacking};
 use futures::{StreamExt, TryStreamExt};
 use prost::Message as _;
 use ramsift_layers::{SourceError, SourcePin};
@@ -360,12 +360,18 @@ impl Reign {
             deps.sources.clone(),
         );
         let (objects, keys) = (deps.objects.clone(), job.keys.clone());
+        let config = &self.me.inner.config;
+        let how = Unpacking {
+            limits: config.unpack,
+            folder: config.spill.clone(),
+            says: job.unpacking.clone(),
+        };
         let name_of = name.to_owned();
         let span = job.in_trace(tracing::info_span!("job.plan", job = name));
         let planning = span.clone();
         tokio::spawn(
             async move {
-                let planned = match plan(&sources, spec).await {
+                let planned = match unpacked::plan(&sources, &objects, &keys, spec, &how).await {
                     // Whoever reads the plan finds the table beside it.
                     Ok(p) => match p.table {
                         Some(t) => image::put_table(objects.as_ref(), &keys, t)

@@ -5,6 +5,7 @@
 mod alone;
 mod anchors;
 mod build;
+mod glance;
 mod lists;
 mod metrics;
 mod parts;
@@ -13,6 +14,7 @@ mod sha256;
 mod symbols;
 
 pub use alone::{Alone, AloneError, Means, view_alone, with_machine};
+pub use glance::{Glance, Prospect, glance};
 pub use rows::{batch, table_name};
 pub use symbols::{ObjectFiles, symbol_store};
 

@@ -2,11 +2,15 @@
 
 mod analyst;
 mod conformance;
+mod containers;
+mod convert;
 mod distributed;
 mod embedded;
 mod faults;
 mod helm;
+mod inspect;
 mod kernels;
+mod machines;
 mod measure;
 mod memory;
 mod packed;

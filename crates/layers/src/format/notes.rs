@@ -22,6 +22,21 @@ fn word(b: &[u8], at: usize) -> Option<usize> {
     usize::try_from(u32::from_le_bytes(bytes)).ok()
 }
 
+/// The VMCOREINFO among the notes of a little-endian dump.
+pub(super) fn vmcoreinfo(notes: &[u8]) -> Option<Vec<u8>> {
+    let mut at = 0usize;
+    while let (Some(name_len), Some(desc_len)) = (word(notes, at), word(notes, at + 4)) {
+        let name = notes.get(at + 12..(at + 12).saturating_add(name_len))?;
+        let desc_at = at + 12 + name_len.next_multiple_of(4);
+        let desc = notes.get(desc_at..desc_at.saturating_add(desc_len))?;
+        if name.starts_with(b"VMCOREINFO") && desc.len() <= MAX_INFO {
+            return Some(desc.to_vec());
+        }
+        at = desc_at + desc_len.next_multiple_of(4);
+    }
+    None
+}
+
 /// Adds the page tables that the notes of a little-endian dump name.
 pub(super) fn page_tables(notes: &[u8], arch: Option<&str>, out: &mut Vec<u64>) {
     let mut at = 0usize;

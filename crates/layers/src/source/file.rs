@@ -17,6 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct FileSource {
     file: File,
     pin: SourcePin,
+    /// Whether its name leads to it.
+    named: bool,
     /// Mapping it has failed.
     unmapped: AtomicBool,
 }
@@ -98,6 +100,24 @@ impl FileSource {
         Ok(Self {
             file,
             pin,
+            named: true,
+            unmapped: AtomicBool::new(false),
+        })
+    }
+
+    /// An open file that has no name, or one that nobody is to open it by. `name` is for messages.
+    pub fn unnamed(file: File, name: &str) -> Result<Self, SourceError> {
+        let what = name.to_owned();
+        let meta = file
+            .metadata()
+            .map_err(|e| open_error(&path_of(name), &e))?;
+        if meta.len() == 0 {
+            return Err(SourceError::Empty { what });
+        }
+        Ok(Self {
+            pin: pin_of(name, &meta),
+            file,
+            named: false,
             unmapped: AtomicBool::new(false),
         })
     }
@@ -217,7 +237,11 @@ impl ByteSource for FileSource {
         let SourcePin::File { path, .. } = &self.pin else {
             return Ok(());
         };
-        let meta = std::fs::metadata(path_of(path)).map_err(|e| SourceError::Changed {
+        let meta = match self.named {
+            true => std::fs::metadata(path_of(path)),
+            false => self.file.metadata(),
+        };
+        let meta = meta.map_err(|e| SourceError::Changed {
             what: path.clone(),
             detail: format!("it can no longer be looked at: {e}"),
         })?;

@@ -5,6 +5,7 @@
 
 mod allow;
 mod cache;
+mod count;
 mod disk;
 mod fault;
 mod file;
@@ -16,6 +17,7 @@ pub mod s3;
 
 pub use allow::Allowed;
 pub use cache::CachedPhys;
+pub use count::CountedSource;
 pub use disk::{DiskCache, DiskCaches, DiskLimits};
 pub use fault::{Fault, FaultSource};
 pub use file::FileSource;
@@ -275,6 +277,7 @@ pub struct Sources {
     s3: S3Config,
     client: Arc<OnceCell<S3Client>>,
     allowed: Arc<Allowed>,
+    own: Option<Arc<str>>,
 }
 
 impl Sources {
@@ -284,7 +287,38 @@ impl Sources {
             s3,
             client: Arc::default(),
             allowed: Arc::default(),
+            own: None,
         }
+    }
+
+    /// The same, and what jobs of this store unpacked for themselves: a plan may name it, and nobody who submits a job.
+    pub fn owning(mut self, store: &str) -> Self {
+        self.own = Some(Arc::from(store.trim_end_matches('/')));
+        self
+    }
+
+    /// Whether a name is that of what a job unpacked.
+    fn is_own(&self, name: &str) -> bool {
+        let Some(own) = &self.own else {
+            return false;
+        };
+        let below = name
+            .strip_prefix(own.as_ref())
+            .and_then(|r| r.strip_prefix("/jobs/"));
+        below.is_some_and(|r| {
+            let mut parts = r.split('/');
+            let unpacked = parts.nth(1) == Some("unpacked");
+            unpacked && !r.split('/').any(|p| matches!(p, "" | "." | ".."))
+        })
+    }
+
+    /// Opens what was unpacked for a job.
+    pub async fn open_own(&self, name: &str) -> Result<Arc<dyn ByteSource>, SourceError> {
+        let all = Self {
+            allowed: Arc::default(),
+            ..self.clone()
+        };
+        all.open(name).await
     }
 
     /// The same, for no more than what is allowed.
@@ -325,15 +359,52 @@ impl Sources {
         Ok(Arc::new(apart(name, open).await?))
     }
 
+    /// What lies beside a source that was opened.
+    pub fn beside(&self, pin: &SourcePin) -> Siblings {
+        Siblings {
+            sources: self.clone(),
+            name: pin.to_string(),
+        }
+    }
+
     /// Opens the version that was pinned before.
     pub async fn open_pinned(&self, pin: &SourcePin) -> Result<Arc<dyn ByteSource>, SourceError> {
         if let SourcePin::S3 { bucket, key, .. } = pin {
-            self.allowed.check_object(bucket, key)?;
+            if !self.is_own(&pin.to_string()) {
+                self.allowed.check_object(bucket, key)?;
+            }
             return Ok(Arc::new(S3Source::pinned(&self.s3().await, pin)?));
         }
-        let (allowed, of) = (self.allowed.clone(), pin.clone());
+        let own = self.is_own(&pin.to_string());
+        let allowed = if own {
+            Arc::default()
+        } else {
+            self.allowed.clone()
+        };
+        let of = pin.clone();
         let open = move || FileSource::open_pinned_allowed(&of, &allowed);
         Ok(Arc::new(apart(&pin.to_string(), open).await?))
+    }
+}
+
+/// Files or objects that differ from another in the ending of their names alone.
+#[derive(Clone, Debug)]
+pub struct Siblings {
+    sources: Sources,
+    name: String,
+}
+
+#[async_trait]
+impl crate::format::Beside for Siblings {
+    async fn with_ending(&self, ending: &str) -> Result<Option<Arc<dyn ByteSource>>, SourceError> {
+        let Some((stem, _)) = self.name.rsplit_once('.') else {
+            return Ok(None);
+        };
+        match self.sources.open(&format!("{stem}.{ending}")).await {
+            Ok(s) => Ok(Some(s)),
+            Err(SourceError::NotFound { .. } | SourceError::Empty { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 }
 

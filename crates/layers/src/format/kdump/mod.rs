@@ -17,16 +17,18 @@
 //! Sources: makedumpfile `IMPLEMENTATION`, "The kdump-compressed format" and "The incomplete DUMPFILE"; QEMU
 //! `include/sysemu/dump.h` (`DiskDumpHeader64`, `KdumpSubHeader64`, `PageDescriptor`).
 
+mod header;
+
 use super::flat::{Dump, MAGIC as FLAT};
-use super::{
-    ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, gap, note, notes as elf_notes,
-};
+use super::{ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, gap, note};
 use crate::extent::{Codec, Decoder, ImageBuilder, MAX_STORED, Stored};
 use crate::source::ByteSource;
 use async_trait::async_trait;
+pub(super) use header::Header;
+use header::{bad, cut, u32_at, u64_at};
 use std::collections::BTreeMap;
 
-const MAGIC: &[u8] = b"KDUMP   ";
+pub(super) const MAGIC: &[u8] = b"KDUMP   ";
 /// Bytes of a page descriptor.
 const DESCRIPTOR: u64 = 24;
 /// Bytes of descriptors, and of a bitmap, that are read at once.
@@ -42,192 +44,6 @@ const INCOMPLETE: u32 = 8;
 /// kdump-compressed dumps.
 #[derive(Clone, Copy, Debug)]
 pub struct Kdump;
-
-/// What the headers say.
-#[derive(Debug)]
-struct Header {
-    block: u64,
-    arch: Option<&'static str>,
-    status: u32,
-    dump_level: u32,
-    /// Where the second bitmap begins, and its bytes.
-    dumped: (u64, u64),
-    /// Where the first begins.
-    memory: u64,
-    descriptors: u64,
-    /// Pages that this file has descriptors of, by number.
-    pages: std::ops::Range<u64>,
-    /// Whether it is one file of several.
-    part: bool,
-    vmcoreinfo: (u64, u64),
-    notes: (u64, u64),
-}
-
-fn bad(offset: u64, expected: impl Into<String>, found: impl Into<String>) -> FormatError {
-    FormatError::Header {
-        format: "kdump",
-        offset,
-        expected: expected.into(),
-        found: found.into(),
-    }
-}
-
-fn cut(what: &str, offset: u64) -> FormatError {
-    bad(
-        offset,
-        format!("{what} inside the file"),
-        "the end of the file; the dump was cut short, copy or take it again",
-    )
-}
-
-fn u32_at(b: &[u8], at: usize) -> u32 {
-    b.get(at..at + 4)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u32::from_le_bytes)
-}
-
-fn u64_at(b: &[u8], at: usize) -> u64 {
-    b.get(at..at + 8)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u64::from_le_bytes)
-}
-
-/// Names of processors in `utsname.machine`.
-fn arch(machine: &[u8]) -> Option<&'static str> {
-    let end = machine
-        .iter()
-        .position(|b| *b == 0)
-        .unwrap_or(machine.len());
-    match &machine[..end] {
-        b"x86_64" => Some("x86_64"),
-        b"aarch64" => Some("aarch64"),
-        b"i386" | b"i486" | b"i586" | b"i686" => Some("x86"),
-        b"ppc64le" => Some("ppc64"),
-        b"riscv64" => Some("riscv"),
-        b"loongarch64" => Some("loongarch"),
-        _ => None,
-    }
-}
-
-/// Sizes of a page that are possible.
-fn is_block(n: u32) -> bool {
-    n.is_power_of_two() && (4096..=64 << 10).contains(&n)
-}
-
-/// Offset of `status`: behind names of 6 * 65 bytes at 12 and a time of two words with their alignment.
-const STATUS_64: usize = 424;
-const STATUS_32: usize = 412;
-
-impl Header {
-    async fn read(dump: &Dump<'_>) -> Result<Self, FormatError> {
-        let head = dump
-            .read(0, 4096)
-            .await?
-            .ok_or_else(|| cut("the header", 0))?;
-        if !head.starts_with(MAGIC) {
-            return Err(bad(0, "KDUMP", format!("{:02x?}", &head[..8])));
-        }
-        let version = u32_at(&head, 8);
-        let block_at = |status: usize| u32_at(&head, status + 4);
-        let status = [STATUS_64, STATUS_32]
-            .into_iter()
-            .find(|s| is_block(block_at(*s)));
-        let Some(s) = status else {
-            let big = [STATUS_64, STATUS_32]
-                .iter()
-                .any(|s| is_block(block_at(*s).swap_bytes()));
-            let found = if big {
-                "a dump of a big-endian machine, which can't be read yet; convert it to ELF: makedumpfile -E".to_owned()
-            } else {
-                block_at(STATUS_64).to_string()
-            };
-            return Err(bad(
-                STATUS_64 as u64 + 4,
-                "a size of blocks of 4096 to 65536",
-                found,
-            ));
-        };
-        let wide = s == STATUS_64;
-        let block = u64::from(block_at(s));
-        let blocks = |at: usize| u64::from(u32_at(&head, s + at)) * block;
-        let (sub_len, bitmaps) = (blocks(8), blocks(12));
-        let sub_at = block;
-        let want = usize::try_from(sub_len.min(block)).unwrap_or(0);
-        let sub = dump
-            .read(sub_at, want)
-            .await?
-            .ok_or_else(|| cut("the sub header", sub_at))?;
-        let word = |at: usize| {
-            if wide {
-                u64_at(&sub, at)
-            } else {
-                u64::from(u32_at(&sub, at))
-            }
-        };
-        let since = |v: u32, field: (u64, u64)| if version >= v { field } else { (0, 0) };
-        let at = |wide_at: usize, narrow: usize| if wide { wide_at } else { narrow };
-        let vmcoreinfo = (u64_at(&sub, at(32, 20)), word(at(40, 28)));
-        let notes = (u64_at(&sub, at(48, 32)), word(at(56, 40)));
-        let max_mapnr = match version {
-            6.. => u64_at(&sub, at(96, 72)),
-            _ => u64::from(u32_at(&head, s + 16)),
-        };
-        let part = version >= 2 && u32_at(&sub, at(12, 8)) != 0;
-        let (first, last) = match version {
-            6.. => (u64_at(&sub, at(80, 56)), u64_at(&sub, at(88, 64))),
-            _ => (word(at(16, 12)), word(at(24, 16))),
-        };
-        let bitmap = bitmaps / 2;
-        let memory = sub_at.saturating_add(sub_len);
-        let count = max_mapnr.min(bitmap.saturating_mul(8));
-        let header = Self {
-            block,
-            arch: arch(&head[12 + 4 * 65..12 + 5 * 65]),
-            status: u32_at(&head, s),
-            dump_level: if version >= 1 {
-                u32_at(&sub, at(8, 4))
-            } else {
-                0
-            },
-            dumped: (memory.saturating_add(bitmap), bitmap),
-            memory,
-            descriptors: memory.saturating_add(bitmaps),
-            pages: if part {
-                first.min(count)..last.min(count)
-            } else {
-                0..count
-            },
-            part,
-            vmcoreinfo: since(3, vmcoreinfo),
-            notes: since(4, notes),
-        };
-        if header.descriptors >= dump.len() {
-            return Err(cut("the bitmaps", memory));
-        }
-        if count == 0 {
-            return Err(FormatError::NoMemory { format: "kdump" });
-        }
-        Ok(header)
-    }
-
-    /// Page tables that the dump's notes lead to.
-    async fn page_tables(&self, dump: &Dump<'_>) -> Result<Vec<u64>, FormatError> {
-        let mut out = Vec::new();
-        let arch = self.arch;
-        let (at, len) = self.notes;
-        if len > 0 {
-            let b = dump.read_some(at, len.min(MAX_NOTES)).await?;
-            elf_notes::page_tables(&b, arch, &mut out);
-        }
-        let (at, len) = self.vmcoreinfo;
-        if len > 0 {
-            let b = dump.read_some(at, len.min(MAX_NOTES)).await?;
-            let found = elf_notes::of_vmcoreinfo(&b, arch);
-            out.extend(found.filter(|t| !out.contains(t)));
-        }
-        Ok(out)
-    }
-}
 
 /// Goes over a bitmap from bit to bit, which it reads as it goes.
 struct Bits<'a> {
@@ -486,6 +302,7 @@ impl ImageFormat for Kdump {
         Ok(Opened {
             layout: Layout {
                 format: "kdump".into(),
+                version: Some(h.version.to_string()),
                 runs,
                 arch: h.arch.map(str::to_owned),
                 dtb_hints,
