@@ -1,5 +1,6 @@
 //! A Windows kernel as any other opened machine.
 
+use super::names::Names;
 use super::views::ALL;
 use super::{Kernel, Windows, WindowsError};
 use crate::content::{Extent, Recovered};
@@ -31,7 +32,7 @@ const TABLES: usize = 1 << 20;
 impl Kernel<'_> {
     /// Visits the memory that page tables of a process map in its own half. Large tables that lead in circles end with
     /// a budget; what could not be read is a doubt.
-    fn own_pages(
+    pub(super) fn own_pages(
         &self,
         p: &super::process::Process<'_>,
         doubts: &mut Vec<String>,
@@ -79,18 +80,21 @@ impl Machine for Kernel<'_> {
     fn recover(
         &self,
         view: &View,
-        _: Option<i64>,
+        pid: Option<i64>,
         doubts: &mut Vec<String>,
         visit: &mut dyn FnMut(Recovered) -> ControlFlow<()>,
     ) -> Result<(), ViewError> {
         let own = ALL.iter().find(|v| v.name == view.name);
         let Some(recover) = own.and_then(|v| v.recover) else {
+            let able = ALL.iter().filter(|v| v.recover.is_some());
+            let able: Vec<&str> = able.map(|v| v.name).collect();
             return Err(ViewError::new(format!(
-                "{} gives no content of a capture of Windows; windows/hivelist does",
-                view.name
+                "{} gives no content of a capture of Windows; {} do",
+                view.name,
+                able.join(", ")
             )));
         };
-        Ok(recover(self, doubts, visit)?)
+        Ok(recover(self, pid, doubts, visit)?)
     }
 
     fn frames(
@@ -215,10 +219,25 @@ impl Machine for Kernel<'_> {
         Ok(out)
     }
 
-    fn files(&self, _: &Viewer) -> Result<Box<dyn Files + '_>, FilesError> {
-        Err(ViewError::new(
-            "files are not listed from captures of Windows yet; ramsift view filescan has the names of those that were open",
-        ).into())
+    fn files(&self, viewer: &Viewer) -> Result<Box<dyn Files + '_>, FilesError> {
+        match viewer {
+            Viewer::Machine => {}
+            Viewer::Process(pid) => {
+                let all = self.processes(&mut Vec::new()).map_err(ViewError::from)?;
+                if !all.iter().any(|p| p.pid == i64::from(*pid)) {
+                    return Err(FilesError::NoProcess(*pid));
+                }
+            }
+            Viewer::Namespace(ns) => return Err(FilesError::NoNamespace(*ns)),
+            Viewer::Container(name) => {
+                return Err(FilesError::NoContainer {
+                    wanted: name.clone(),
+                    there: Vec::new(),
+                });
+            }
+        }
+        let names = Names::new(self).map_err(ViewError::from)?;
+        Ok(Box::new(names))
     }
 
     fn seen_by_others(&self, _: &str) -> Vec<String> {

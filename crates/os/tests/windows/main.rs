@@ -3,5 +3,6 @@
 
 mod common;
 mod dumps;
+mod files;
 mod hostile;
 mod views;

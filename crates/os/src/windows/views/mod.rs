@@ -3,11 +3,13 @@
 mod command_lines;
 mod dlllist;
 mod drivers;
+mod dumpfiles;
 mod files;
 mod handles;
 mod info;
 mod modules;
 mod network;
+mod pedump;
 mod pslist;
 mod psscan;
 mod pstree;
@@ -36,10 +38,12 @@ pub(super) const ALL: &[WindowsView] = &[
     dlllist::LDRMODULES,
     vads::VADINFO,
     vads::MALFIND,
+    pedump::PEDUMP,
     modules::MODULES,
     drivers::DRIVERSCAN,
     network::NETSCAN,
     files::FILESCAN,
+    dumpfiles::DUMPFILES,
     registry::HIVELIST,
     registry::REGISTRY,
 ];

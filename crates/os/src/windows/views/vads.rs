@@ -67,11 +67,14 @@ pub(in crate::windows) struct Area {
     pub(in crate::windows) end: u64,
     tag: String,
     protection: u32,
-    private: bool,
+    pub(in crate::windows) private: bool,
     commit: Option<u64>,
     pub(in crate::windows) file: Option<String>,
     vad: u64,
     pub(in crate::windows) image: bool,
+    /// Address of the control area, and of the first prototype entry; 0 of private memory.
+    pub(in crate::windows) control: u64,
+    pub(in crate::windows) prototypes: u64,
 }
 
 /// The row that MmProtectToValue repeats for each kind of caching: the same in all builds.
@@ -182,11 +185,14 @@ fn area(
     // Short descriptors end before what tells of files.
     let long = !matches!(&tag, b"VadS" | b"VadF");
     let (mut mapped, mut image) = (None, false);
+    let (mut area, mut prototypes) = (0, 0);
     if long {
         let own = k.object("_MMVAD", node.va);
         if let Ok(Some(sub)) = own.follow("Subsection", "_SUBSECTION")
             && let Ok(Some(control)) = sub.follow("ControlArea", "_CONTROL_AREA")
         {
+            area = control.va;
+            prototypes = own.number("FirstPrototypePte").unwrap_or(0);
             image = control.number("u.Flags.Image").is_ok_and(|i| i != 0);
             let at = control.number("FilePointer").map_or(0, |f| f & !0xf);
             mapped = (at != 0).then(|| file(k, types, at)).flatten();
@@ -202,6 +208,8 @@ fn area(
         file: mapped,
         vad: node.va,
         image,
+        control: area,
+        prototypes,
     })
 }
 
