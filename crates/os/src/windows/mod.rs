@@ -11,6 +11,7 @@ mod cached;
 mod devices;
 mod discover;
 mod image;
+mod kernel_modules;
 mod lists;
 mod machine;
 mod names;

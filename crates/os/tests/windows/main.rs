@@ -5,4 +5,5 @@ mod common;
 mod dumps;
 mod files;
 mod hostile;
+mod kernel;
 mod views;
