@@ -1,6 +1,7 @@
 //! OS-aware views of a capture: find the kernel, then read its structures.
 
 pub mod content;
+mod disassembly;
 pub mod discover;
 pub mod files;
 pub mod frames;

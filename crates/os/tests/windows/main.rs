@@ -6,4 +6,6 @@ mod dumps;
 mod files;
 mod hostile;
 mod kernel;
+mod processes;
+mod registry;
 mod views;

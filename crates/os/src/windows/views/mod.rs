@@ -1,5 +1,6 @@
 //! Views, one file each.
 
+mod bigpools;
 mod callbacks;
 mod command_lines;
 mod dlllist;
@@ -8,6 +9,7 @@ mod drivers;
 mod dumpfiles;
 mod files;
 mod handles;
+mod hollowprocesses;
 mod info;
 mod modscan;
 mod modules;
@@ -19,10 +21,15 @@ mod psscan;
 mod pstree;
 mod psxview;
 mod registry;
+mod run_keys;
+mod services;
+mod sessions;
 mod ssdt;
+mod suspicious_threads;
 mod threads;
 mod tokens;
 mod vads;
+mod verinfo;
 
 use super::WindowsView;
 
@@ -35,8 +42,10 @@ pub(super) const ALL: &[WindowsView] = &[
     pstree::PSTREE,
     command_lines::CMDLINE,
     command_lines::ENVARS,
+    sessions::SESSIONS,
     threads::THREADS,
     object_scans::THRDSCAN,
+    suspicious_threads::SUSPICIOUS_THREADS,
     tokens::GETSIDS,
     tokens::PRIVILEGES,
     handles::HANDLES,
@@ -46,7 +55,9 @@ pub(super) const ALL: &[WindowsView] = &[
     dlllist::LDRMODULES,
     vads::VADINFO,
     vads::MALFIND,
+    hollowprocesses::HOLLOWPROCESSES,
     pedump::PEDUMP,
+    verinfo::VERINFO,
     modules::MODULES,
     modscan::MODSCAN,
     modscan::UNLOADEDMODULES,
@@ -55,9 +66,13 @@ pub(super) const ALL: &[WindowsView] = &[
     driver_functions::DEVICETREE,
     ssdt::SSDT,
     callbacks::CALLBACKS,
+    bigpools::BIGPOOLS,
     network::NETSCAN,
     files::FILESCAN,
     dumpfiles::DUMPFILES,
     registry::HIVELIST,
+    bigpools::HIVESCAN,
     registry::REGISTRY,
+    services::SERVICES,
+    run_keys::RUN_KEYS,
 ];
