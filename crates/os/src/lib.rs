@@ -1,5 +1,6 @@
 //! OS-aware views of a capture: find the kernel, then read its structures.
 
+mod claims;
 pub mod content;
 mod disassembly;
 pub mod discover;

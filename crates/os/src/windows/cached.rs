@@ -211,7 +211,7 @@ pub(super) struct Part {
     len: u64,
 }
 
-/// The subsections of a control area, by their place in the file.
+/// The subsections of a control area, in the order in which they are mapped.
 pub(super) fn parts(k: &Kernel<'_>, area: u64, is_image: bool) -> Vec<Part> {
     let Ok(size) = k.symbols.types().size_of("_CONTROL_AREA") else {
         return Vec::new();
@@ -240,8 +240,56 @@ pub(super) fn parts(k: &Kernel<'_>, area: u64, is_image: bool) -> Vec<Part> {
         }
         at = s.number("NextSubsection").unwrap_or(0);
     }
-    out.sort_by_key(|p| p.start);
     out
+}
+
+/// The pages of a section that are in memory, as they are mapped: prototype entry by prototype entry. The second part tells
+/// where in it an entry stands.
+#[derive(Clone, Debug)]
+pub(super) struct Section {
+    pub(super) content: Content,
+    /// First entry, how many, and their place in the section, in bytes.
+    runs: Vec<(u64, u64, u64)>,
+}
+
+impl Section {
+    /// The section of a control area.
+    pub(super) fn new(k: &Kernel<'_>, area: u64, budget: &mut Budget) -> Option<Self> {
+        let area = control_area(k, area)?;
+        let is_image = area.number("u.Flags.Image").is_ok_and(|i| i != 0);
+        let (mut runs, mut size) = (Vec::new(), 0u64);
+        for p in parts(k, area.va, is_image) {
+            let len = p.count.checked_mul(PAGE)?;
+            runs.push((p.entries, p.count, size));
+            size = size.checked_add(len).filter(|s| *s <= LONGEST)?;
+        }
+        let mut content = Content::new(size);
+        for (entries, count, start) in &runs {
+            for first in (0..*count).step_by(512).take_while(|_| *entries != 0) {
+                let found = pages(k, entries.wrapping_add(first * 8), count - first, budget);
+                for (i, pa) in found.into_iter().enumerate() {
+                    let Some(pa) = pa else { continue };
+                    content.push(Extent {
+                        offset: start + (first + i as u64) * PAGE,
+                        pa: PhysAddr(pa),
+                        len: PAGE,
+                    });
+                }
+                if budget.is_spent() || content.extents().len() > MOST_EXTENTS {
+                    return None;
+                }
+            }
+        }
+        Some(Self { content, runs })
+    }
+
+    /// The place of an entry in the section, in bytes.
+    pub(super) fn place(&self, entry: u64) -> Option<u64> {
+        self.runs.iter().find_map(|(first, count, start)| {
+            let inside = entry.checked_sub(*first)?;
+            (inside < count.saturating_mul(8)).then_some(start + inside / 8 * PAGE)
+        })
+    }
 }
 
 /// The pages that `count` prototype entries from `va` on lead to; what can't be read leads nowhere.
@@ -418,7 +466,9 @@ impl Stream {
         if self.image == 0 {
             return None;
         }
-        let all = parts(k, self.image, true);
+        let mut all = parts(k, self.image, true);
+        // What is in no file, as zeros at the end of a section, has no place there.
+        all.sort_by_key(|p| p.start);
         let ends = all.iter().map(|p| p.start.saturating_add(p.len));
         let size = ends.max().filter(|n| *n <= 1 << 32)?;
         let mut out = Content::new(size);

@@ -3,7 +3,7 @@
 use super::names::Names;
 use super::views::ALL;
 use super::{Kernel, Windows, WindowsError};
-use crate::content::{Extent, Recovered};
+use crate::content::Recovered;
 use crate::files::{Files, FilesError, Viewer};
 use crate::frames::Frame;
 use crate::machine::{Machine, ViewError};
@@ -13,9 +13,7 @@ use crate::table::Table;
 use crate::view::View;
 use ramsift_layers::run::RunMap;
 use ramsift_layers::translate::{Mapped, PhysRead, mappings};
-use std::collections::{BTreeMap, HashSet};
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
 
 impl From<WindowsError> for ViewError {
     fn from(e: WindowsError) -> Self {
@@ -25,7 +23,6 @@ impl From<WindowsError> for ViewError {
 
 /// Addresses that processes have for themselves.
 const USER: Range<u64> = 0..1 << 47;
-const PAGE: u64 = 4096;
 /// Pages of tables of one process that are read at most.
 const TABLES: usize = 1 << 20;
 
@@ -103,53 +100,7 @@ impl Machine for Kernel<'_> {
         doubts: &mut Vec<String>,
         out: &mut dyn FnMut(Frame),
     ) -> Result<(), ViewError> {
-        let mut owners: BTreeMap<u64, (Arc<str>, &'static str, u64)> = BTreeMap::new();
-        for p in self.processes(doubts)? {
-            if p.object.number("Peb").is_ok_and(|peb| peb == 0) {
-                continue;
-            }
-            let name: Arc<str> = p.label().into();
-            self.own_pages(&p, doubts, &mut |m| match m {
-                Mapped::Page { va, pa, len, .. } => {
-                    for i in 0..len / PAGE {
-                        let page = pa.0 + i * PAGE;
-                        owners
-                            .entry(page)
-                            .or_insert((name.clone(), "process", va + i * PAGE));
-                    }
-                }
-                Mapped::Table { pa, .. } => {
-                    owners.insert(pa.0, (name.clone(), "page table", 0));
-                }
-            });
-        }
-        let held = |pa: u64| runs.from_phys(ramsift_layers::PhysAddr(pa)).is_some();
-        let mut last: Option<Frame> = None;
-        for (pa, (owner, state, va)) in owners.into_iter().filter(|(pa, _)| held(*pa)) {
-            let va = (state == "process").then_some(va);
-            let goes_on = last.as_ref().is_some_and(|l: &Frame| {
-                l.start.0 + l.len == pa
-                    && l.state == state
-                    && l.owner.as_deref() == Some(&*owner)
-                    && l.va.map(|v| v + l.len) == va
-            });
-            match &mut last {
-                Some(l) if goes_on => l.len += PAGE,
-                _ => {
-                    last.take().into_iter().for_each(&mut *out);
-                    last = Some(Frame {
-                        start: ramsift_layers::PhysAddr(pa),
-                        len: PAGE,
-                        state,
-                        owner: Some(owner),
-                        va,
-                        file_offset: None,
-                    });
-                }
-            }
-        }
-        last.into_iter().for_each(out);
-        Ok(())
+        Ok(super::frames::frames(self, runs, doubts, out)?)
     }
 
     fn resident(
@@ -157,66 +108,7 @@ impl Machine for Kernel<'_> {
         doubts: &mut Vec<String>,
         visit: &mut dyn FnMut(Unit) -> ControlFlow<()>,
     ) -> Result<Vec<Resident>, ViewError> {
-        let mut seen = HashSet::new();
-        let (mut out, mut number, mut shared) = (Vec::new(), 0u32, 0u64);
-        for p in self.processes(doubts)? {
-            if p.object.number("Peb").is_ok_and(|peb| peb == 0) {
-                continue;
-            }
-            let mut extents: Vec<Extent> = Vec::new();
-            self.own_pages(&p, doubts, &mut |m| {
-                let Mapped::Page { va, pa, len, .. } = m else {
-                    return;
-                };
-                for i in 0..len / PAGE {
-                    if !seen.insert(pa.0 + i * PAGE) {
-                        shared += 1;
-                        continue;
-                    }
-                    let (va, pa) = (va + i * PAGE, pa.saturating_add(i * PAGE));
-                    match extents.last_mut() {
-                        Some(l) if l.offset + l.len == va && l.pa.0 + l.len == pa.0 => {
-                            l.len += PAGE
-                        }
-                        _ => extents.push(Extent {
-                            offset: va,
-                            pa,
-                            len: PAGE,
-                        }),
-                    }
-                }
-            });
-            if extents.is_empty() {
-                continue;
-            }
-            out.push(Resident {
-                pid: p.pid,
-                comm: p.name(),
-                object: p.object.va,
-                started: p
-                    .object
-                    .number("CreateTime")
-                    .ok()
-                    .map(|t| t.saturating_mul(100)),
-                units: vec![(number, 0)],
-            });
-            let unit = Unit {
-                number,
-                file: None,
-                process: Some(p.label()),
-                extents,
-            };
-            number = number.saturating_add(1);
-            if visit(unit).is_break() {
-                break;
-            }
-        }
-        if shared > 0 {
-            doubts.push(format!(
-                "{shared} pages that processes share are searched as memory of the first one that has them"
-            ));
-        }
-        Ok(out)
+        Ok(super::resident::resident(self, doubts, visit)?)
     }
 
     fn files(&self, viewer: &Viewer) -> Result<Box<dyn Files + '_>, FilesError> {

@@ -4,6 +4,7 @@
 mod common;
 mod dumps;
 mod files;
+mod frames;
 mod hostile;
 mod kernel;
 mod processes;

@@ -64,16 +64,19 @@ const HIVE_TAG: [u8; 4] = *b"CM10";
 const HIVE_MARK: u64 = 0xbee0_bee0;
 
 /// Pool memory of whole pages.
-struct Pool {
-    va: u64,
-    tag: [u8; 4],
-    bytes: Option<u64>,
+pub(in crate::windows) struct Pool {
+    pub(in crate::windows) va: u64,
+    pub(in crate::windows) tag: [u8; 4],
+    pub(in crate::windows) bytes: Option<u64>,
     kind: Option<u64>,
-    freed: bool,
+    pub(in crate::windows) freed: bool,
 }
 
 /// Visits the entries of the table that were used. Gives how many pages of it could not be read.
-fn each(k: &Kernel<'_>, visit: &mut dyn FnMut(Pool)) -> Result<u64, WindowsError> {
+pub(in crate::windows) fn each(
+    k: &Kernel<'_>,
+    visit: &mut dyn FnMut(Pool),
+) -> Result<u64, WindowsError> {
     let ty = "_POOL_TRACKER_BIG_PAGES";
     let types = k.symbols.types();
     let size = types.size_of(ty)?;

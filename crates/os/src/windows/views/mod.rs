@@ -1,6 +1,6 @@
 //! Views, one file each.
 
-mod bigpools;
+pub(super) mod bigpools;
 mod callbacks;
 mod command_lines;
 mod dlllist;
@@ -28,7 +28,7 @@ mod ssdt;
 mod suspicious_threads;
 mod threads;
 mod tokens;
-mod vads;
+pub(super) mod vads;
 mod verinfo;
 
 use super::WindowsView;
