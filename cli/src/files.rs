@@ -28,9 +28,21 @@ use std::sync::Arc;
 fn split(target: &str) -> (&str, &str) {
     match target.rfind(":/") {
         // The :// of a URL is none.
-        Some(i) if !target[i + 1..].starts_with("//") => (&target[..i], &target[i + 1..]),
+        Some(i) if !target[i + 1..].starts_with("//") => {
+            let i = before_drive(target, i);
+            (&target[..i], target[i..].trim_start_matches(':'))
+        }
         _ => (target, "/"),
     }
+}
+
+/// Where the path begins whose colon at `i` may be that of a drive: `IMAGE:/C:/Users`, `IMAGE:C:/Users`.
+fn before_drive(target: &str, i: usize) -> usize {
+    let head = target[..i].strip_suffix(|c: char| c.is_ascii_alphabetic());
+    let head = head.map(|h| h.strip_suffix('/').unwrap_or(h));
+    // What is left must be an image: a capture can be called `C`.
+    let image = head.and_then(|h| h.strip_suffix(':'));
+    image.filter(|h| !h.is_empty()).map_or(i, str::len)
 }
 
 /// Asks the machine of the capture in `target` something about a path.
@@ -377,6 +389,8 @@ fn write(machine: &dyn Machine, dir: &Path, r: &Recovered) -> io::Result<Listed>
 /// Which content of a view is wanted.
 struct Wanted {
     view: &'static View,
+    /// What the view of the capture's own system is for that is meant, where none was named.
+    purpose: Option<Purpose>,
     pid: Vec<u32>,
     /// A path below which files are wanted.
     path: String,
@@ -408,6 +422,7 @@ pub(crate) async fn recover(config: &Config, args: RecoverArgs) -> Result<u8> {
     let e = evidence::open(config, image, args.place.evidence.as_deref()).await?;
     let wanted = Wanted {
         view,
+        purpose: args.view.is_none().then_some(Purpose::CachedFiles),
         pid: args.pid,
         path: path.to_owned(),
     };
@@ -420,6 +435,7 @@ pub(crate) async fn procdump(config: &Config, args: ProcdumpArgs) -> Result<u8> 
     let e = evidence::open(config, &args.image, args.place.evidence.as_deref()).await?;
     let wanted = Wanted {
         view,
+        purpose: Some(Purpose::ProcessCores),
         pid: args.pid,
         path: "/".to_owned(),
     };
@@ -440,6 +456,14 @@ async fn write_all(config: &Config, e: Evidence, wanted: Wanted, to: &Path) -> R
     let dir = to.to_owned();
     fs::create_dir_all(&dir).with_context(|| format!("folder {}", dir.display()))?;
     let (files, whole, doubts) = of_machine(config, e, "/", move |machine, _| {
+        let view = match wanted.purpose {
+            Some(purpose) => {
+                let system = machine.system();
+                let none = || format!("captures of {} have no such content yet", system.name());
+                system.view_for(purpose).with_context(none)?
+            }
+            None => view,
+        };
         let mut list = io::BufWriter::new(File::create(dir.join("files.jsonl"))?);
         let (mut files, mut whole, mut failed) = (0u64, 0u64, None);
         let mut doubts = Vec::new();
@@ -501,6 +525,10 @@ mod tests {
         assert_eq!(split("s3://b/a.mem"), ("s3://b/a.mem", "/"));
         assert_eq!(split("s3://b/a.mem:/etc"), ("s3://b/a.mem", "/etc"));
         assert_eq!(split("/tmp/a.mem"), ("/tmp/a.mem", "/"));
+        assert_eq!(split("a.mem:/C:/Users"), ("a.mem", "/C:/Users"));
+        assert_eq!(split("a.mem:C:/Users"), ("a.mem", "C:/Users"));
+        assert_eq!(split("s3://b/a.mem:/d:/x"), ("s3://b/a.mem", "/d:/x"));
+        assert_eq!(split("C:/Users"), ("C", "/Users"));
     }
 
     #[test]
