@@ -441,6 +441,14 @@ pub(crate) async fn line(
         ..ChunkParams::default()
     };
     let chunks = chunks.count(source.len());
+    let head = source.head(format::HEAD_LEN).await.ok()?;
+    if let Some(inside) = peek(&head, source.pin().name()) {
+        return Some(format!(
+            "{}, {}; it is unpacked before it is planned",
+            inside.what,
+            HumanBytes(source.len())
+        ));
+    }
     if let Some(o) = outline(source).await.ok()? {
         let memory = o
             .memory
