@@ -237,6 +237,9 @@ fn millis(d: Duration) -> u64 {
 async fn fill(look: &Look, row: &mut Row) -> Result<(), String> {
     let opened = look.sources.open(&row.capture).await;
     let source = opened.map_err(|e| e.to_string())?;
+    let beside = look.sources.beside(source.pin());
+    let joined = format::joined(&source, &beside).await;
+    let source = joined.map_err(|e| e.to_string())?.unwrap_or(source);
     let counted = Arc::new(CountedSource::new(source));
     row.size = Some(counted.len());
     let mut head = counted.head(format::HEAD_LEN).await;
