@@ -110,6 +110,12 @@ pub(crate) enum Command {
         #[arg(long, default_value = "cancelled by the user")]
         reason: String,
     },
+    /// Run a job again that failed or was cancelled; what it had settled stays.
+    #[command(after_help = "Examples:\n  ramsift retry 001764000000-1a2b3c4d")]
+    Retry {
+        /// The job.
+        job: String,
+    },
     /// Show the findings of a job, loudest first.
     #[command(
         after_help = "Examples:\n  ramsift --store results results web01.mem --severity high\n  ramsift --store results results --all --kind domain"

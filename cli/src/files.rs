@@ -13,8 +13,7 @@ use ramsift_os::Machine;
 use ramsift_os::content::Recovered;
 use ramsift_os::files::{Files, FilesError, Metadata, Viewer};
 use ramsift_os::view::{Purpose, View, views};
-use ramsift_store::query::{QueryLimits, Tables};
-use ramsift_store::{Keys, Objects};
+use ramsift_store::Objects;
 use ramsift_structured_worker::{table_name, with_machine};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
@@ -29,9 +28,21 @@ use std::sync::Arc;
 fn split(target: &str) -> (&str, &str) {
     match target.rfind(":/") {
         // The :// of a URL is none.
-        Some(i) if !target[i + 1..].starts_with("//") => (&target[..i], &target[i + 1..]),
+        Some(i) if !target[i + 1..].starts_with("//") => {
+            let i = before_drive(target, i);
+            (&target[..i], target[i..].trim_start_matches(':'))
+        }
         _ => (target, "/"),
     }
+}
+
+/// Where the path begins whose colon at `i` may be that of a drive: `IMAGE:/C:/Users`, `IMAGE:C:/Users`.
+fn before_drive(target: &str, i: usize) -> usize {
+    let head = target[..i].strip_suffix(|c: char| c.is_ascii_alphabetic());
+    let head = head.map(|h| h.strip_suffix('/').unwrap_or(h));
+    // What is left must be an image: a capture can be called `C`.
+    let image = head.and_then(|h| h.strip_suffix(':'));
+    image.filter(|h| !h.is_empty()).map_or(i, str::len)
 }
 
 /// Asks the machine of the capture in `target` something about a path.
@@ -177,16 +188,15 @@ async fn sealed_ls(
     why: &anyhow::Error,
 ) -> Result<u8> {
     let view = crate::view::view_for(Purpose::CachedFiles)?;
-    let key = Keys::new(job).table(&table_name(view.name));
-    if objects.head(&key).await.is_err() {
+    let table = table_name(view.name);
+    let (t, there) = crate::results::session(objects, &[job.to_owned()]).await?;
+    if !there.contains(&table) {
         bail!("{why:#}; and job {job} has no table of cached files");
     }
     tell!(
         "{}; these are the files of the job's table",
         Shown(format!("{why:#}"))
     );
-    let t = Tables::new(objects, &QueryLimits::default())?;
-    t.register("v", &[key], None).await?;
     let below = if path == "/" {
         "/".to_owned()
     } else {
@@ -203,7 +213,7 @@ async fn sealed_ls(
     };
     let sql = format!(
         "SELECT mode, uid, gid, size, CASE WHEN pages_needed > 0 THEN least(pages, pages_needed) * 100 / pages_needed END AS cached, \
-         modified, path FROM v WHERE path = {q} OR (starts_with(path, {b}){deeper}) ORDER BY path"
+         modified, path FROM {table} WHERE path = {q} OR (starts_with(path, {b}){deeper}) ORDER BY path"
     );
     let how = Format {
         format: Rows::Table,
@@ -379,6 +389,8 @@ fn write(machine: &dyn Machine, dir: &Path, r: &Recovered) -> io::Result<Listed>
 /// Which content of a view is wanted.
 struct Wanted {
     view: &'static View,
+    /// What the view of the capture's own system is for that is meant, where none was named.
+    purpose: Option<Purpose>,
     pid: Vec<u32>,
     /// A path below which files are wanted.
     path: String,
@@ -410,6 +422,7 @@ pub(crate) async fn recover(config: &Config, args: RecoverArgs) -> Result<u8> {
     let e = evidence::open(config, image, args.place.evidence.as_deref()).await?;
     let wanted = Wanted {
         view,
+        purpose: args.view.is_none().then_some(Purpose::CachedFiles),
         pid: args.pid,
         path: path.to_owned(),
     };
@@ -422,6 +435,7 @@ pub(crate) async fn procdump(config: &Config, args: ProcdumpArgs) -> Result<u8> 
     let e = evidence::open(config, &args.image, args.place.evidence.as_deref()).await?;
     let wanted = Wanted {
         view,
+        purpose: Some(Purpose::ProcessCores),
         pid: args.pid,
         path: "/".to_owned(),
     };
@@ -442,6 +456,14 @@ async fn write_all(config: &Config, e: Evidence, wanted: Wanted, to: &Path) -> R
     let dir = to.to_owned();
     fs::create_dir_all(&dir).with_context(|| format!("folder {}", dir.display()))?;
     let (files, whole, doubts) = of_machine(config, e, "/", move |machine, _| {
+        let view = match wanted.purpose {
+            Some(purpose) => {
+                let system = machine.system();
+                let none = || format!("captures of {} have no such content yet", system.name());
+                system.view_for(purpose).with_context(none)?
+            }
+            None => view,
+        };
         let mut list = io::BufWriter::new(File::create(dir.join("files.jsonl"))?);
         let (mut files, mut whole, mut failed) = (0u64, 0u64, None);
         let mut doubts = Vec::new();
@@ -503,6 +525,10 @@ mod tests {
         assert_eq!(split("s3://b/a.mem"), ("s3://b/a.mem", "/"));
         assert_eq!(split("s3://b/a.mem:/etc"), ("s3://b/a.mem", "/etc"));
         assert_eq!(split("/tmp/a.mem"), ("/tmp/a.mem", "/"));
+        assert_eq!(split("a.mem:/C:/Users"), ("a.mem", "/C:/Users"));
+        assert_eq!(split("a.mem:C:/Users"), ("a.mem", "C:/Users"));
+        assert_eq!(split("s3://b/a.mem:/d:/x"), ("s3://b/a.mem", "/d:/x"));
+        assert_eq!(split("C:/Users"), ("C", "/Users"));
     }
 
     #[test]

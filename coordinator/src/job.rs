@@ -15,10 +15,12 @@ use ramsift_store::job::{self, now_micros, rules_key, to_json};
 use ramsift_store::lists::{LIST, PROCESSES, files_name, memory_name};
 use ramsift_store::tables::name;
 use ramsift_store::{Keys, Plan, StoreError, VerdictPlan};
+use ramsift_telemetry::set_parent;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tracing::Span;
 
 /// Small objects read at a time.
 pub(crate) const READS: usize = 16;
@@ -76,6 +78,14 @@ impl Searched {
     }
 }
 
+/// A task that was published and is not settled.
+#[derive(Clone, Copy, Debug)]
+struct Out {
+    /// Publications, this one included.
+    publication: u32,
+    since: Instant,
+}
+
 /// A job in the coordinator's memory; all of it can be read from the store again.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -91,7 +101,7 @@ pub(crate) struct Job {
     /// The ledger is being told what it has forgotten.
     pub(crate) healing: Arc<AtomicBool>,
     pending: VecDeque<TaskId>,
-    out: BTreeMap<TaskId, u32>,
+    out: BTreeMap<TaskId, Out>,
     open: BTreeSet<TaskId>,
     settled: BTreeSet<String>,
     split: BTreeSet<String>,
@@ -358,9 +368,12 @@ impl Job {
     /// The next task, and the lane it goes to.
     pub(crate) fn take(&mut self) -> Option<(Lane, Task)> {
         let id = self.pending.pop_front()?;
-        let n = self.out.entry(id.clone()).or_insert(0);
-        *n += 1;
-        let publication = *n;
+        let out = self.out.entry(id.clone()).or_insert(Out {
+            publication: 0,
+            since: Instant::now(),
+        });
+        out.publication += 1;
+        let publication = out.publication;
         let (lane, work) = match &id {
             TaskId::Chunk { index, .. } => {
                 let r = self.range(&id);
@@ -449,6 +462,26 @@ impl Job {
     /// Tasks that were published to a lane and are not settled.
     pub(crate) fn out_in(&self, of: Lane) -> usize {
         self.out.keys().filter(|t| lane(t) == of).count()
+    }
+
+    /// How long ago the first task was published to a lane that is not settled.
+    pub(crate) fn oldest_out(&self, of: Lane) -> Option<Duration> {
+        let there = |t: &TaskId| match of {
+            Lane::Suspects => t.parent().is_some(),
+            _ => lane(t) == of && t.parent().is_none(),
+        };
+        let all = self.out.iter().filter(|(t, _)| there(t));
+        all.map(|(_, o)| o.since.elapsed()).max()
+    }
+
+    /// A span of this job's trace.
+    pub(crate) fn in_trace(&self, span: Span) -> Span {
+        set_parent(&span, &self.state.trace.clone().into_iter().collect());
+        span
+    }
+
+    pub(crate) fn failed_tasks(&self) -> u64 {
+        self.failed_tasks
     }
 
     pub(crate) fn has_out(&self) -> bool {
@@ -682,6 +715,7 @@ impl Job {
             reason: reason.to_owned(),
             epoch,
             updated_micros: now_micros(),
+            trace: self.state.trace.clone(),
         }
     }
 }

@@ -12,9 +12,6 @@ use tokio_util::sync::CancellationToken;
 const LOOK: Duration = Duration::from_secs(5);
 /// How long nothing may happen before it is worth a word.
 pub(crate) const QUIET: Duration = Duration::from_secs(30);
-/// Lanes that workers take from.
-const LANES: [Lane; 3] = [Lane::Chunks, Lane::Suspects, Lane::Views];
-
 /// A lane as it was seen last.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
@@ -46,6 +43,11 @@ impl Lanes {
     /// Whether the broker has lost what it had since this was asked last.
     pub(crate) fn take_forgotten(&mut self) -> bool {
         std::mem::take(&mut self.forgotten)
+    }
+
+    /// What stands in each lane, as far as is known.
+    pub(crate) fn states(&self) -> BTreeMap<Lane, LaneState> {
+        self.seen.iter().map(|(l, s)| (*l, s.state)).collect()
     }
 
     /// Whether no chunk has waited in the queue for long: what is out lies with workers, or nowhere.
@@ -101,7 +103,7 @@ pub(crate) async fn watch(
             let counts = !std::mem::take(&mut first);
             lock(&lanes).forgotten |= forgotten && counts;
         }
-        for lane in LANES {
+        for lane in Lane::ALL {
             if let Ok(state) = queue.look(lane).await {
                 lock(&lanes).saw(lane, state, Instant::now());
             }

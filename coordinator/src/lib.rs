@@ -15,6 +15,7 @@ mod lost;
 mod metrics;
 mod plan;
 mod reign;
+mod retry;
 mod schedule;
 mod server;
 mod service;
@@ -23,6 +24,7 @@ mod unpacked;
 pub use check::{SpecCheck, SubmitError};
 pub use lease::{Lease, Watch};
 pub use plan::{PlanError, Planned, plan, plan_of};
+pub use retry::{RetryError, revive};
 pub use server::serve;
 pub use service::{Coordinator, Submitted};
 pub use unpacked::{FromContainer, is_container};
@@ -30,6 +32,7 @@ pub use unpacked::{FromContainer, is_container};
 use async_trait::async_trait;
 use ramsift_layers::container::Limits;
 use ramsift_layers::source::Sources;
+use ramsift_proto::Deployment;
 use ramsift_proto::v1::RuleCount;
 use ramsift_queue::Queue;
 use ramsift_store::{Ledger, Objects};
@@ -50,8 +53,10 @@ pub struct Config {
     pub poll: Duration,
     /// How long a published task may stay unsettled before it is published again.
     pub republish: Duration,
-    /// How long a standby must see the lease unchanged before it takes over.
+    /// How long a standby of a cluster must see the lease unchanged before it takes over.
     pub lease: Duration,
+    /// How the services run: one command needs no lease, and loses no messages.
+    pub deployment: Deployment,
     /// Smallest part of a chunk that is tried on its own.
     pub smallest: u64,
     /// Jobs to run; `None`: all in the store.
@@ -70,6 +75,7 @@ impl Default for Config {
             poll: Duration::from_millis(500),
             republish: Duration::from_secs(900),
             lease: Duration::from_secs(10),
+            deployment: Deployment::default(),
             smallest: 1 << 20,
             only: None,
             unpack: Limits::default(),

@@ -197,6 +197,11 @@ pub fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
 }
 
 impl Service {
+    /// Port of `/readyz` and `/metrics`.
+    pub fn http(&self) -> u16 {
+        self.http
+    }
+
     /// Status and body of `/readyz`.
     pub fn ready(&self) -> Option<(u16, String)> {
         http_get(self.http, "/readyz")

@@ -40,6 +40,9 @@ pub enum FilesError {
     View(#[from] ViewError),
 }
 
+/// A time that is not known; no calendar has it.
+pub const UNKNOWN_TIME: i64 = i64::MIN;
+
 /// Metadata of a file.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Metadata {
@@ -55,7 +58,7 @@ pub struct Metadata {
     pub pages: u64,
     /// Pages that its whole content takes.
     pub pages_needed: u64,
-    /// Last change of its content, microseconds since 1970-01-01 UTC.
+    /// Last change of its content, microseconds since 1970-01-01 UTC; [`UNKNOWN_TIME`] where memory does not tell.
     pub modified: i64,
     /// Where a symbolic link leads to.
     pub target: Option<String>,

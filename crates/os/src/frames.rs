@@ -19,3 +19,16 @@ pub struct Frame {
     /// Offset of its first byte in the file.
     pub file_offset: Option<u64>,
 }
+
+/// What the system itself says of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PageState {
+    /// In the lists of free memory.
+    Free,
+    /// Objects of the kernel.
+    Slab,
+    /// Something else.
+    Used,
+    /// Not known.
+    Unknown,
+}

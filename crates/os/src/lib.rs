@@ -1,6 +1,8 @@
 //! OS-aware views of a capture: find the kernel, then read its structures.
 
+mod claims;
 pub mod content;
+mod disassembly;
 pub mod discover;
 pub mod files;
 pub mod frames;

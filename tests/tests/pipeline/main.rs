@@ -15,6 +15,7 @@ mod measure;
 mod memory;
 mod packed;
 mod security;
+mod sparse;
 mod structured;
 mod telemetry;
 mod tls;

@@ -11,6 +11,7 @@ mod fault;
 mod file;
 mod joined;
 mod map;
+mod measured;
 mod name;
 mod ram;
 pub mod s3;
@@ -257,6 +258,12 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
 
     /// Maps nothing any more.
     fn unmap(&self) {}
+
+    /// Whether a range is known to be zeros without being read: nothing of a sparse file is stored there. May block
+    /// as reading does.
+    fn is_hole(&self, _range: Range<u64>) -> bool {
+        false
+    }
 
     /// Bytes that are rather read in vain than skipped: what a read costs, in bytes.
     fn worth(&self) -> u64 {

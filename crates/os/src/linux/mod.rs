@@ -23,6 +23,7 @@ mod testing;
 mod viewers;
 mod views;
 
+pub use crate::frames::PageState;
 pub use code::{CodeMap, Owner};
 pub use fields::Fields;
 pub use files::OpenFile;
@@ -31,7 +32,7 @@ pub use inode::{Inode, Inodes, Pages as InodePages};
 pub use module::Part;
 pub use object::Object;
 pub use open::{OpenError, open};
-pub use pages::{PageState, PageStates};
+pub use pages::PageStates;
 pub use path::{Dentry, Paths};
 pub use resident::resident;
 pub use space::{AddressSpace, ReadError};

@@ -96,7 +96,8 @@ impl System for Windows {
         let name = match purpose {
             Purpose::Processes => "windows/pslist",
             Purpose::CrossView => "windows/psxview",
-            Purpose::CachedFiles | Purpose::ProcessCores | Purpose::Logins | Purpose::Clock => {
+            Purpose::CachedFiles => "windows/dumpfiles",
+            Purpose::ProcessCores | Purpose::Logins | Purpose::Clock => {
                 return None;
             }
         };

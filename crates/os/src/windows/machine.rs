@@ -1,8 +1,9 @@
 //! A Windows kernel as any other opened machine.
 
+use super::names::Names;
 use super::views::ALL;
 use super::{Kernel, Windows, WindowsError};
-use crate::content::{Extent, Recovered};
+use crate::content::Recovered;
 use crate::files::{Files, FilesError, Viewer};
 use crate::frames::Frame;
 use crate::machine::{Machine, ViewError};
@@ -12,9 +13,7 @@ use crate::table::Table;
 use crate::view::View;
 use ramsift_layers::run::RunMap;
 use ramsift_layers::translate::{Mapped, PhysRead, mappings};
-use std::collections::{BTreeMap, HashSet};
 use std::ops::{ControlFlow, Range};
-use std::sync::Arc;
 
 impl From<WindowsError> for ViewError {
     fn from(e: WindowsError) -> Self {
@@ -24,14 +23,13 @@ impl From<WindowsError> for ViewError {
 
 /// Addresses that processes have for themselves.
 const USER: Range<u64> = 0..1 << 47;
-const PAGE: u64 = 4096;
 /// Pages of tables of one process that are read at most.
 const TABLES: usize = 1 << 20;
 
 impl Kernel<'_> {
     /// Visits the memory that page tables of a process map in its own half. Large tables that lead in circles end with
     /// a budget; what could not be read is a doubt.
-    fn own_pages(
+    pub(super) fn own_pages(
         &self,
         p: &super::process::Process<'_>,
         doubts: &mut Vec<String>,
@@ -79,18 +77,21 @@ impl Machine for Kernel<'_> {
     fn recover(
         &self,
         view: &View,
-        _: Option<i64>,
+        pid: Option<i64>,
         doubts: &mut Vec<String>,
         visit: &mut dyn FnMut(Recovered) -> ControlFlow<()>,
     ) -> Result<(), ViewError> {
         let own = ALL.iter().find(|v| v.name == view.name);
         let Some(recover) = own.and_then(|v| v.recover) else {
+            let able = ALL.iter().filter(|v| v.recover.is_some());
+            let able: Vec<&str> = able.map(|v| v.name).collect();
             return Err(ViewError::new(format!(
-                "{} gives no content of a capture of Windows; windows/hivelist does",
-                view.name
+                "{} gives no content of a capture of Windows; {} do",
+                view.name,
+                able.join(", ")
             )));
         };
-        Ok(recover(self, doubts, visit)?)
+        Ok(recover(self, pid, doubts, visit)?)
     }
 
     fn frames(
@@ -99,53 +100,7 @@ impl Machine for Kernel<'_> {
         doubts: &mut Vec<String>,
         out: &mut dyn FnMut(Frame),
     ) -> Result<(), ViewError> {
-        let mut owners: BTreeMap<u64, (Arc<str>, &'static str, u64)> = BTreeMap::new();
-        for p in self.processes(doubts)? {
-            if p.object.number("Peb").is_ok_and(|peb| peb == 0) {
-                continue;
-            }
-            let name: Arc<str> = p.label().into();
-            self.own_pages(&p, doubts, &mut |m| match m {
-                Mapped::Page { va, pa, len, .. } => {
-                    for i in 0..len / PAGE {
-                        let page = pa.0 + i * PAGE;
-                        owners
-                            .entry(page)
-                            .or_insert((name.clone(), "process", va + i * PAGE));
-                    }
-                }
-                Mapped::Table { pa, .. } => {
-                    owners.insert(pa.0, (name.clone(), "page table", 0));
-                }
-            });
-        }
-        let held = |pa: u64| runs.from_phys(ramsift_layers::PhysAddr(pa)).is_some();
-        let mut last: Option<Frame> = None;
-        for (pa, (owner, state, va)) in owners.into_iter().filter(|(pa, _)| held(*pa)) {
-            let va = (state == "process").then_some(va);
-            let goes_on = last.as_ref().is_some_and(|l: &Frame| {
-                l.start.0 + l.len == pa
-                    && l.state == state
-                    && l.owner.as_deref() == Some(&*owner)
-                    && l.va.map(|v| v + l.len) == va
-            });
-            match &mut last {
-                Some(l) if goes_on => l.len += PAGE,
-                _ => {
-                    last.take().into_iter().for_each(&mut *out);
-                    last = Some(Frame {
-                        start: ramsift_layers::PhysAddr(pa),
-                        len: PAGE,
-                        state,
-                        owner: Some(owner),
-                        va,
-                        file_offset: None,
-                    });
-                }
-            }
-        }
-        last.into_iter().for_each(out);
-        Ok(())
+        Ok(super::frames::frames(self, runs, doubts, out)?)
     }
 
     fn resident(
@@ -153,72 +108,28 @@ impl Machine for Kernel<'_> {
         doubts: &mut Vec<String>,
         visit: &mut dyn FnMut(Unit) -> ControlFlow<()>,
     ) -> Result<Vec<Resident>, ViewError> {
-        let mut seen = HashSet::new();
-        let (mut out, mut number, mut shared) = (Vec::new(), 0u32, 0u64);
-        for p in self.processes(doubts)? {
-            if p.object.number("Peb").is_ok_and(|peb| peb == 0) {
-                continue;
-            }
-            let mut extents: Vec<Extent> = Vec::new();
-            self.own_pages(&p, doubts, &mut |m| {
-                let Mapped::Page { va, pa, len, .. } = m else {
-                    return;
-                };
-                for i in 0..len / PAGE {
-                    if !seen.insert(pa.0 + i * PAGE) {
-                        shared += 1;
-                        continue;
-                    }
-                    let (va, pa) = (va + i * PAGE, pa.saturating_add(i * PAGE));
-                    match extents.last_mut() {
-                        Some(l) if l.offset + l.len == va && l.pa.0 + l.len == pa.0 => {
-                            l.len += PAGE
-                        }
-                        _ => extents.push(Extent {
-                            offset: va,
-                            pa,
-                            len: PAGE,
-                        }),
-                    }
-                }
-            });
-            if extents.is_empty() {
-                continue;
-            }
-            out.push(Resident {
-                pid: p.pid,
-                comm: p.name(),
-                object: p.object.va,
-                started: p
-                    .object
-                    .number("CreateTime")
-                    .ok()
-                    .map(|t| t.saturating_mul(100)),
-                units: vec![(number, 0)],
-            });
-            let unit = Unit {
-                number,
-                file: None,
-                process: Some(p.label()),
-                extents,
-            };
-            number = number.saturating_add(1);
-            if visit(unit).is_break() {
-                break;
-            }
-        }
-        if shared > 0 {
-            doubts.push(format!(
-                "{shared} pages that processes share are searched as memory of the first one that has them"
-            ));
-        }
-        Ok(out)
+        Ok(super::resident::resident(self, doubts, visit)?)
     }
 
-    fn files(&self, _: &Viewer) -> Result<Box<dyn Files + '_>, FilesError> {
-        Err(ViewError::new(
-            "files are not listed from captures of Windows yet; ramsift view filescan has the names of those that were open",
-        ).into())
+    fn files(&self, viewer: &Viewer) -> Result<Box<dyn Files + '_>, FilesError> {
+        match viewer {
+            Viewer::Machine => {}
+            Viewer::Process(pid) => {
+                let all = self.processes(&mut Vec::new()).map_err(ViewError::from)?;
+                if !all.iter().any(|p| p.pid == i64::from(*pid)) {
+                    return Err(FilesError::NoProcess(*pid));
+                }
+            }
+            Viewer::Namespace(ns) => return Err(FilesError::NoNamespace(*ns)),
+            Viewer::Container(name) => {
+                return Err(FilesError::NoContainer {
+                    wanted: name.clone(),
+                    there: Vec::new(),
+                });
+            }
+        }
+        let names = Names::new(self).map_err(ViewError::from)?;
+        Ok(Box::new(names))
     }
 
     fn seen_by_others(&self, _: &str) -> Vec<String> {

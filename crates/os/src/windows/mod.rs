@@ -7,17 +7,25 @@
 //!
 //! Which fields a struct has decides how it is read, never the kernel's version.
 
+mod cached;
+mod devices;
 mod discover;
+mod frames;
 mod image;
+mod kernel_modules;
 mod lists;
 mod machine;
+mod memory;
+mod names;
 mod nearest;
 mod object;
 mod objects;
 mod open;
 mod page;
+mod pe;
 mod process;
 mod registry;
+mod resident;
 mod scan;
 mod space;
 mod views;
@@ -52,10 +60,11 @@ struct WindowsView {
     recover: Option<Recover>,
 }
 
-/// Visits everything that a view can recover, one at a time, until the visitor breaks off. What is skipped goes into the
-/// list of doubts.
+/// Visits everything that a view can recover, one at a time, until the visitor breaks off; of views whose content belongs to
+/// processes that of one process, if it is named. What is skipped goes into the list of doubts.
 type Recover = fn(
     &Kernel<'_>,
+    Option<i64>,
     &mut Vec<String>,
     &mut dyn FnMut(Recovered) -> ControlFlow<()>,
 ) -> Result<(), WindowsError>;
@@ -71,6 +80,9 @@ const FIRST: [&str; 4] = [
     "windows/cmdline",
 ];
 
+/// Views whose content belongs to processes.
+const BY_PROCESS: [&str; 1] = ["windows/pedump"];
+
 /// The views as others know them.
 static SHARED: LazyLock<Vec<View>> = LazyLock::new(|| {
     let shared = |v: &WindowsView| View {
@@ -79,7 +91,7 @@ static SHARED: LazyLock<Vec<View>> = LazyLock::new(|| {
         columns: v.columns,
         recovers: v.recover.is_some(),
         on_request: false,
-        by_process: false,
+        by_process: BY_PROCESS.contains(&v.name),
         first: FIRST.contains(&v.name),
     };
     VIEWS.iter().map(shared).collect()

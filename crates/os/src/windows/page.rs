@@ -50,6 +50,16 @@ pub(super) const PROCESS: &[ProcessSection] = &[
         10,
     ),
     ProcessSection {
+        filter: "reason IS NOT NULL",
+        ..ProcessSection::new("program", "windows/hollowprocesses", "reason", 3)
+    },
+    ProcessSection::new(
+        "odd threads",
+        "windows/suspicious_threads",
+        "tid, concat('0x', to_hex(address)), reason",
+        10,
+    ),
+    ProcessSection {
         filter: "NOT in_load",
         ..ProcessSection::new("unlinked", "windows/ldrmodules", "path", 10)
     },

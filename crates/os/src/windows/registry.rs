@@ -119,6 +119,59 @@ fn name(b: &[u8], narrow: bool) -> String {
     String::from_utf16_lossy(&units)
 }
 
+/// The name in the cell of a key.
+fn own_name(nk: &[u8]) -> Option<String> {
+    let (flags, len) = (half(nk, 2)?, usize::from(half(nk, 0x48)?));
+    Some(name(nk.get(0x4c..0x4c + len)?, flags & 0x20 != 0))
+}
+
+impl Key {
+    /// Its last name.
+    pub(super) fn leaf(&self) -> &str {
+        self.path.rsplit('\\').next().unwrap_or_default()
+    }
+
+    /// The value of a name, without regard to case.
+    pub(super) fn value(&self, name: &str) -> Option<&Value> {
+        self.values
+            .iter()
+            .find(|v| v.name.eq_ignore_ascii_case(name))
+    }
+
+    /// A value that is text; of several texts all, side by side.
+    pub(super) fn text(&self, name: &str) -> Option<String> {
+        self.value(name)?.as_text()
+    }
+
+    /// A value of 32 bits.
+    pub(super) fn number(&self, name: &str) -> Option<u32> {
+        let raw = self.value(name)?.data.as_deref()?.first_chunk()?;
+        Some(u32::from_le_bytes(*raw))
+    }
+}
+
+/// Characters of a text that are kept.
+const TEXT: usize = 4096;
+
+impl Value {
+    /// As text, if it is some: REG_SZ, REG_EXPAND_SZ, REG_MULTI_SZ.
+    pub(super) fn as_text(&self) -> Option<String> {
+        let data = self.data.as_deref()?;
+        let out = match self.kind {
+            1 | 2 => super::space::wide(data),
+            7 => {
+                let units = data.as_chunks::<2>().0.iter();
+                let units: Vec<u16> = units.map(|u| u16::from_le_bytes(*u)).collect();
+                let parts = units.split(|u| *u == 0).filter(|p| !p.is_empty());
+                let parts: Vec<String> = parts.map(String::from_utf16_lossy).collect();
+                parts.join(" | ")
+            }
+            _ => return None,
+        };
+        Some(out.chars().take(TEXT).collect())
+    }
+}
+
 impl<'k> Hive<'k> {
     /// Where the hive hangs in the registry: `\REGISTRY\MACHINE\SYSTEM`.
     pub(super) fn root(&self) -> String {
@@ -229,11 +282,72 @@ impl<'k> Hive<'k> {
         Ok(lost)
     }
 
+    /// The hive of this leaf of the registry's names: `SYSTEM`, `SOFTWARE`; by the name of its file where its place is not
+    /// noted.
+    pub(super) fn is(&self, leaf: &str) -> bool {
+        let ends = |text: &str| {
+            let last = text.rsplit('\\').next().unwrap_or_default();
+            last.eq_ignore_ascii_case(leaf)
+        };
+        let root = self.root();
+        if root.is_empty() {
+            return ends(&self.file());
+        }
+        ends(&root)
+            && root
+                .to_ascii_uppercase()
+                .starts_with("\\REGISTRY\\MACHINE\\")
+    }
+
+    /// Whether it is that of a user.
+    pub(super) fn is_of_user(&self) -> bool {
+        let root = self.root().to_ascii_uppercase();
+        let own = root.strip_prefix("\\REGISTRY\\USER\\");
+        own.is_some_and(|u| !u.ends_with("_CLASSES"))
+            || (root.is_empty() && self.file().to_ascii_lowercase().ends_with("\\ntuser.dat"))
+    }
+
+    /// The key at a path below the root, and the cells of those below it. Names count without regard to case.
+    fn find(&self, path: &str) -> Option<(Key, Vec<u32>)> {
+        let base = self.base_block().ok()?;
+        let mut raw = [0; 4];
+        self.space(base).read(base + 0x24, &mut raw).ok()?;
+        let (va, nk) = self
+            .cell(u32::from_le_bytes(raw))
+            .filter(|(_, b)| b.starts_with(b"nk"))?;
+        let mut at = self.key(va, &nk, "", true)?;
+        for part in path.split('\\').filter(|p| !p.is_empty()) {
+            let above = at.0.path.clone();
+            at = at.1.iter().find_map(|cell| {
+                let (va, nk) = self.cell(*cell).filter(|(_, b)| b.starts_with(b"nk"))?;
+                let own = own_name(&nk)?;
+                (own.to_lowercase() == part.to_lowercase()).then_some(())?;
+                self.key(va, &nk, &above, false)
+            })?;
+        }
+        Some(at)
+    }
+
+    /// The key at a path below the root.
+    pub(super) fn open(&self, path: &str) -> Option<Key> {
+        self.find(path).map(|(key, _)| key)
+    }
+
+    /// The keys directly below that at a path; none where there is no such key. What can't be read is left out.
+    pub(super) fn below(&self, path: &str) -> Vec<Key> {
+        let Some((key, cells)) = self.find(path) else {
+            return Vec::new();
+        };
+        let read = |cell: u32| {
+            let (va, nk) = self.cell(cell).filter(|(_, b)| b.starts_with(b"nk"))?;
+            self.key(va, &nk, &key.path, false).map(|(k, _)| k)
+        };
+        cells.into_iter().filter_map(read).collect()
+    }
+
     /// A key and the cells of those below it.
     fn key(&self, va: u64, nk: &[u8], above: &str, is_root: bool) -> Option<(Key, Vec<u32>)> {
-        let flags = half(nk, 2)?;
-        let len = usize::from(half(nk, 0x48)?);
-        let own = name(nk.get(0x4c..0x4c + len)?, flags & 0x20 != 0);
+        let own = own_name(nk)?;
         let path = match (is_root, above.is_empty()) {
             (true, _) => String::new(),
             (false, true) => own,

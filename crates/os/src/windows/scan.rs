@@ -12,7 +12,6 @@
 //! letter marks protected objects.
 
 use super::{Kernel, WindowsError, time};
-use memchr::memmem;
 use ramsift_layers::PhysAddr;
 use ramsift_symbols::Field;
 use std::collections::BTreeSet;
@@ -117,6 +116,15 @@ pub(super) struct Body {
     pub(super) physical: u64,
     /// Whether its chunk of the pool is free.
     pub(super) freed: bool,
+    /// Its name, of objects that have a header with one.
+    pub(super) name: Option<Named>,
+}
+
+/// An object's name: where its text lies, and bytes of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Named {
+    pub(super) length: u16,
+    pub(super) buffer: u64,
 }
 
 /// What one pass over memory found: several views need it.
@@ -125,6 +133,14 @@ pub(super) struct Scanned {
     pub(super) processes: Vec<Found>,
     pub(super) drivers: Vec<Body>,
     pub(super) files: Vec<Body>,
+    pub(super) threads: Vec<Body>,
+    pub(super) mutants: Vec<Body>,
+    /// Symbolic links of the object manager.
+    pub(super) links: Vec<Body>,
+    /// Records of modules.
+    pub(super) modules: Vec<Body>,
+    /// Hives; the first bytes of each.
+    pub(super) hives: Vec<Body>,
     /// Endpoints, by the letter of their tag: `E` connections, `L` listeners, `A` of UDP.
     pub(super) endpoints: Vec<(u8, Body)>,
     pub(super) doubts: Vec<String>,
@@ -140,10 +156,16 @@ enum Kind {
     /// Kept if the first two numbers are these: `Type` and `Size` of the I/O manager's objects.
     Io(u16),
     Endpoint(u8),
+    Thread,
+    Mutant,
+    Link,
+    /// Not objects: they begin behind the pool's header.
+    Module,
+    Hive,
 }
 
 /// Tags and what they lead to. Before Windows 8 protected ones have the top bit of the last letter set.
-const TAGS: [(&[u8], Kind); 10] = [
+const TAGS: [(&[u8; 4], Kind); 18] = [
     (b"Proc", Kind::Process),
     (b"Pro\xe3", Kind::Process),
     // IO_TYPE_DRIVER and IO_TYPE_FILE of `wdm.h`.
@@ -155,14 +177,159 @@ const TAGS: [(&[u8], Kind); 10] = [
     (b"TcpL", Kind::Endpoint(b'L')),
     (b"UdpA", Kind::Endpoint(b'A')),
     (b"TTcb", Kind::Endpoint(b'E')),
+    (b"Thre", Kind::Thread),
+    (b"Thr\xe5", Kind::Thread),
+    (b"Muta", Kind::Mutant),
+    (b"Mut\xe1", Kind::Mutant),
+    (b"Symb", Kind::Link),
+    (b"Sym\xe2", Kind::Link),
+    (b"MmLd", Kind::Module),
+    (b"CM10", Kind::Hive),
 ];
+
+/// Bytes of a hive's object that are kept: its mark stands at the start.
+const HIVE: usize = 0x40;
+/// What `_HHIVE.Signature` is.
+const HIVE_MARK: u32 = 0xbee0_bee0;
+
+/// Where things are in the other objects, and how long those are.
+struct Shapes {
+    driver: usize,
+    file: usize,
+    thread: usize,
+    thread_kind: Field,
+    thread_pid: Field,
+    thread_tid: Field,
+    thread_created: Field,
+    mutant: usize,
+    link: usize,
+    link_target: usize,
+    module: usize,
+    module_base: Field,
+    module_size: Field,
+    /// Of the headers in front of an object: from the header to the body, the mask of optional ones, the bytes of the first
+    /// two of those, and the name in the second.
+    body: usize,
+    mask: usize,
+    creator: usize,
+    named: usize,
+    name: usize,
+}
+
+impl Shapes {
+    fn new(k: &Kernel<'_>) -> Result<Self, WindowsError> {
+        let types = k.symbols.types();
+        let field = |ty, path| types.field(ty, path);
+        let size = |ty| Ok::<_, WindowsError>(usize::try_from(types.size_of(ty)?).unwrap_or(0));
+        let place = |ty, path| {
+            let f = types.field(ty, path)?;
+            Ok::<_, WindowsError>(usize::try_from(f.offset).unwrap_or(0))
+        };
+        let module = k.module_type();
+        Ok(Self {
+            driver: size("_DRIVER_OBJECT")?,
+            file: size("_FILE_OBJECT")?,
+            thread: size("_ETHREAD")?,
+            thread_kind: field("_ETHREAD", "Tcb.Header.Type")?,
+            thread_pid: field("_ETHREAD", "Cid.UniqueProcess")?,
+            thread_tid: field("_ETHREAD", "Cid.UniqueThread")?,
+            thread_created: field("_ETHREAD", "CreateTime")?,
+            mutant: size("_KMUTANT")?,
+            link: size("_OBJECT_SYMBOLIC_LINK")?,
+            link_target: place("_OBJECT_SYMBOLIC_LINK", "LinkTarget")?,
+            module: size(module)?,
+            module_base: field(module, "DllBase")?,
+            module_size: field(module, "SizeOfImage")?,
+            body: place("_OBJECT_HEADER", "Body")?,
+            mask: place("_OBJECT_HEADER", "InfoMask")?,
+            creator: size("_OBJECT_HEADER_CREATOR_INFO").unwrap_or(0x20),
+            named: size("_OBJECT_HEADER_NAME_INFO")?,
+            name: place("_OBJECT_HEADER_NAME_INFO", "Name")?,
+        })
+    }
+
+    /// The name of the object whose body begins at an index.
+    fn name_of(&self, buf: &[u8], body: usize) -> Option<Named> {
+        let header = body.checked_sub(self.body)?;
+        let mask = *buf.get(header + self.mask)?;
+        let creator = if mask & 1 != 0 { self.creator } else { 0 };
+        let info = header
+            .checked_sub(self.named + creator)
+            .filter(|_| mask & 2 != 0)?;
+        let at = info + self.name;
+        Some(Named {
+            length: half(buf, at)?,
+            buffer: word(buf, at + 8)?,
+        })
+    }
+
+    /// Bytes that are kept of the object of a kind whose body begins with these, if one does.
+    fn fits(&self, kind: Kind, body: &[u8]) -> Option<usize> {
+        let number = |f: &Field| {
+            let from = usize::try_from(f.offset).ok()?;
+            f.value(body.get(from..)?)
+        };
+        let is = |good: bool, len: usize| good.then_some(len);
+        let kernel = |va: u64| va >> 47 == 0x1_ffff;
+        match kind {
+            Kind::Io(n) => {
+                let len = if n == 4 { self.driver } else { self.file };
+                is(
+                    half(body, 0)? == n && usize::from(half(body, 2)?) == len,
+                    len,
+                )
+            }
+            // 6 is what the kernel's dispatcher calls a thread (`ThreadObject` of `_KOBJECTS`).
+            Kind::Thread => {
+                let sane = |id: u64| id.is_multiple_of(4) && id < 1 << 26;
+                let good = number(&self.thread_kind)? & 0x7f == 6
+                    && sane(number(&self.thread_pid)?)
+                    && sane(number(&self.thread_tid)?)
+                    && time(number(&self.thread_created)?).is_some();
+                is(good, self.thread)
+            }
+            // 2 is a mutex (`MutantObject`); the third byte counts its words of four bytes.
+            Kind::Mutant => is(
+                body.first()? & 0x7f == 2 && usize::from(*body.get(2)?) * 4 == self.mutant,
+                self.mutant,
+            ),
+            Kind::Link => {
+                let (len, most) = (
+                    half(body, self.link_target)?,
+                    half(body, self.link_target + 2)?,
+                );
+                let good = time(word(body, 0)?).is_some()
+                    && len > 0
+                    && len % 2 == 0
+                    && len <= most
+                    && kernel(word(body, self.link_target + 8)?);
+                is(good, self.link)
+            }
+            Kind::Module => {
+                let (base, size) = (number(&self.module_base)?, number(&self.module_size)?);
+                let good = kernel(base) && base % 4096 == 0 && size > 0 && size < 1 << 30;
+                is(good, self.module)
+            }
+            Kind::Hive => is(word(body, 0)? as u32 == HIVE_MARK, HIVE),
+            Kind::Process | Kind::Endpoint(_) => None,
+        }
+    }
+}
+
+fn half(b: &[u8], at: usize) -> Option<u16> {
+    let raw = b.get(at..at.checked_add(2)?)?.first_chunk()?;
+    Some(u16::from_le_bytes(*raw))
+}
+
+fn word(b: &[u8], at: usize) -> Option<u64> {
+    let raw = b.get(at..at.checked_add(8)?)?.first_chunk()?;
+    Some(u64::from_le_bytes(*raw))
+}
 
 /// The pass.
 struct Pass {
     layout: Layout,
-    /// Bytes of a driver object and of a file object.
-    driver: usize,
-    file: usize,
+    shapes: Shapes,
     highest: u64,
     seen: BTreeSet<u64>,
     out: Scanned,
@@ -176,21 +343,22 @@ pub(super) fn scanned<'k>(k: &'k Kernel<'_>) -> Result<&'k Scanned, WindowsError
     if let Some(s) = k.scanned.get() {
         return Ok(s);
     }
-    let types = k.symbols.types();
-    let size = |ty| Ok::<_, WindowsError>(usize::try_from(types.size_of(ty)?).unwrap_or(0));
     let runs = k.runs().runs();
     let highest = runs.iter().map(|r| r.pa.saturating_add(r.len)).max();
     let mut pass = Pass {
         layout: Layout::new(k)?,
-        driver: size("_DRIVER_OBJECT")?,
-        file: size("_FILE_OBJECT")?,
+        shapes: Shapes::new(k)?,
         highest: highest.unwrap_or(0),
         seen: BTreeSet::new(),
         out: Scanned::default(),
         kept: 0,
         left_out: 0,
     };
-    let finders = TAGS.map(|(tag, kind)| (memmem::Finder::new(tag), kind));
+    // Most chunks begin with a letter that no tag has.
+    let mut first = [false; 256];
+    TAGS.iter()
+        .for_each(|(tag, _)| first[usize::from(tag[0])] = true);
+    let largest = pass.layout.size.max(pass.shapes.thread).max(ENDPOINT);
     let (mut unread, mut buf) = (0u64, Vec::new());
     for run in runs {
         let end = run.pa.saturating_add(run.len);
@@ -198,14 +366,18 @@ pub(super) fn scanned<'k>(k: &'k Kernel<'_>) -> Result<&'k Scanned, WindowsError
         while at < end {
             let n = (end - at).min(STEP);
             // An object may begin in one step and end in the next.
-            let more = (end - at).min(STEP + (pass.layout.size + HEADERS + 16) as u64);
+            let more = (end - at).min(STEP + (largest + HEADERS + 16) as u64);
             unread += fill(k, at, more, &mut buf);
-            for (f, kind) in &finders {
-                for tag in f.find_iter(&buf) {
-                    let header = tag.checked_sub(4).filter(|h| h.is_multiple_of(16));
-                    if let Some(header) = header.filter(|h| (*h as u64) < n) {
-                        pass.chunk(*kind, &buf, header, at);
-                    }
+            let headers = usize::try_from(n).unwrap_or(0).min(buf.len());
+            for header in (0..headers).step_by(16) {
+                let Some(tag) = buf.get(header + 4..header + 8) else {
+                    break;
+                };
+                if !first[usize::from(tag[0])] {
+                    continue;
+                }
+                if let Some((_, kind)) = TAGS.iter().find(|(t, _)| t[..] == *tag) {
+                    pass.chunk(*kind, &buf, header, at);
                 }
             }
             at += n;
@@ -223,8 +395,6 @@ pub(super) fn scanned<'k>(k: &'k Kernel<'_>) -> Result<&'k Scanned, WindowsError
         ));
     }
     out.processes.sort_by_key(|f| f.physical);
-    out.files.sort_by_key(|f| f.physical);
-    out.drivers.sort_by_key(|f| f.physical);
     out.endpoints.sort_by_key(|(_, f)| f.physical);
     Ok(k.scanned.get_or_init(|| out))
 }
@@ -252,49 +422,54 @@ impl Pass {
             bytes: buf[from..buf.len().min(from + bytes)].to_vec(),
             physical: at + from as u64,
             freed,
+            name: None,
         };
-        if let Kind::Endpoint(letter) = kind {
-            let from = header + 16;
-            if from < buf.len() && self.is_new(at + from as u64, ENDPOINT) {
-                self.out.endpoints.push((letter, body(from, ENDPOINT)));
+        let places = match kind {
+            Kind::Endpoint(letter) => {
+                let from = header + 16;
+                if from < buf.len() && self.is_new(at + from as u64, ENDPOINT) {
+                    self.out.endpoints.push((letter, body(from, ENDPOINT)));
+                }
+                return;
             }
-            return;
-        }
-        for from in (header + 0x20..header + HEADERS).step_by(16) {
+            Kind::Module | Kind::Hive => header + 16..header + 17,
+            _ => header + 0x20..header + HEADERS,
+        };
+        for from in places.step_by(16) {
             let Some(bytes) = buf.get(from..) else { return };
             let physical = at + from as u64;
-            match kind {
-                Kind::Process => {
-                    let Some(found) = self.layout.read(bytes, self.highest) else {
-                        continue;
-                    };
-                    if self.is_new(physical, size_of::<Found>()) {
-                        self.out.processes.push(Found {
-                            physical,
-                            freed,
-                            ..found
-                        });
-                    }
+            if kind == Kind::Process {
+                let Some(found) = self.layout.read(bytes, self.highest) else {
+                    continue;
+                };
+                if self.is_new(physical, size_of::<Found>()) {
+                    self.out.processes.push(Found {
+                        physical,
+                        freed,
+                        ..found
+                    });
                 }
-                Kind::Io(number) => {
-                    let size = if number == 4 { self.driver } else { self.file };
-                    let half = |i: usize| {
-                        let b = bytes.get(i..i + 2).and_then(|b| b.first_chunk());
-                        b.map(|b| u16::from_le_bytes(*b))
-                    };
-                    if half(0) != Some(number) || half(2).map(usize::from) != Some(size) {
-                        continue;
-                    }
-                    if self.is_new(physical, size) {
-                        let found = body(from, size);
-                        if number == 4 {
-                            self.out.drivers.push(found);
-                        } else {
-                            self.out.files.push(found);
-                        }
-                    }
+                return;
+            }
+            let Some(len) = self.shapes.fits(kind, bytes) else {
+                continue;
+            };
+            if self.is_new(physical, len) {
+                let mut found = body(from, len);
+                if !matches!(kind, Kind::Module | Kind::Hive) {
+                    found.name = self.shapes.name_of(buf, from);
                 }
-                Kind::Endpoint(_) => {}
+                let out = &mut self.out;
+                match kind {
+                    Kind::Io(4) => out.drivers.push(found),
+                    Kind::Io(_) => out.files.push(found),
+                    Kind::Thread => out.threads.push(found),
+                    Kind::Mutant => out.mutants.push(found),
+                    Kind::Link => out.links.push(found),
+                    Kind::Module => out.modules.push(found),
+                    Kind::Hive => out.hives.push(found),
+                    Kind::Process | Kind::Endpoint(_) => {}
+                }
             }
             return;
         }

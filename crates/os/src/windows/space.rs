@@ -194,6 +194,16 @@ impl<'a> Space<'a> {
         Err(PageError::PageFile { va, file, page })
     }
 
+    /// The physical page that an entry leads to, wherever the entry stands: it is present, or in transition. Nothing is
+    /// followed further.
+    pub(super) fn resident(&self, entry: u64) -> Option<u64> {
+        if entry & 1 != 0 {
+            return Some(entry & NUMBER);
+        }
+        let still = entry & PROTOTYPE == 0 && entry & TRANSITION != 0;
+        still.then(|| self.unmasked(entry) & NUMBER)
+    }
+
     fn unmasked(&self, entry: u64) -> u64 {
         if self.entries.invalid_mask != 0 && entry & SWIZZLE == 0 {
             entry & !self.entries.invalid_mask

@@ -77,6 +77,20 @@ fn views_end_on_torn_and_forged_memory() {
                 for v in views().filter(|v| v.name.starts_with("windows/")) {
                     // That a view can't be built at all is a fair answer too.
                     let _ = machine.build(v);
+                    if v.recovers {
+                        let mut sink = std::io::sink();
+                        let _ = machine.recover(v, None, &mut Vec::new(), &mut |r| {
+                            r.content.write(machine.memory(), &mut sink).unwrap();
+                            std::ops::ControlFlow::Continue(())
+                        });
+                    }
+                }
+                if let Ok(files) = machine.files(&ramsift_os::files::Viewer::Machine) {
+                    let mut todo = files.children(0);
+                    while let Some(id) = todo.pop() {
+                        let _ = files.metadata(id);
+                        todo.extend(files.children(id));
+                    }
                 }
                 let _ = machine.frames(&made.runs, &mut Vec::new(), &mut |_| {});
                 let _ =

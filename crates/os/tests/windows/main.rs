@@ -3,5 +3,10 @@
 
 mod common;
 mod dumps;
+mod files;
+mod frames;
 mod hostile;
+mod kernel;
+mod processes;
+mod registry;
 mod views;

@@ -189,7 +189,7 @@ fn command_lines_and_environments_are_those_of_the_processes() {
     for m in machines() {
         let t = m.build("windows/cmdline");
         let with = |p: &&Value| !p["cmdline"].is_null();
-        let want = told(m.running().filter(with), &["pid", "cmdline", "path"]);
+        let want = told(m.running().filter(with), &["pid", "cmdline", "image_path"]);
         let mut got = rows(&t, &["pid", "args", "image"]);
         got.retain(|r| !r[1].is_empty());
         assert_eq!(got, want, "{}", m.name);

@@ -19,6 +19,8 @@ const TYPES: &[&str] = &[
     "_CONTROL_AREA",
     "_CURDIR",
     "_DBGKD_GET_VERSION64",
+    "_DEVICE_MAP",
+    "_DEVICE_NODE",
     "_DEVICE_OBJECT",
     "_DEVOBJ_EXTENSION",
     "_DISPATCHER_HEADER",
@@ -62,6 +64,7 @@ const TYPES: &[&str] = &[
     "_LUID",
     "_MI_CONTROL_AREA_WAIT_BLOCK",
     "_MI_HARDWARE_STATE",
+    "_MI_SECTION_IMAGE_INFORMATION",
     "_MI_SYSTEM_IMAGE_STATE",
     "_MI_SYSTEM_INFORMATION",
     "_MMADDRESS_NODE",
@@ -118,6 +121,7 @@ const TYPES: &[&str] = &[
     "_RTL_USER_PROCESS_PARAMETERS",
     "_SECTION",
     "_SECTION_OBJECT_POINTERS",
+    "_SECTION_IMAGE_INFORMATION",
     "_SEGMENT",
     "_SEP_LOGON_SESSION_REFERENCES",
     "_SEP_TOKEN_PRIVILEGES",
@@ -142,6 +146,7 @@ const GLOBALS: &[&str] = &[
     "CallbackListHead",
     "CmKeyObjectType",
     "CmNtCSDVersion",
+    "CmpCallBackCount",
     "CmpHiveListHead",
     "CmpMachineHiveList",
     "CmpMasterHive",
@@ -260,6 +265,13 @@ const GLOBALS: &[&str] = &[
     "g_CiCallbacks",
     "g_CiEnabled",
 ];
+
+/// Whether a global is a function of the kernel's table of services: `NtCreateFile`. Their names tell which service an
+/// entry of the table is.
+fn is_service(name: &str) -> bool {
+    let rest = name.strip_prefix("Nt");
+    rest.is_some_and(|r| r.starts_with(|c: char| c.is_ascii_uppercase()))
+}
 
 /// Why no table was made.
 #[derive(Debug, thiserror::Error)]
@@ -401,7 +413,7 @@ fn facts(v: &Value, out: &mut BTreeMap<String, Kernel>) -> Result<(), &'static s
         let kernel = Kernel {
             age: age(b.get("age")),
             types: keep(&all),
-            globals: globals(|name| symbols?.get(name)?.as_u64()),
+            globals: globals(symbols, Value::as_u64),
         };
         out.entry(guid.to_ascii_uppercase()).or_insert(kernel);
     }
@@ -413,12 +425,15 @@ fn age(v: Option<&Value>) -> u32 {
     n.and_then(|n| u32::try_from(n).ok()).unwrap_or(1)
 }
 
-fn globals(find: impl Fn(&str) -> Option<u64>) -> BTreeMap<String, u32> {
-    let own = GLOBALS.iter().filter_map(|name| {
-        let rva = u32::try_from(find(name)?).ok()?;
-        Some(((*name).to_owned(), rva))
-    });
-    own.collect()
+/// Those of the symbols that are kept. `place` gives the offset in the image of one.
+fn globals(
+    all: Option<&Map<String, Value>>,
+    place: impl Fn(&Value) -> Option<u64>,
+) -> BTreeMap<String, u32> {
+    let kept = all.into_iter().flatten();
+    let kept = kept.filter(|(name, _)| GLOBALS.contains(&name.as_str()) || is_service(name));
+    kept.filter_map(|(name, v)| Some((name.clone(), u32::try_from(place(v)?).ok()?)))
+        .collect()
 }
 
 fn isf(v: &Value, out: &mut BTreeMap<String, Kernel>) -> Result<(), &'static str> {
@@ -440,7 +455,7 @@ fn isf(v: &Value, out: &mut BTreeMap<String, Kernel>) -> Result<(), &'static str
     let kernel = Kernel {
         age: age(pdb.get("age")),
         types: keep(&all),
-        globals: globals(|name| symbols?.get(name)?.get("address")?.as_u64()),
+        globals: globals(symbols, |v| v.get("address")?.as_u64()),
     };
     out.entry(guid.to_ascii_uppercase()).or_insert(kernel);
     Ok(())

@@ -11,18 +11,8 @@
 //! Sources: Linux `include/linux/page-flags.h`, `kernel/crash_core.c` (what VMCOREINFO tells),
 //! `Documentation/admin-guide/kdump/vmcoreinfo.rst`.
 
+use crate::frames::PageState;
 use crate::linux::{Kernel, LinuxError};
-
-/// What a page is used for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PageState {
-    /// In the lists of free memory.
-    Free,
-    /// Objects of the kernel.
-    Slab,
-    /// Something else.
-    Used,
-}
 
 /// The array of `struct page`.
 #[derive(Debug)]

@@ -119,7 +119,11 @@ fn variables(k: &Kernel<'_>) -> Result<Table, WindowsError> {
     Ok(out)
 }
 
-fn environment(k: &Kernel<'_>, p: &Process<'_>) -> Result<Vec<(String, String)>, WindowsError> {
+/// The environment of a process: names and values.
+pub(super) fn environment(
+    k: &Kernel<'_>,
+    p: &Process<'_>,
+) -> Result<Vec<(String, String)>, WindowsError> {
     let Some(user) = p.user(k)? else {
         return Ok(Vec::new());
     };

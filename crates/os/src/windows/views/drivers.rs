@@ -3,11 +3,11 @@
 //! Source: the public type `_DRIVER_OBJECT`.
 
 use crate::table::{Column, Kind, Table, column};
+use crate::windows::kernel_modules::Modules;
 use crate::windows::object::{number_in, unicode_in};
 use crate::windows::scan::scanned;
-use crate::windows::{Kernel, WindowsError, WindowsView, lists};
+use crate::windows::{Kernel, WindowsError, WindowsView};
 use ramsift_layers::Severity;
-use std::ops::Range;
 
 /// `windows/driverscan`.
 pub(in crate::windows) const DRIVERSCAN: WindowsView = WindowsView {
@@ -32,24 +32,10 @@ const COLUMNS: &[Column] = &[
     column("physical", Kind::Hex, "physical address of the object"),
 ];
 
-/// Where the modules of the kernel's list lie.
-fn modules(k: &Kernel<'_>, doubts: &mut Vec<String>) -> Result<Vec<Range<u64>>, WindowsError> {
-    let ty = k.module_type();
-    let walk = lists::list(k, k.address("PsLoadedModuleList")?, ty, "InLoadOrderLinks")?;
-    doubts.extend(walk.broken);
-    let range = |va: u64| {
-        let m = k.object(ty, va);
-        let base = m.number("DllBase").ok()?;
-        Some(base..base.wrapping_add(m.number("SizeOfImage").ok()?))
-    };
-    Ok(walk.items.into_iter().filter_map(range).collect())
-}
-
 fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
     let mut out = Table::new(COLUMNS);
-    let modules = modules(k, &mut out.doubts)?;
-    // Nobody can say that a broken list lacks a module.
-    let torn = !out.doubts.is_empty();
+    // Of a broken list nobody can say that it lacks a module.
+    let modules = Modules::new(k, &mut out.doubts)?;
     let found = scanned(k)?;
     out.doubts.extend(found.doubts.iter().cloned());
     for d in &found.drivers {
@@ -57,9 +43,9 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
         let number = |path: &str| number_in(k, ty, path, &d.bytes);
         let name = unicode_in(k, ty, "DriverName", &d.bytes)?;
         let start = number("DriverStart")?.unwrap_or(0);
-        let listed = modules.iter().any(|m| m.contains(&start));
+        let listed = modules.of(start).is_some();
         // Parts of the kernel and of memory that was used again have no image, or no name.
-        let hidden = !torn && !listed && !d.freed && start >> 47 == 0x1_ffff;
+        let hidden = !d.freed && modules.lack(start);
         let who = name.clone().filter(|n| !n.is_empty());
         out.push(vec![
             name.into(),

@@ -2,11 +2,13 @@
 //!
 //! Source: the public type `_FILE_OBJECT`.
 
-use crate::table::{Column, Kind, Table, Value, column};
-use crate::windows::object::{number_in, unicode_in};
-use crate::windows::objects::{ObjectTypes, name, path};
+use crate::table::{Column, Kind, Table, column};
+use crate::windows::cached::path_of;
+use crate::windows::object::number_in;
+use crate::windows::objects::ObjectTypes;
 use crate::windows::scan::scanned;
 use crate::windows::{Kernel, WindowsError, WindowsView};
+use std::collections::HashMap;
 
 /// `windows/filescan`.
 pub(in crate::windows) const FILESCAN: WindowsView = WindowsView {
@@ -47,6 +49,7 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
     let types = ObjectTypes::new(k)?;
     let found = scanned(k)?;
     out.doubts.extend(found.doubts.iter().cloned());
+    let mut devices = HashMap::new();
     for f in &found.files {
         let ty = "_FILE_OBJECT";
         let flag = |path: &str| Ok::<_, WindowsError>(number_in(k, ty, path, &f.bytes)? == Some(1));
@@ -57,24 +60,8 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
             }
             Ok::<_, WindowsError>(text)
         };
-        let own = unicode_in(k, ty, "FileName", &f.bytes)?;
-        let device = number_in(k, ty, "DeviceObject", &f.bytes)?.filter(|d| *d != 0);
-        let device = device.and_then(|d| {
-            path(k, &types, d).or_else(|| {
-                let own = name(k, &types.header(k, d)).ok()??;
-                Some(format!("\\Device\\{own}"))
-            })
-        });
-        let whole = match (device, own) {
-            (None, None) => Value::Null,
-            (d, o) => Value::from(format!(
-                "{}{}",
-                d.unwrap_or_default(),
-                o.unwrap_or_default()
-            )),
-        };
         out.push(vec![
-            whole,
+            path_of(k, &types, &f.bytes, &mut devices)?.into(),
             letters(["ReadAccess", "WriteAccess", "DeleteAccess"])?.into(),
             letters(["SharedRead", "SharedWrite", "SharedDelete"])?.into(),
             flag("DeletePending")?.into(),

@@ -1,21 +1,35 @@
 //! Views, one file each.
 
+pub(super) mod bigpools;
+mod callbacks;
 mod command_lines;
 mod dlllist;
+mod driver_functions;
 mod drivers;
+mod dumpfiles;
 mod files;
 mod handles;
+mod hollowprocesses;
 mod info;
+mod modscan;
 mod modules;
 mod network;
+mod object_scans;
+mod pedump;
 mod pslist;
 mod psscan;
 mod pstree;
 mod psxview;
 mod registry;
+mod run_keys;
+mod services;
+mod sessions;
+mod ssdt;
+mod suspicious_threads;
 mod threads;
 mod tokens;
-mod vads;
+pub(super) mod vads;
+mod verinfo;
 
 use super::WindowsView;
 
@@ -28,18 +42,37 @@ pub(super) const ALL: &[WindowsView] = &[
     pstree::PSTREE,
     command_lines::CMDLINE,
     command_lines::ENVARS,
+    sessions::SESSIONS,
     threads::THREADS,
+    object_scans::THRDSCAN,
+    suspicious_threads::SUSPICIOUS_THREADS,
     tokens::GETSIDS,
     tokens::PRIVILEGES,
     handles::HANDLES,
+    object_scans::MUTANTSCAN,
+    object_scans::SYMLINKSCAN,
     dlllist::DLLLIST,
     dlllist::LDRMODULES,
     vads::VADINFO,
     vads::MALFIND,
+    hollowprocesses::HOLLOWPROCESSES,
+    pedump::PEDUMP,
+    verinfo::VERINFO,
     modules::MODULES,
+    modscan::MODSCAN,
+    modscan::UNLOADEDMODULES,
     drivers::DRIVERSCAN,
+    driver_functions::DRIVERIRP,
+    driver_functions::DEVICETREE,
+    ssdt::SSDT,
+    callbacks::CALLBACKS,
+    bigpools::BIGPOOLS,
     network::NETSCAN,
     files::FILESCAN,
+    dumpfiles::DUMPFILES,
     registry::HIVELIST,
+    bigpools::HIVESCAN,
     registry::REGISTRY,
+    services::SERVICES,
+    run_keys::RUN_KEYS,
 ];

@@ -2,17 +2,19 @@
 //!
 //! Source: the public type `_KLDR_DATA_TABLE_ENTRY`.
 
+use crate::content::Recovered;
 use crate::table::{Column, Kind, Table, column};
-use crate::windows::{Kernel, WindowsError, WindowsView, lists};
+use crate::windows::{Kernel, WindowsError, WindowsView, lists, pe};
 use ramsift_layers::Severity;
+use std::ops::ControlFlow;
 
 /// `windows/modules`.
 pub(in crate::windows) const MODULES: WindowsView = WindowsView {
     name: "windows/modules",
-    meaning: "modules of the kernel's list",
+    meaning: "modules of the kernel's list; can be recovered",
     columns: COLUMNS,
     build,
-    recover: None,
+    recover: Some(recover),
 };
 
 const COLUMNS: &[Column] = &[
@@ -75,4 +77,44 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
         }
     }
     Ok(out)
+}
+
+/// Images of the modules, in the order of their files. What a driver needed at its start only is gone.
+fn recover(
+    k: &Kernel<'_>,
+    _: Option<i64>,
+    doubts: &mut Vec<String>,
+    visit: &mut dyn FnMut(Recovered) -> ControlFlow<()>,
+) -> Result<(), WindowsError> {
+    let ty = k.module_type();
+    let walk = lists::list(k, k.address("PsLoadedModuleList")?, ty, "InLoadOrderLinks")?;
+    doubts.extend(walk.broken);
+    for va in walk.items {
+        let m = k.object(ty, va);
+        let name = m.unicode("BaseDllName").unwrap_or_default();
+        let base = m.number("DllBase")?;
+        let Some(image) = pe::read(&k.space, base) else {
+            doubts.push(format!(
+                "the headers of {name} at {base:#x} are not in memory"
+            ));
+            continue;
+        };
+        let (content, in_order) =
+            image.content(&mut |rva| k.physical(base.wrapping_add(rva)).map(|p| p.0));
+        if !in_order {
+            doubts.push(format!(
+                "{name}: its sections overlap in the file, so it is given as it lies in memory"
+            ));
+        }
+        let found = Recovered {
+            kind: "module",
+            name: format!("{base:x}.{name}"),
+            object: va,
+            content,
+        };
+        if visit(found).is_break() {
+            break;
+        }
+    }
+    Ok(())
 }

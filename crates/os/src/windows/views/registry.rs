@@ -124,6 +124,7 @@ fn list(k: &Kernel<'_>) -> Result<Table, WindowsError> {
 
 fn recover(
     k: &Kernel<'_>,
+    _: Option<i64>,
     doubts: &mut Vec<String>,
     visit: &mut dyn FnMut(Recovered) -> ControlFlow<()>,
 ) -> Result<(), WindowsError> {

@@ -5,7 +5,10 @@
 
 use crate::table::{Column, Kind, Table, Value, column};
 use crate::windows::process::Process;
+use crate::windows::registry::{hives, registry_space};
 use crate::windows::{Kernel, Object, WindowsError, WindowsView};
+use ramsift_layers::Severity;
+use std::collections::HashMap;
 use std::fmt::Write as _;
 
 /// `windows/getsids`.
@@ -21,7 +24,11 @@ const SIDS: &[Column] = &[
     column("pid", Kind::Number, "process id"),
     column("comm", Kind::Text, "name of the program"),
     column("sid", Kind::Text, "security identifier"),
-    column("name", Kind::Text, "what a well-known one means"),
+    column(
+        "name",
+        Kind::Text,
+        "what a well-known one means; of a user the name of the profile's folder",
+    ),
     column("role", Kind::Text, "user, group or integrity"),
     column("attributes", Kind::Hex, "flags of the group"),
     column(
@@ -157,8 +164,30 @@ fn groups(k: &Kernel<'_>, p: &Process<'_>) -> Result<Vec<(String, u64)>, Windows
     Ok(out)
 }
 
+/// Users by their SIDs, as the list of profiles in the registry has them: the last part of the profile's folder.
+fn profiles(k: &Kernel<'_>) -> Result<HashMap<String, String>, WindowsError> {
+    let mut doubts = Vec::new();
+    let registry = registry_space(k, &mut doubts)?;
+    let mut out = HashMap::new();
+    for h in hives(k, registry.as_ref(), &mut doubts)? {
+        if !h.is("SOFTWARE") {
+            continue;
+        }
+        for key in h.below("Microsoft\\Windows NT\\CurrentVersion\\ProfileList") {
+            let folder = key.text("ProfileImagePath").unwrap_or_default();
+            if let Some(user) = folder.rsplit('\\').next().filter(|u| !u.is_empty()) {
+                out.insert(key.leaf().to_owned(), user.to_owned());
+            }
+        }
+    }
+    Ok(out)
+}
+
 fn sids(k: &Kernel<'_>) -> Result<Table, WindowsError> {
     let mut out = Table::new(SIDS);
+    // Each process has a token of its own.
+    let mut owners: HashMap<u64, String> = HashMap::new();
+    let users = profiles(k).unwrap_or_default();
     for p in k.processes(&mut out.doubts)? {
         let all = match groups(k, &p) {
             Ok(all) => all,
@@ -171,7 +200,8 @@ fn sids(k: &Kernel<'_>) -> Result<Table, WindowsError> {
             }
         };
         for (i, (sid, attributes)) in all.into_iter().enumerate() {
-            let name = WELL_KNOWN.iter().find(|(s, _)| *s == sid).map(|(_, n)| *n);
+            let known = WELL_KNOWN.iter().find(|(s, _)| *s == sid).map(|(_, n)| *n);
+            let name = known.or_else(|| users.get(&sid).map(String::as_str));
             let role = match i {
                 0 => "user",
                 _ if sid.starts_with("S-1-16-") => "integrity",
@@ -180,15 +210,85 @@ fn sids(k: &Kernel<'_>) -> Result<Table, WindowsError> {
             out.push(vec![
                 p.pid.into(),
                 p.name().into(),
-                sid.into(),
+                sid.as_str().into(),
                 name.into(),
                 role.into(),
                 attributes.into(),
                 p.object.physical().into(),
             ]);
+            if i > 0 || p.has_ended() {
+                continue;
+            }
+            let at = p.object.number("Token").map_or(0, |t| t & !0xf);
+            match owners.get(&at) {
+                Some(first) => {
+                    let text = format!(
+                        "{} has the token of {first}, as one that was written over",
+                        p.label()
+                    );
+                    out.flag("stolen_token", Severity::Critical, text);
+                }
+                None => {
+                    owners.insert(at, p.label());
+                }
+            }
         }
     }
     Ok(out)
+}
+
+/// Privileges that give the whole machine, by number: making tokens, being a part of the system, loading drivers, debugging
+/// others, and taking, backing up and restoring what is not one's own.
+const POWERFUL: [u64; 7] = [2, 7, 9, 10, 17, 18, 20];
+
+/// The number of a SID's integrity level.
+fn integrity(groups: &[(String, u64)]) -> Option<u64> {
+    let level = groups
+        .iter()
+        .find_map(|(sid, _)| sid.strip_prefix("S-1-16-"));
+    level?.parse().ok()
+}
+
+/// What in a token does not fit: rights in use that it does not have, or such of the machine in a process of a user.
+fn misfits(
+    present: u64,
+    enabled: u64,
+    groups: &[(String, u64)],
+) -> Vec<(&'static str, Severity, String)> {
+    let named = |bits: u64| {
+        let all = (0..64u64).filter(|b| bits >> b & 1 != 0);
+        let name = |b: u64| {
+            let at = usize::try_from(b).ok().and_then(|b| b.checked_sub(2));
+            at.and_then(|n| NAMES.get(n))
+                .map_or_else(|| format!("number {b}"), |n| (*n).to_owned())
+        };
+        all.map(name).collect::<Vec<_>>().join(", ")
+    };
+    let mut out = Vec::new();
+    let forged = enabled & !present;
+    if forged != 0 {
+        out.push((
+            "forged_rights",
+            Severity::Critical,
+            format!(
+                "uses rights that its token does not have: {}",
+                named(forged)
+            ),
+        ));
+    }
+    let powerful = POWERFUL.iter().fold(0, |bits, b| bits | 1 << b) & present;
+    // Medium is what programs of users have; administrators' run at high.
+    if let Some(level) = integrity(groups).filter(|l| *l <= 0x2000 && powerful != 0) {
+        out.push((
+            "excessive_rights",
+            Severity::High,
+            format!(
+                "has rights of administrators at integrity {level}: {}",
+                named(powerful)
+            ),
+        ));
+    }
+    out
 }
 
 fn privileges(k: &Kernel<'_>) -> Result<Table, WindowsError> {
@@ -225,6 +325,34 @@ fn privileges(k: &Kernel<'_>) -> Result<Table, WindowsError> {
                 p.object.physical().into(),
             ]);
         }
+        let own = groups(k, &p).unwrap_or_default();
+        // They belong to the last of its rows; without rights there is nothing to use.
+        for (rule, severity, why) in misfits(present, enabled, &own) {
+            out.flag(rule, severity, format!("{} {why}", p.label()));
+        }
     }
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rights_fit_the_level() {
+        let level = |n: u64| vec![("S-1-5-21-1".to_owned(), 0), (format!("S-1-16-{n}"), 0x60)];
+        let rules = |present, enabled, l| -> Vec<&str> {
+            misfits(present, enabled, &level(l))
+                .iter()
+                .map(|m| m.0)
+                .collect()
+        };
+        // SeChangeNotifyPrivilege is everybody's, SeDebugPrivilege (20) administrators'.
+        assert_eq!(rules(1 << 23, 1 << 23, 0x2000), Vec::<&str>::new());
+        assert_eq!(rules(1 << 20, 0, 0x3000), Vec::<&str>::new());
+        assert_eq!(rules(1 << 20, 0, 0x2000), ["excessive_rights"]);
+        assert_eq!(rules(1 << 23, 1 << 7, 0x4000), ["forged_rights"]);
+        let why = misfits(0, 1 << 20, &[]).remove(0).2;
+        assert!(why.ends_with("SeDebugPrivilege"), "{why}");
+    }
 }

@@ -3,6 +3,7 @@
 //! Sources: the public types `_MMVAD_SHORT`, `_MMVAD`, `_CONTROL_AREA`; the global MmProtectToValue, which gives the
 //! protection constants of `winnt.h`.
 
+use crate::disassembly::disassemble;
 use crate::table::{Column, Kind, Table, column};
 use crate::windows::objects::ObjectTypes;
 use crate::windows::process::Process;
@@ -55,6 +56,11 @@ const INJECTED: &[Column] = &[
     column("protection", Kind::Text, "protection when it was reserved"),
     column("reason", Kind::Text, "what it looks like"),
     column("hex", Kind::Text, "its first bytes"),
+    column(
+        "disasm",
+        Kind::Text,
+        "the same as x86 instructions, up to the first that is none; null of an image",
+    ),
     column("physical", Kind::Hex, "physical address of its first byte"),
 ];
 
@@ -66,12 +72,15 @@ pub(in crate::windows) struct Area {
     pub(in crate::windows) start: u64,
     pub(in crate::windows) end: u64,
     tag: String,
-    protection: u32,
-    private: bool,
+    pub(in crate::windows) protection: u32,
+    pub(in crate::windows) private: bool,
     commit: Option<u64>,
     pub(in crate::windows) file: Option<String>,
     vad: u64,
     pub(in crate::windows) image: bool,
+    /// Address of the control area, and of the first prototype entry; 0 of private memory.
+    pub(in crate::windows) control: u64,
+    pub(in crate::windows) prototypes: u64,
 }
 
 /// The row that MmProtectToValue repeats for each kind of caching: the same in all builds.
@@ -89,7 +98,7 @@ fn protections(k: &Kernel<'_>) -> Result<Vec<u32>, WindowsError> {
 }
 
 /// A protection in words.
-fn words(p: u32) -> &'static str {
+pub(super) fn words(p: u32) -> &'static str {
     match p & 0xff {
         0x01 => "no access",
         0x02 => "read",
@@ -182,11 +191,14 @@ fn area(
     // Short descriptors end before what tells of files.
     let long = !matches!(&tag, b"VadS" | b"VadF");
     let (mut mapped, mut image) = (None, false);
+    let (mut area, mut prototypes) = (0, 0);
     if long {
         let own = k.object("_MMVAD", node.va);
         if let Ok(Some(sub)) = own.follow("Subsection", "_SUBSECTION")
             && let Ok(Some(control)) = sub.follow("ControlArea", "_CONTROL_AREA")
         {
+            area = control.va;
+            prototypes = own.number("FirstPrototypePte").unwrap_or(0);
             image = control.number("u.Flags.Image").is_ok_and(|i| i != 0);
             let at = control.number("FilePointer").map_or(0, |f| f & !0xf);
             mapped = (at != 0).then(|| file(k, types, at)).flatten();
@@ -202,6 +214,8 @@ fn area(
         file: mapped,
         vad: node.va,
         image,
+        control: area,
+        prototypes,
     })
 }
 
@@ -262,6 +276,11 @@ fn injected(k: &Kernel<'_>) -> Result<Table, WindowsError> {
             let Some(at) = first else { continue };
             let pe = raw.starts_with(b"MZ");
             let reason = if pe { "an image (MZ)" } else { "code" };
+            // A 32-bit program has 64-bit code too, which lies above its own.
+            let bits = if p.is_wow64() && at < 1 << 31 { 32 } else { 64 };
+            let code = (!pe)
+                .then(|| disassemble(&raw, at, bits))
+                .filter(|c| !c.is_empty());
             out.push(vec![
                 p.pid.into(),
                 p.name().into(),
@@ -273,6 +292,7 @@ fn injected(k: &Kernel<'_>) -> Result<Table, WindowsError> {
                     .map(|b| format!("{b:02x}"))
                     .collect::<String>()
                     .into(),
+                code.into(),
                 space.translate(at).ok().map(|p| p.0).into(),
             ]);
             let who = p.label();

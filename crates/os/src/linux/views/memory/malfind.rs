@@ -13,10 +13,10 @@
 //! Sources: Linux `include/linux/mm.h` (`VM_*`), `mm/memfd.c` (`memfd:`); Volatility 3
 //! `plugins/linux/malfind.py` for the idea.
 
+use crate::disassembly::disassemble;
 use crate::linux::memory::{Area, Memories, Page, ProcessMemory, is_x86};
 use crate::linux::{Kernel, LinuxError, LinuxView, VM_EXEC, VM_WRITE};
 use crate::table::{Column, Kind, Table, column};
-use iced_x86::{Decoder, DecoderOptions, Formatter, Instruction, IntelFormatter};
 use ramsift_layers::Severity;
 use std::fmt::Write as _;
 
@@ -225,29 +225,6 @@ fn row(
 fn hex(bytes: &[u8]) -> String {
     let all: Vec<String> = bytes.iter().map(|b| format!("{b:02x}")).collect();
     all.join(" ")
-}
-
-/// Instructions in Intel's notation, up to the first that is none or is cut.
-fn disassemble(bytes: &[u8], va: u64, bits: u32) -> String {
-    let mut decoder = Decoder::with_ip(bits, bytes, va, DecoderOptions::NONE);
-    let mut formatter = IntelFormatter::new();
-    let options = formatter.options_mut();
-    options.set_hex_prefix("0x");
-    options.set_hex_suffix("");
-    options.set_uppercase_hex(false);
-    options.set_branch_leading_zeros(false);
-    let (mut out, mut one) = (String::new(), Instruction::default());
-    while decoder.can_decode() {
-        decoder.decode_out(&mut one);
-        if one.is_invalid() {
-            break;
-        }
-        if !out.is_empty() {
-            out.push_str("; ");
-        }
-        formatter.format(&one, &mut out);
-    }
-    out
 }
 
 #[cfg(test)]
