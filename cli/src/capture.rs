@@ -3,7 +3,7 @@
 use crate::terminal::{Shown, tell};
 use anyhow::{Context, Result, bail};
 use ramsift_layers::container::{Kind, PEEK_LEN};
-use ramsift_layers::format::{HEAD_LEN, looks_like_capture};
+use ramsift_layers::format::{HEAD_LEN, is_later_part, looks_like_capture};
 use ramsift_layers::source::{Sources, name_of, path_of, split_s3_url};
 use ramsift_store::{Objects, S3Objects};
 use std::collections::BTreeSet;
@@ -16,9 +16,52 @@ pub(crate) struct Found {
     pub(crate) captures: Vec<String>,
     /// What was passed over, with the reason.
     pub(crate) skipped: Vec<(String, String)>,
+    /// Files of dumps that were split, but for the first of each.
+    later: Vec<String>,
+}
+
+/// A name without its last number: files of one dump differ in that.
+fn numberless(name: &str) -> String {
+    let end = name
+        .rfind(|c: char| c.is_ascii_digit())
+        .map_or(0, |i| i + 1);
+    let (digits, behind) = name.split_at(end);
+    format!(
+        "{}#{behind}",
+        digits.trim_end_matches(|c: char| c.is_ascii_digit())
+    )
 }
 
 impl Found {
+    /// Takes a capture of a folder or prefix, of which `head` are the first bytes.
+    async fn take(&mut self, name: String, head: &[u8], sources: &Sources) {
+        let later = head.starts_with(b"KDUMP   ")
+            && match sources.open(&name).await {
+                Ok(s) => is_later_part(s.as_ref()).await.unwrap_or(false),
+                Err(_) => false,
+            };
+        let to = if later {
+            &mut self.later
+        } else {
+            &mut self.captures
+        };
+        to.push(name);
+    }
+
+    /// Passes over files of a split dump that are read with another of its files.
+    fn leave_parts(&mut self) {
+        let mut read: BTreeSet<String> = self.captures.iter().map(|c| numberless(c)).collect();
+        for name in std::mem::take(&mut self.later) {
+            if read.insert(numberless(&name)) {
+                // The first is not there.
+                self.captures.push(name);
+            } else {
+                let why = "a file of a dump that was split: it is read with the first of its files";
+                self.skipped.push((name, why.to_owned()));
+            }
+        }
+    }
+
     /// Passes over states of VMware that are read with the memory beside them, unless they were named themselves.
     fn leave_states(&mut self, named: &[String]) {
         let memory: BTreeSet<String> = self
@@ -65,16 +108,17 @@ pub(crate) async fn look(names: &[String], sources: &Sources) -> Result<Found> {
     for name in names {
         match split_s3_url(name) {
             Some((bucket, key)) => s3(name, bucket, key, sources, &mut out).await?,
-            None if path_of(name).is_dir() => folder(&path_of(name), &mut out)?,
+            None if path_of(name).is_dir() => folder(&path_of(name), sources, &mut out).await?,
             // What is named alone is scanned whatever it looks like.
             None => out.captures.push(name.clone()),
         }
     }
     out.leave_states(names);
+    out.leave_parts();
     Ok(out)
 }
 
-fn folder(dir: &Path, out: &mut Found) -> Result<()> {
+async fn folder(dir: &Path, sources: &Sources, out: &mut Found) -> Result<()> {
     let mut files: Vec<PathBuf> = Vec::new();
     let mut todo = vec![dir.to_owned()];
     while let Some(d) = todo.pop() {
@@ -98,7 +142,7 @@ fn folder(dir: &Path, out: &mut Found) -> Result<()> {
         let name = name_of(f.as_os_str());
         match head(&f) {
             Ok((head, len)) => match looks_like_capture(&name, &head, len) {
-                Ok(()) => out.captures.push(name),
+                Ok(()) => out.take(name, &head, sources).await,
                 Err(why) => out.skipped.push((name, why)),
             },
             Err(e) => out.skipped.push((name, format!("can't be read: {e}"))),
@@ -152,7 +196,7 @@ async fn s3(name: &str, bucket: &str, key: &str, sources: &Sources, out: &mut Fo
             head = source.head(PEEK_LEN).await?;
         }
         match looks_like_capture(&m.key, &head, m.size) {
-            Ok(()) => out.captures.push(url),
+            Ok(()) => out.take(url, &head, sources).await,
             Err(why) => out.skipped.push((url, why)),
         }
     }

@@ -179,7 +179,11 @@ impl NamedJob {
                 format!("the capture of job {job} is not where it was; name its new place with --evidence PATH")
             })?,
             Some(path) => {
-                let source = sources.open(path).await?;
+                let mut source = sources.open(path).await?;
+                // The container that the capture came in does as well.
+                if is_container(source.as_ref()).await? {
+                    source = unpack(config, source).await?.0;
+                }
                 self.check(config, source.as_ref(), path).await?;
                 source
             }

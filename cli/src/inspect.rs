@@ -237,6 +237,9 @@ fn millis(d: Duration) -> u64 {
 async fn fill(look: &Look, row: &mut Row) -> Result<(), String> {
     let opened = look.sources.open(&row.capture).await;
     let source = opened.map_err(|e| e.to_string())?;
+    let beside = look.sources.beside(source.pin());
+    let joined = format::joined(&source, &beside).await;
+    let source = joined.map_err(|e| e.to_string())?.unwrap_or(source);
     let counted = Arc::new(CountedSource::new(source));
     row.size = Some(counted.len());
     let mut head = counted.head(format::HEAD_LEN).await;
@@ -441,6 +444,14 @@ pub(crate) async fn line(
         ..ChunkParams::default()
     };
     let chunks = chunks.count(source.len());
+    let head = source.head(format::HEAD_LEN).await.ok()?;
+    if let Some(inside) = peek(&head, source.pin().name()) {
+        return Some(format!(
+            "{}, {}; it is unpacked before it is planned",
+            inside.what,
+            HumanBytes(source.len())
+        ));
+    }
     if let Some(o) = outline(source).await.ok()? {
         let memory = o
             .memory

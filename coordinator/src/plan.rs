@@ -128,12 +128,15 @@ pub async fn plan_of(
 ) -> Result<Planned, PlanError> {
     let chunks = parameters(&spec).map_err(PlanError::Parameters)?;
     let beside = sources.beside(source.pin());
+    let wrong = |error| PlanError::Format {
+        source_name: spec.source.clone(),
+        error,
+    };
+    let joined = format::joined(&source, &beside).await.map_err(wrong)?;
+    let source = joined.unwrap_or(source);
     let opened = format::open_beside(source.as_ref(), &beside)
         .await
-        .map_err(|error| PlanError::Format {
-            source_name: spec.source.clone(),
-            error,
-        })?;
+        .map_err(wrong)?;
     let Opened { mut layout, table } = opened;
     if let Some(from) = from {
         layout.notes.splice(0..0, from.notes());
@@ -154,9 +157,9 @@ pub async fn plan_of(
     }
     // What was unpacked is as old as its container.
     let dated = from.map_or(&pin, |f| &f.container);
-    let what = match dated {
-        ramsift_layers::SourcePin::S3 { .. } => "the object's last modification",
-        _ => "the capture file's modification time",
+    let what = match dated.is_object() {
+        true => "the object's last modification",
+        false => "the capture file's modification time",
     };
     let reference_time = dated.mtime_ns().map(|ns| (ns / 1000, what.to_owned()));
     let chunk_count = chunks.count(source.len());

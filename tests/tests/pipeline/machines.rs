@@ -114,7 +114,7 @@ fn states_of_machines_hold_the_same_memory() {
     let state = r
         .out
         .lines()
-        .find(|l| l.contains("swapped.vmss"))
+        .find(|l| l.contains("swapped.vmss\",\"status\""))
         .expect("a line");
     assert!(
         state.contains("no capture") && state.contains(".vmem"),

@@ -223,6 +223,22 @@ pub async fn open(source: &dyn ByteSource) -> Result<Opened, FormatError> {
 pub trait Beside: Send + Sync {
     /// The file or object of the same name with another ending; `None` where there is none.
     async fn with_ending(&self, ending: &str) -> Result<Option<Arc<dyn ByteSource>>, SourceError>;
+
+    /// Those of the same name with another number, as far as they follow one another.
+    async fn numbered(&self) -> Result<Vec<Arc<dyn ByteSource>>, SourceError>;
+}
+
+/// All files of the capture that a file is one of, where it is one of several; else `None`.
+pub async fn joined(
+    source: &Arc<dyn ByteSource>,
+    beside: &dyn Beside,
+) -> Result<Option<Arc<dyn ByteSource>>, FormatError> {
+    kdump::joined(source, beside).await
+}
+
+/// Whether a file is one of several that are one capture, and not the first of them.
+pub async fn is_later_part(source: &dyn ByteSource) -> Result<bool, FormatError> {
+    kdump::is_later_part(source).await
 }
 
 /// The same as [`open`], with what lies beside it.

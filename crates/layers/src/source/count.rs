@@ -53,6 +53,10 @@ impl ByteSource for CountedSource {
         self.source.unmap();
     }
 
+    fn parts(&self) -> &[Arc<dyn ByteSource>] {
+        self.source.parts()
+    }
+
     fn worth(&self) -> u64 {
         self.source.worth()
     }

@@ -355,7 +355,7 @@ impl DiskCaches {
         if let Some(k) = kept.iter().find(|k| k.job == job) {
             return k.source.clone();
         }
-        let object = matches!(source.pin(), SourcePin::S3 { .. });
+        let object = source.pin().is_object();
         let room = if object {
             make_room(&mut kept, source.len(), self.limits.bytes)
         } else {

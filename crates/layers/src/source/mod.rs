@@ -9,6 +9,7 @@ mod count;
 mod disk;
 mod fault;
 mod file;
+mod joined;
 mod map;
 mod measured;
 mod name;
@@ -21,6 +22,7 @@ pub use count::CountedSource;
 pub use disk::{DiskCache, DiskCaches, DiskLimits};
 pub use fault::{Fault, FaultSource};
 pub use file::FileSource;
+pub use joined::JoinedSource;
 pub use map::Mapping;
 pub use name::{name_of, path_of};
 pub use ram::RamSource;
@@ -75,6 +77,11 @@ pub enum SourcePin {
         /// Bytes.
         size: u64,
     },
+    /// Several of them, one after the other: a capture in several files.
+    Parts {
+        /// In their order.
+        parts: Vec<SourcePin>,
+    },
 }
 
 impl SourcePin {
@@ -82,6 +89,16 @@ impl SourcePin {
     pub fn size(&self) -> u64 {
         match self {
             Self::File { size, .. } | Self::S3 { size, .. } | Self::Ram { size, .. } => *size,
+            Self::Parts { parts } => parts.iter().fold(0, |n, p| n.saturating_add(p.size())),
+        }
+    }
+
+    /// Whether it lies in an object store.
+    pub fn is_object(&self) -> bool {
+        match self {
+            Self::S3 { .. } => true,
+            Self::File { .. } | Self::Ram { .. } => false,
+            Self::Parts { parts } => parts.iter().any(Self::is_object),
         }
     }
 
@@ -90,6 +107,7 @@ impl SourcePin {
         match self {
             Self::File { mtime_ns, .. } | Self::S3 { mtime_ns, .. } => Some(*mtime_ns),
             Self::Ram { .. } => None,
+            Self::Parts { parts } => parts.iter().filter_map(Self::mtime_ns).max(),
         }
     }
 
@@ -99,6 +117,7 @@ impl SourcePin {
             Self::File { path, .. } => path,
             Self::S3 { key, .. } => key,
             Self::Ram { name, .. } => name,
+            Self::Parts { parts } => return parts.first().map_or("", Self::name),
         };
         whole.rsplit('/').find(|p| !p.is_empty()).unwrap_or(whole)
     }
@@ -110,6 +129,10 @@ impl fmt::Display for SourcePin {
             Self::File { path, .. } => f.write_str(path),
             Self::S3 { bucket, key, .. } => write!(f, "s3://{bucket}/{key}"),
             Self::Ram { name, .. } => write!(f, "ram:{name}"),
+            Self::Parts { parts } => match parts.split_first() {
+                None => f.write_str("no file at all"),
+                Some((first, rest)) => write!(f, "{first} and {} more", rest.len()),
+            },
         }
     }
 }
@@ -247,6 +270,11 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
         16 << 10
     }
 
+    /// The files or objects that it is made of, where it is several.
+    fn parts(&self) -> &[Arc<dyn ByteSource>] {
+        &[]
+    }
+
     /// Bytes of the file or object.
     fn len(&self) -> u64 {
         self.pin().size()
@@ -369,6 +397,18 @@ impl Sources {
 
     /// Opens the version that was pinned before.
     pub async fn open_pinned(&self, pin: &SourcePin) -> Result<Arc<dyn ByteSource>, SourceError> {
+        if let SourcePin::Parts { parts } = pin {
+            let mut opened = Vec::with_capacity(parts.len());
+            for p in parts {
+                opened.push(self.open_one(p).await?);
+            }
+            return Ok(Arc::new(JoinedSource::new(opened)));
+        }
+        self.open_one(pin).await
+    }
+
+    /// The same of one file or object.
+    async fn open_one(&self, pin: &SourcePin) -> Result<Arc<dyn ByteSource>, SourceError> {
         if let SourcePin::S3 { bucket, key, .. } = pin {
             if !self.is_own(&pin.to_string()) {
                 self.allowed.check_object(bucket, key)?;
@@ -394,8 +434,59 @@ pub struct Siblings {
     name: String,
 }
 
+/// Files of one capture at most.
+const MAX_PARTS: u32 = 1024;
+
+impl Siblings {
+    /// Names that have another number where this one has its last: `None` where it has none.
+    fn numbered_names(&self) -> Option<(String, u32, usize, String)> {
+        let base = self.name.rfind('/').map_or(0, |i| i + 1);
+        let end = self.name.rfind(|c: char| c.is_ascii_digit())? + 1;
+        let digits = self.name.get(..end)?;
+        let start = digits
+            .rfind(|c: char| !c.is_ascii_digit())
+            .map_or(0, |i| i + 1);
+        let number = self.name.get(start..end)?;
+        let value = number.parse().ok().filter(|_| start >= base)?;
+        let (before, behind) = (self.name.get(..start)?, self.name.get(end..)?);
+        Some((before.to_owned(), value, number.len(), behind.to_owned()))
+    }
+
+    /// Opens neighbours one after the other until one is not there.
+    async fn run(
+        &self,
+        numbers: impl Iterator<Item = u32>,
+        name: impl Fn(u32) -> String,
+    ) -> Result<Vec<Arc<dyn ByteSource>>, SourceError> {
+        let mut out = Vec::new();
+        for n in numbers {
+            match self.sources.open(&name(n)).await {
+                Ok(s) => out.push(s),
+                Err(SourceError::NotFound { .. } | SourceError::Empty { .. }) => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(out)
+    }
+}
+
 #[async_trait]
 impl crate::format::Beside for Siblings {
+    async fn numbered(&self) -> Result<Vec<Arc<dyn ByteSource>>, SourceError> {
+        let Some((before, value, width, behind)) = self.numbered_names() else {
+            return Ok(Vec::new());
+        };
+        let name = |n: u32| format!("{before}{n:0width$}{behind}");
+        let mut out = self
+            .run((0..value).rev().take(MAX_PARTS as usize), name)
+            .await?;
+        out.extend(
+            self.run((value + 1..).take(MAX_PARTS as usize), name)
+                .await?,
+        );
+        Ok(out)
+    }
+
     async fn with_ending(&self, ending: &str) -> Result<Option<Arc<dyn ByteSource>>, SourceError> {
         let Some((stem, _)) = self.name.rsplit_once('.') else {
             return Ok(None);

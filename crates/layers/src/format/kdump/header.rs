@@ -22,6 +22,10 @@ pub(in crate::format) struct Header {
     pub(in crate::format) descriptors: u64,
     /// Pages that this file has descriptors of, by number.
     pub(in crate::format) pages: std::ops::Range<u64>,
+    /// Pages of the whole dump.
+    pub(in crate::format) total: u64,
+    /// Names of the system and the time: the same in all files of a dump.
+    pub(in crate::format) machine: Vec<u8>,
     /// Whether it is one file of several.
     pub(in crate::format) part: bool,
     pub(in crate::format) vmcoreinfo: (u64, u64),
@@ -167,11 +171,15 @@ impl Header {
             } else {
                 0..count
             },
+            total: count,
+            machine: head.get(12..s).unwrap_or_default().to_vec(),
             part,
             vmcoreinfo: since(3, vmcoreinfo),
             notes: since(4, notes),
         };
-        if header.descriptors >= dump.len() {
+        // makedumpfile has files without pages, where there are more files than it has use for.
+        let empty = part && header.pages.is_empty();
+        if header.descriptors >= dump.len() && !empty {
             return Err(cut("the bitmaps", memory));
         }
         if count == 0 {

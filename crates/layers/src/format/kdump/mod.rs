@@ -18,6 +18,7 @@
 //! `include/sysemu/dump.h` (`DiskDumpHeader64`, `KdumpSubHeader64`, `PageDescriptor`).
 
 mod header;
+mod parts;
 
 use super::flat::{Dump, MAGIC as FLAT};
 use super::{ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, gap, note};
@@ -26,6 +27,7 @@ use crate::source::ByteSource;
 use async_trait::async_trait;
 pub(super) use header::Header;
 use header::{bad, cut, u32_at, u64_at};
+pub(super) use parts::{is_later_part, joined};
 use std::collections::BTreeMap;
 
 pub(super) const MAGIC: &[u8] = b"KDUMP   ";
@@ -262,26 +264,31 @@ impl ImageFormat for Kdump {
     }
 
     async fn open(&self, source: &dyn ByteSource) -> Result<Opened, FormatError> {
-        let (mut notes, mut gaps) = (Vec::new(), Vec::new());
-        let head = source.head(MAGIC.len()).await?;
-        let dump = if head == MAGIC {
-            Dump::plain(source)
-        } else {
-            note(&mut notes, || {
-                "a flattened dump (makedumpfile -F)".to_owned()
-            });
-            Dump::flattened(source, &mut notes, &mut gaps).await?
-        };
-        if dump.read(0, 4).await?.is_some_and(|b| b == b"\x7fELF") {
-            return Err(FormatError::Unsupported {
-                what: "a flattened ELF core",
-                hint: "rearrange it with makedumpfile -R",
-            });
+        match source.parts() {
+            [] => open_all(&[source]).await,
+            parts => {
+                let parts: Vec<&dyn ByteSource> = parts.iter().map(AsRef::as_ref).collect();
+                open_all(&parts).await
+            }
         }
-        let h = Header::read(&dump).await?;
-        let dtb_hints = h.page_tables(&dump).await?;
+    }
+}
+
+/// Reads a dump that is in these files, one after the other.
+async fn open_all(files: &[&dyn ByteSource]) -> Result<Opened, FormatError> {
+    let (mut notes, mut gaps) = (Vec::new(), Vec::new());
+    let parts = parts::read(files, &mut notes, &mut gaps).await?;
+    let Some((first, h)) = parts.first() else {
+        return Err(FormatError::NoMemory { format: "kdump" });
+    };
+    let dtb_hints = h.page_tables(first).await?;
+    let file_len = files.iter().map(|f| f.len()).sum();
+    let mut image = ImageBuilder::default();
+    let mut told = Told::default();
+    let mut at = 0;
+    for (dump, h) in &parts {
         let mut pages = Pages {
-            dump: &dump,
+            dump,
             block: h.block,
             last: 0,
             least: u64::MAX,
@@ -290,37 +297,83 @@ impl ImageFormat for Kdump {
             decoder: Decoder::default(),
             cut: 0,
             gaps,
-            file_len: source.len(),
+            file_len,
         };
-        let (image, left_out) = lay_out(&dump, &h, &mut pages).await?;
-        if image.image_len() == 0 {
-            return Err(FormatError::NoMemory { format: "kdump" });
+        if h.pages.start > at {
+            let range = at..h.pages.start;
+            told.elsewhere += lay_out(dump, h, range, None, &mut image).await?.missing;
         }
-        pages.agree(&h);
-        say(&h, &pages, left_out, &mut notes);
-        let (runs, table) = image.finish().map_err(|e| FormatError::built("kdump", e))?;
-        Ok(Opened {
-            layout: Layout {
-                format: "kdump".into(),
-                version: Some(h.version.to_string()),
-                runs,
-                arch: h.arch.map(str::to_owned),
-                dtb_hints,
-                notes,
-                gaps: pages.gaps,
-                extents: Some(table.info.clone()),
-            },
-            table: Some(table),
-        })
+        let left = h.pages.start.max(at)..h.pages.end;
+        if h.pages.start < at && !left.is_empty() {
+            return Err(bad(
+                0,
+                format!("a file of the dump that begins at page {at:#x} or behind"),
+                format!(
+                    "one that begins at {:#x}: files of two dumps lie side by side",
+                    h.pages.start
+                ),
+            ));
+        }
+        told.left_out += lay_out(dump, h, left, Some(&mut pages), &mut image)
+            .await?
+            .left_out;
+        pages.agree(h);
+        told.cut += pages.cut;
+        gaps = pages.gaps;
+        at = at.max(h.pages.end);
     }
+    if at < h.total {
+        let range = at..h.total;
+        told.elsewhere += lay_out(first, h, range, None, &mut image).await?.missing;
+    }
+    if image.image_len() == 0 {
+        return Err(FormatError::NoMemory { format: "kdump" });
+    }
+    told.files = parts.len();
+    say(h, &told, &mut notes);
+    let (runs, table) = image.finish().map_err(|e| FormatError::built("kdump", e))?;
+    Ok(Opened {
+        layout: Layout {
+            format: "kdump".into(),
+            version: Some(h.version.to_string()),
+            runs,
+            arch: h.arch.map(str::to_owned),
+            dtb_hints,
+            notes,
+            gaps,
+            extents: Some(table.info.clone()),
+        },
+        table: Some(table),
+    })
 }
 
-/// Goes over the bitmaps and the descriptors. Gives the image and the pages of memory that were left out of it.
+/// What was met on the way.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    files: usize,
+    /// Pages of memory that were left out when the dump was made.
+    left_out: u64,
+    /// Pages that the files lack.
+    cut: u64,
+    /// Pages that are in other files of a dump that was split.
+    elsewhere: u64,
+}
+
+/// Pages of a range that are not stored.
+#[derive(Clone, Copy, Debug, Default)]
+struct Without {
+    left_out: u64,
+    missing: u64,
+}
+
+/// Goes over the bitmaps and the descriptors of a range of pages; without `pages` over the bitmaps alone: the pages are missing.
 async fn lay_out(
     dump: &Dump<'_>,
     h: &Header,
-    pages: &mut Pages<'_>,
-) -> Result<(ImageBuilder, u64), FormatError> {
+    range: std::ops::Range<u64>,
+    mut pages: Option<&mut Pages<'_>>,
+    image: &mut ImageBuilder,
+) -> Result<Without, FormatError> {
     let mut dumped = Bits::new(dump, h.dumped.0, h.dumped.1);
     let mut memory = Bits::new(dump, h.memory, h.dumped.1);
     let mut descriptors = Descriptors {
@@ -329,12 +382,11 @@ async fn lay_out(
         bytes: Vec::new(),
         used: 0,
     };
-    let mut image = ImageBuilder::default();
     let zeros_left_out = h.dump_level == 1;
-    let mut left_out = 0;
+    let mut out = Without::default();
     let built = |e| FormatError::built("kdump", e);
-    let mut pfn = h.pages.start;
-    while pfn < h.pages.end {
+    let mut pfn = range.start;
+    while pfn < range.end {
         let (d, m) = (dumped.byte(pfn).await?, memory.byte(pfn).await?);
         if d | m == 0 {
             pfn = (pfn / 8 + 1) * 8;
@@ -347,19 +399,25 @@ async fn lay_out(
         pfn += 1;
         if d & bit == 0 {
             if m & bit != 0 {
-                left_out += 1;
+                out.left_out += 1;
                 if zeros_left_out {
                     image.zeros(pa, h.block).map_err(built)?;
                 }
             }
             continue;
         }
-        let page = match descriptors.next().await? {
-            Some(d) => pages.page(pa, d).await?,
+        let page = match &mut pages {
             None => {
-                pages.cut += 1;
+                out.missing += 1;
                 Page::Missing
             }
+            Some(pages) => match descriptors.next().await? {
+                Some(d) => pages.page(pa, d).await?,
+                None => {
+                    pages.cut += 1;
+                    Page::Missing
+                }
+            },
         };
         match page {
             Page::Stored(s) => image.stored(pa, h.block, s),
@@ -375,11 +433,12 @@ async fn lay_out(
             ));
         }
     }
-    Ok((image, left_out))
+    Ok(out)
 }
 
 /// What the user is to know of the dump.
-fn say(h: &Header, pages: &Pages<'_>, left_out: u64, notes: &mut Vec<String>) {
+fn say(h: &Header, told: &Told, notes: &mut Vec<String>) {
+    let left_out = told.left_out;
     if left_out > 0 && h.dump_level == 1 {
         note(notes, || {
             format!(
@@ -394,7 +453,11 @@ fn say(h: &Header, pages: &Pages<'_>, left_out: u64, notes: &mut Vec<String>) {
             )
         });
     }
-    if h.part {
+    if told.files > 1 {
+        note(notes, || {
+            format!("a dump that was split in {} files", told.files)
+        });
+    } else if h.part {
         note(notes, || {
             format!(
                 "one file of a dump that was split: it holds physical {:#x} to {:#x}",
@@ -403,12 +466,20 @@ fn say(h: &Header, pages: &Pages<'_>, left_out: u64, notes: &mut Vec<String>) {
             )
         });
     }
-    if pages.cut > 0 {
+    if told.elsewhere > 0 {
+        note(notes, || {
+            format!(
+                "{} pages are in other files of the dump, which are not beside it under the next numbers",
+                told.elsewhere
+            )
+        });
+    }
+    if told.cut > 0 {
         let why = if h.status & INCOMPLETE != 0 {
             "the dump was not finished, as it says itself"
         } else {
             "the dump is cut short"
         };
-        note(notes, || format!("{why}: {} pages are missing", pages.cut));
+        note(notes, || format!("{why}: {} pages are missing", told.cut));
     }
 }
