@@ -14,7 +14,9 @@ use ramsift_proto::v1::FinaliseRequest;
 use ramsift_proto::v1::aggregator_client::AggregatorClient;
 use ramsift_proto::{Deployment, MAX_MESSAGE};
 use ramsift_queue::{Queue, RabbitConfig, RabbitQueue};
-use ramsift_store::{Ledger, ObjectError, Objects, RedisLedger, RemoteReporter, Reporter};
+use ramsift_store::{
+    Agreement, Ledger, ObjectError, Objects, RedisLedger, RemoteReporter, Reporter,
+};
 use ramsift_telemetry::Readiness;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -52,7 +54,18 @@ pub(crate) fn instance(what: &str) -> String {
     format!("{what}@{}:{}", host.trim(), std::process::id())
 }
 
+/// What this process has of that which services must have in common.
+fn agreement(config: &Config, coordinator: &str) -> Agreement {
+    Agreement {
+        coordinator: coordinator.to_owned(),
+        queue_prefix: config.queue.prefix.clone(),
+        ledger_prefix: config.ledger.prefix.clone(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
 struct Shared {
+    agreement: Agreement,
     sources: Sources,
     objects: Arc<dyn Objects>,
     queue: Arc<dyn Queue>,
@@ -83,6 +96,7 @@ async fn shared(config: &Config, what: &str) -> Result<Shared> {
     let ledger: Arc<dyn Ledger> = Arc::new(ledger.trusting(config.ledger.ca_file()));
     await_store(objects.as_ref(), &readiness, &stop).await?;
     Ok(Shared {
+        agreement: agreement(config, ""),
         sources,
         objects,
         queue,
@@ -155,9 +169,27 @@ fn watch_parts(s: &Shared, reporter: Option<Arc<dyn Reporter>>) {
         s.readiness.clone(),
         s.stop.clone(),
     );
+    let (objects, own) = (s.objects.clone(), s.agreement.clone());
     tokio::spawn(async move {
         let mut refused = String::new();
+        let mut other_version = String::new();
         while !stop.is_cancelled() {
+            // Without an answer nothing is known; the store's own readiness is told elsewhere.
+            if let Ok(Some(said)) = Agreement::read(objects.as_ref()).await {
+                match said.differences(&own).join("; ") {
+                    differ if differ.is_empty() => readiness.ready("settings"),
+                    differ => readiness.block("settings", differ),
+                }
+                if said.version != own.version && said.version != other_version {
+                    tracing::warn!(
+                        coordinator = said.coordinator,
+                        its_version = said.version,
+                        own_version = own.version,
+                        "the coordinator is of another version; run the same everywhere"
+                    );
+                    other_version = said.version;
+                }
+            }
             // The ledger is a cache: without it a service works, so it never blocks readiness.
             if let Err(e) = ledger.check().await {
                 tracing::warn!(error = %e, "ledger does not answer; going on without it");
@@ -262,6 +294,7 @@ pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
     let coordinator = Coordinator::new(
         ramsift_coordinator::Config {
             name: instance("coordinator"),
+            agreement: agreement(config, &instance("coordinator")),
             window: usize::try_from(c.window).unwrap_or(usize::MAX),
             poll: Duration::from_millis(c.poll_milliseconds.max(1)),
             republish: Duration::from_secs(c.republish_seconds),

@@ -35,7 +35,7 @@ use ramsift_layers::source::Sources;
 use ramsift_proto::Deployment;
 use ramsift_proto::v1::RuleCount;
 use ramsift_queue::Queue;
-use ramsift_store::{Ledger, Objects};
+use ramsift_store::{Agreement, Ledger, Objects};
 use ramsift_telemetry::Readiness;
 use std::fmt;
 use std::path::PathBuf;
@@ -55,6 +55,8 @@ pub struct Config {
     pub republish: Duration,
     /// How long a standby of a cluster must see the lease unchanged before it takes over.
     pub lease: Duration,
+    /// What the other services must have in common with this one; its name is `name`.
+    pub agreement: Agreement,
     /// How the services run: one command needs no lease, and loses no messages.
     pub deployment: Deployment,
     /// Smallest part of a chunk that is tried on its own.
@@ -75,6 +77,7 @@ impl Default for Config {
             poll: Duration::from_millis(500),
             republish: Duration::from_secs(900),
             lease: Duration::from_secs(10),
+            agreement: Agreement::default(),
             deployment: Deployment::default(),
             smallest: 1 << 20,
             only: None,

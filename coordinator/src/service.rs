@@ -278,6 +278,11 @@ impl Coordinator {
                 return Ok(());
             };
             epoch = lease.epoch();
+            inner
+                .config
+                .agreement
+                .store(inner.deps.objects.as_ref())
+                .await?;
             keeper = Some(tokio::spawn(keep(lease, length / 3, lost.clone())));
         }
         inner.deps.readiness.ready("store");

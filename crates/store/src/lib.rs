@@ -1,6 +1,7 @@
 //! The result store: objects, tables, ledger, and the records that tie them together.
 //!
 //! ```text
+//! leases/agreement.json                  what services of a cluster must have in common
 //! jobs/<job>/spec.json                   what the user asked for
 //! jobs/<job>/plan.json                   evidence pin, layout, chunk parameters: immutable
 //! jobs/<job>/extents/<blake3>.extents    where the image's bytes lie in a container that packs them: read in slices
@@ -21,6 +22,7 @@
 //! leases/coordinator.json                who is the active coordinator
 //! ```
 
+mod agreement;
 mod external;
 pub mod groups;
 pub mod image;
@@ -39,6 +41,7 @@ pub mod splice;
 mod sql;
 pub mod tables;
 
+pub use agreement::Agreement;
 pub use job::{Coverage, Frozen, Keys, Manifest, Plan, SealedBy, StoreError, VerdictPlan};
 pub use ledger::{Ledger, MemoryLedger, RedisLedger};
 pub use objects::{LocalObjects, ObjectError, Objects, S3Objects};

@@ -5,13 +5,12 @@ use crate::embedded::{self, ok, png_with_text, query};
 use ramsift_store::Keys;
 use ramsift_store::objects::Objects;
 use ramsift_tests::fixtures::{capture, faults, image, lime, planted};
-use ramsift_tests::program::{Cluster, Run, command, run, scan};
+use ramsift_tests::program::{Cluster, command, run, scan, with_small_disk};
 use ramsift_tests::servers::{CLAM_NEEDLE, Clamd};
 use ramsift_tests::{block_on, wait_for};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -371,4 +370,24 @@ fn a_service_whose_store_does_not_exist_ends_with_the_reason() {
         assert_eq!(r.code, 2, "{what}: {}", r.err);
         assert!(r.err.contains("bucket nowhere does not exist"), "{}", r.err);
     }
+}
+
+#[test]
+fn a_worker_with_another_queue_prefix_says_so() {
+    let c = Cluster::start(&[]);
+    let coordinator = c.service("coordinator");
+    coordinator.await_ready();
+    let prefix = [("RAMSIFT_QUEUE_PREFIX", "elsewhere")];
+    for what in ["chunk-worker", "structured-worker"] {
+        let worker = c.service_with(what, &prefix);
+        wait_for("the reason", Duration::from_secs(60), || {
+            let (code, body) = worker.ready()?;
+            let said =
+                "settings: queue.prefix is \"elsewhere\" here and \"ramsift\" at the coordinator";
+            (code == 503 && body.contains(said)).then_some(())
+        });
+    }
+    let same = c.service("structured-worker");
+    let _aggregator = c.service("aggregator");
+    same.await_ready();
 }
