@@ -24,6 +24,8 @@ use tracing::Span;
 
 /// Small objects read at a time.
 pub(crate) const READS: usize = 16;
+/// How often it is asked whether anybody is at views; more than workers take to note it anew in a ledger that has forgotten.
+const ASK: Duration = Duration::from_secs(15);
 /// Tasks that are few.
 const TURN: usize = 8;
 
@@ -128,6 +130,9 @@ pub(crate) struct Job {
     pub(crate) last_progress: Instant,
     /// How long nothing may be settled before tasks that lie nowhere are taken for lost.
     patience: Duration,
+    /// Views that nobody was at when that was asked last, and when that was.
+    idle: BTreeSet<TaskId>,
+    asked: Option<Instant>,
     /// What keeps it from going on.
     pub(crate) waits_for: Vec<String>,
     /// How far unpacking its capture is.
@@ -170,6 +175,8 @@ impl Job {
             bytes_at_start: None,
             last_progress: Instant::now(),
             patience: QUIET,
+            idle: BTreeSet::new(),
+            asked: None,
             waits_for: Vec::new(),
             unpacking: Arc::default(),
             not_before: None,
@@ -457,6 +464,35 @@ impl Job {
                 self.pending.push_back(id);
             }
         }
+    }
+
+    /// Views that were published long ago, when it is time to ask whether anybody is at them.
+    pub(crate) fn views_to_ask_about(&mut self) -> Vec<String> {
+        if self.asked.is_some_and(|t| t.elapsed() < ASK) {
+            return Vec::new();
+        }
+        let old = |(t, o): &(&TaskId, &Out)| lane(t) == Lane::Views && o.since.elapsed() >= QUIET;
+        let tasks: Vec<String> = self
+            .out
+            .iter()
+            .filter(old)
+            .map(|(t, _)| t.to_string())
+            .collect();
+        if !tasks.is_empty() {
+            self.asked = Some(Instant::now());
+        }
+        tasks
+    }
+
+    /// Publishes views again that nobody was at, now and when that was asked before: the broker has lost them.
+    /// Whether there were any.
+    pub(crate) fn republish_idle(&mut self, tasks: &[String]) -> bool {
+        let now: BTreeSet<TaskId> = tasks.iter().filter_map(|t| t.parse().ok()).collect();
+        let lost: Vec<TaskId> = now.intersection(&self.idle).cloned().collect();
+        self.idle = now;
+        self.idle.retain(|t| !lost.contains(t));
+        self.publish_again(|t| lost.contains(t));
+        !lost.is_empty()
     }
 
     /// Tasks that were published to a lane and are not settled.

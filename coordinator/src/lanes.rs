@@ -52,10 +52,15 @@ impl Lanes {
 
     /// Whether no chunk has waited in the queue for long: what is out lies with workers, or nowhere.
     pub(crate) fn has_no_chunks(&self) -> bool {
-        [Lane::Chunks, Lane::Suspects].iter().all(|l| {
-            let empty = self.seen.get(l).filter(|s| s.state.waiting == 0);
-            empty.is_some_and(|s| s.since.elapsed() >= LOOK)
-        })
+        [Lane::Chunks, Lane::Suspects]
+            .iter()
+            .all(|l| self.is_empty(*l))
+    }
+
+    /// Whether nothing has waited in a lane for long.
+    pub(crate) fn is_empty(&self, lane: Lane) -> bool {
+        let empty = self.seen.get(&lane).filter(|s| s.state.waiting == 0);
+        empty.is_some_and(|s| s.since.elapsed() >= LOOK)
     }
 
     /// What a job waits for that has tasks `out` in each lane and of which nothing was settled for `quiet`.

@@ -290,6 +290,15 @@ impl Reign {
                 "nothing settled and no task of it in the queue, publishing again"
             );
         }
+        if lock(&self.lanes).is_empty(Lane::Views) {
+            let tasks = job.views_to_ask_about();
+            if !tasks.is_empty() {
+                self.ask_who_works(name, tasks);
+            }
+        }
+        let Some(job) = self.jobs.get_mut(name) else {
+            return Ok(true);
+        };
         if job.stage == Stage::Settled {
             job.busy = true;
             let ok = self.write(name, JobPhase::Finalising, "").await?;
@@ -299,6 +308,21 @@ impl Reign {
         let priority = job.spec.priority;
         self.round.enter(name, priority);
         Ok(true)
+    }
+
+    /// Asks the ledger, apart from the loop, which of these tasks nobody is at.
+    fn ask_who_works(&self, name: &str, tasks: Vec<String>) {
+        let (ledger, to) = (self.me.inner.deps.ledger.clone(), self.events_in.clone());
+        let name = name.to_owned();
+        tokio::spawn(async move {
+            // Without a ledger only the age of tasks decides.
+            let Ok(worked_on) = ledger.worked_on(&name, &tasks).await else {
+                return;
+            };
+            let all = tasks.into_iter().zip(worked_on);
+            let idle = all.filter(|(_, worked_on)| !worked_on).map(|(t, _)| t);
+            let _ = to.send(Event::Idle(name, idle.collect())).await;
+        });
     }
 
     /// The ledger is a cache: what it has forgotten is told to it again, apart from the loop.
@@ -450,6 +474,16 @@ impl Reign {
                     j.start_over();
                 }
                 self.retry(&name, &why).await
+            }
+            Event::Idle(name, tasks) => {
+                let job = self.jobs.get_mut(&name);
+                if job.is_some_and(|j| j.republish_idle(&tasks)) {
+                    tracing::warn!(
+                        job = name,
+                        "views lie in no queue and nobody is at them, publishing again"
+                    );
+                }
+                Ok(true)
             }
             Event::Dead(task, done) => {
                 let config = self.me.inner.config.clone();

@@ -42,6 +42,8 @@ pub(crate) enum Event {
     Planned(String, Result<Box<Plan>, (String, bool)>),
     Sealed(String, Result<bool, (String, bool)>),
     Dead(Task, tokio::sync::oneshot::Sender<bool>),
+    /// Tasks of a job that nobody is at, of those that were asked about.
+    Idle(String, Vec<String>),
 }
 
 #[derive(Debug)]

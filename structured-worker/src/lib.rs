@@ -321,6 +321,7 @@ async fn handle(worker: Arc<Worker>, delivery: Delivery) {
     worker.busy.fetch_add(1, Ordering::Relaxed);
     let done = tokio::select! {
         done = attempt(&worker, &task).instrument(span) => done,
+        never = tell_of_work(&worker, &task) => never,
         // Its thread goes on until it looks up; the process need not wait for it.
         () = worker.abandon.cancelled() => End::HandBack,
     };
@@ -335,6 +336,22 @@ async fn handle(worker: Arc<Worker>, delivery: Delivery) {
     };
     if let Err(e) = answered {
         tracing::warn!(error = %e, "answer did not reach the queue");
+    }
+}
+
+/// How often a worker notes that it is at a task, and for how long that holds.
+const NOTE: Duration = Duration::from_secs(10);
+const HOLDS: Duration = Duration::from_secs(30);
+
+/// Notes again and again that somebody is at a task: views take minutes, and one that the broker has lost must be told from one
+/// that takes long.
+async fn tell_of_work(worker: &Worker, task: &Task) -> End {
+    loop {
+        let noted = worker.deps.ledger.working(&task.job, &task.task, HOLDS);
+        if let Err(e) = noted.await {
+            tracing::debug!(error = %e, "ledger not told");
+        }
+        tokio::time::sleep(NOTE).await;
     }
 }
 

@@ -105,7 +105,7 @@ fn subtree(pieces: &[ChainingValue]) -> ChainingValue {
 }
 
 /// Zeros that are hashed at a time: they stay in a processor's cache.
-const ZEROS: [u8; 1 << 18] = [0; 1 << 18];
+static ZEROS: [u8; 1 << 18] = [0; 1 << 18];
 
 impl PieceHasher {
     /// Adds zeros, as [`update`](Self::update) would; BLAKE3 counts its leaves, so zeros at every place of a file have a hash of

@@ -1,10 +1,10 @@
 //! The cluster with real servers: what it finds, and what it survives.
 
 use ramsift_store::objects::Objects;
-use ramsift_store::query::{QueryLimits, Tables};
 use ramsift_store::{Keys, LocalObjects, Manifest, S3Objects};
 use ramsift_tests::fixtures::{another_capture, capture, image, planted};
 use ramsift_tests::program::{Cluster, Run, run, scan};
+pub(crate) use ramsift_tests::tables::{tables, without_inference};
 use ramsift_tests::{block_on, wait_for};
 use std::path::Path;
 use std::sync::Arc;
@@ -25,44 +25,6 @@ pub(crate) fn submit(c: &Cluster, args: &[&str]) -> String {
     let r = run(c.command().arg("submit").args(args));
     assert_eq!(r.code, 0, "{}\n{}", r.err, c.log());
     r.out.split_whitespace().next().expect("a job").to_owned()
-}
-
-/// All rows of a job's tables as text, without what names the run.
-pub(crate) fn tables(
-    objects: Arc<dyn Objects>,
-    job: &str,
-    names: &[&str],
-) -> Vec<(String, Vec<String>)> {
-    block_on(async {
-        let t = Tables::new(objects, &QueryLimits::default()).expect("session");
-        t.register_jobs(&[job.to_owned()]).await.expect("tables");
-        let mut out = Vec::new();
-        for table in names.iter().copied() {
-            // A pack lies in its job's folder; its name after that is the hash of its content.
-            let columns = match table {
-                "artifacts" => "* EXCLUDE (object), regexp_replace(object, '^.*/', '') AS object",
-                _ => "*",
-            };
-            let batches = t
-                .collect(&format!("SELECT {columns} FROM {table}"))
-                .await
-                .expect(table);
-            let mut text = Vec::new();
-            let mut w = arrow::json::LineDelimitedWriter::new(&mut text);
-            for b in &batches {
-                w.write(b).expect("json");
-            }
-            w.finish().expect("json");
-            let mut rows: Vec<String> = String::from_utf8(text)
-                .expect("text")
-                .lines()
-                .map(str::to_owned)
-                .collect();
-            rows.sort();
-            out.push((table.to_owned(), rows));
-        }
-        out
-    })
 }
 
 pub(crate) fn manifest(c: &Cluster, job: &str) -> Manifest {
@@ -164,23 +126,6 @@ fn results_survive_killed_workers_aggregator_broker_and_ledger() {
     for w in &mut workers[1..] {
         assert_eq!(w.process.terminate(), Some(0), "a worker drains on SIGTERM");
     }
-}
-
-/// Rows without times that rest on the file's or object's own time.
-pub(crate) fn without_inference(rows: Vec<String>) -> Vec<String> {
-    let mut out: Vec<String> = rows
-        .into_iter()
-        .map(|r| {
-            let mut v: serde_json::Value = serde_json::from_str(&r).expect("JSON");
-            if let Some(o) = v.as_object_mut() {
-                o.remove("inferred_time");
-                o.remove("inferred_from");
-            }
-            v.to_string()
-        })
-        .collect();
-    out.sort();
-    out
 }
 
 #[test]

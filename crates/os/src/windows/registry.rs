@@ -333,6 +333,14 @@ impl<'k> Hive<'k> {
         self.find(path).map(|(key, _)| key)
     }
 
+    /// The keys directly below that at a path, if all of them can be read.
+    pub(super) fn whole_below(&self, path: &str) -> Option<Vec<Key>> {
+        let (key, cells) = self.find(path).filter(|(key, _)| !key.torn)?;
+        let count = cells.len();
+        let all = self.below(path);
+        (all.len() == count && !key.path.is_empty()).then_some(all)
+    }
+
     /// The keys directly below that at a path; none where there is no such key. What can't be read is left out.
     pub(super) fn below(&self, path: &str) -> Vec<Key> {
         let Some((key, cells)) = self.find(path) else {

@@ -1,6 +1,6 @@
 //! Views that judge processes, against what the generator put into the machines.
 
-use crate::common::{Made, cell, machines, rows, text};
+use crate::common::{KERNELS, Made, cell, machines, make, rows, text};
 use ramsift_os::table::Table;
 
 /// Rules and reasons of a view's anomalies, sorted.
@@ -266,5 +266,21 @@ fn versions_are_those_of_the_images() {
             "{}",
             m.name
         );
+    }
+}
+
+#[test]
+fn nothing_is_wrong_with_a_clean_machine() {
+    for (i, (name, guid)) in KERNELS.iter().enumerate() {
+        let m = make(name, guid, 91 + i as u32, &["--clean"]);
+        m.ask(|machine| {
+            for view in ramsift_os::views().filter(|v| v.name.starts_with("windows/")) {
+                let t = machine
+                    .build(view)
+                    .unwrap_or_else(|e| panic!("{name} {}: {e}", view.name));
+                assert_eq!(t.anomalies, [], "{name} {}", view.name);
+                assert_eq!(t.doubts, Vec::<String>::new(), "{name} {}", view.name);
+            }
+        });
     }
 }

@@ -102,3 +102,48 @@ fn large_pool_memory_is_that_of_the_kernels_table() {
         assert_eq!(rows(&t, &["address", "tag", "bytes"]), want, "{}", m.name);
     }
 }
+
+#[test]
+fn services_of_the_manager_are_found_and_the_one_without_a_key_shows() {
+    for m in machines() {
+        let t = m.build("windows/svcscan");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", m.name);
+        let fields = [
+            "order",
+            "name",
+            "display",
+            "kind",
+            "start",
+            "state",
+            "pid",
+            "binary",
+            "registered",
+            "record",
+        ];
+        let all = m.truth["service_records"].as_array().unwrap().iter();
+        let mut want: Vec<Vec<String>> =
+            all.map(|s| fields.map(|f| text(&s[f])).to_vec()).collect();
+        want.sort();
+        let columns = [
+            "order",
+            "name",
+            "display_name",
+            "kind",
+            "start",
+            "state",
+            "pid",
+            "binary",
+            "registered",
+            "record",
+        ];
+        assert_eq!(rows(&t, &columns), want, "{}", m.name);
+        assert_eq!(t.anomalies.len(), 1, "{} {:?}", m.name, t.anomalies);
+        assert_eq!(t.anomalies[0].rule, "hidden_service");
+        let hidden = text(&m.truth["story"]["hidden_service"]);
+        assert!(
+            t.anomalies[0].reason.contains(&hidden),
+            "{}",
+            t.anomalies[0].reason
+        );
+    }
+}

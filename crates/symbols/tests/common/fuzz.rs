@@ -7,6 +7,7 @@ use ramsift_layers::translate::{
 };
 use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
 use ramsift_symbols::kallsyms::{self, DIGITS, Hints, Places};
+use ramsift_symbols::layouts::Layouts;
 use ramsift_symbols::{Btf, Provenance, SymbolTable, Types, btf as btf_of, isf as isf_of};
 use std::sync::Arc;
 
@@ -112,6 +113,22 @@ pub(crate) fn isf(data: &[u8]) {
         let mut out = Vec::new();
         let _ = isf_of::write(&t, &mut out);
     }
+}
+
+/// The bytes as a table of layouts of Windows kernels.
+pub(crate) fn layouts(data: &[u8]) {
+    let Ok(table) = Layouts::read(data) else {
+        return;
+    };
+    let guids: Vec<String> = table.kernels().map(|k| k.0.to_owned()).collect();
+    for guid in guids.iter().take(8) {
+        if let Some(Ok(t)) = table.kernel(guid, 0xffff_f800_0000_0000) {
+            ask(t.types());
+            let _ = t.types().field("_EPROCESS", "ImageFileName");
+            let _ = t.address("PsActiveProcessHead");
+        }
+    }
+    let _ = table.families().count();
 }
 
 fn ask(t: &Types) {

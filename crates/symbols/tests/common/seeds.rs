@@ -41,6 +41,34 @@ pub(crate) fn isf_seeds() -> Vec<Vec<u8>> {
     vec![json, xz]
 }
 
+/// Tables of layouts of two small kernels: text, and packed.
+pub(crate) fn layouts_seeds() -> Vec<Vec<u8>> {
+    let process = |name_at: u32| {
+        serde_json::json!([64, {
+            "Links": [32, "struct", "_LIST_ENTRY"],
+            "ImageFileName": [name_at, "[]", 15, ["unsigned char"]],
+            "Bits": [56, "bits", 3, 2, ["unsigned long"]],
+            "u": [48, "union", [8, {"Whole": [0, "unsigned long long"], "Inside": [4, "unsigned long"]}]],
+            "Next": [0, "*", ["struct", "_EPROCESS"]],
+        }])
+    };
+    let list = serde_json::json!([16, {"Flink": [0, "*", ["struct", "_LIST_ENTRY"]], "Blink": [8, "*", ["void"]]}]);
+    let table = serde_json::json!({
+        "about": "made for a test",
+        "types": {"_EPROCESS": [process(16), process(8)], "_LIST_ENTRY": [list]},
+        "globals": ["PsActiveProcessHead", "NtCreateFile"],
+        "builds": [
+            {"guid": "AA", "age": 1, "types": [0, 0], "globals": [4096, 8192]},
+            {"guid": "BB", "age": 2, "types": [1, -1], "globals": [0, 64]},
+        ],
+    });
+    let text = serde_json::to_vec(&table).unwrap();
+    let mut packed =
+        lzma_rust2::XzWriter::new(Vec::new(), lzma_rust2::XzOptions::with_preset(6)).unwrap();
+    std::io::Write::write_all(&mut packed, &text).unwrap();
+    vec![text, packed.finish().unwrap()]
+}
+
 /// Tables of which each entry leads to another, to itself, to a large page or nowhere.
 pub(crate) fn walker_seeds() -> Vec<Vec<u8>> {
     let mut rng = Rng(7);

@@ -26,6 +26,7 @@ mod services;
 mod sessions;
 mod ssdt;
 mod suspicious_threads;
+mod svcscan;
 mod threads;
 mod tokens;
 pub(super) mod vads;
@@ -74,5 +75,6 @@ pub(super) const ALL: &[WindowsView] = &[
     bigpools::HIVESCAN,
     registry::REGISTRY,
     services::SERVICES,
+    svcscan::SVCSCAN,
     run_keys::RUN_KEYS,
 ];

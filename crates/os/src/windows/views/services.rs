@@ -41,7 +41,8 @@ const COLUMNS: &[Column] = &[
     column("physical", Kind::Hex, "physical address of its key"),
 ];
 
-const STARTS: [&str; 5] = ["boot", "system", "automatic", "manual", "disabled"];
+/// When services are started, by number.
+pub(super) const STARTS: [&str; 5] = ["boot", "system", "automatic", "manual", "disabled"];
 
 /// Kinds, by the bits of `winnt.h`.
 const KINDS: [(u32, &str); 7] = [
@@ -58,7 +59,7 @@ const KINDS: [(u32, &str); 7] = [
 const OF_USERS: [&str; 4] = ["\\users\\", "\\temp\\", "\\$recycle.bin\\", "\\perflogs\\"];
 
 /// The bits of a kind in words.
-fn kind(bits: u32) -> String {
+pub(super) fn kind(bits: u32) -> String {
     let all = KINDS.iter().filter(|(b, _)| bits & b != 0).map(|(_, n)| *n);
     let words = all.collect::<Vec<_>>().join(", ");
     if words.is_empty() {

@@ -1,0 +1,18 @@
+//! Mutates the page tables of a Windows machine's processes for some seconds and reads them:
+//! `cargo run --release -p ramsift-os --example fuzz_entries [SECONDS] [SEED]`
+#![allow(dead_code, missing_docs, clippy::unwrap_used)]
+
+#[path = "../tests/windows/common.rs"]
+mod common;
+#[path = "../../../tests/fuzz/drive.rs"]
+mod drive;
+#[path = "../tests/windows/fuzz.rs"]
+mod fuzz;
+
+fn main() {
+    let t = fuzz::Target::entries();
+    drive::drive("entries", std::slice::from_ref(&t.seed), |data| {
+        t.views(data, &fuzz::MEMORY);
+        t.resident(data);
+    });
+}
