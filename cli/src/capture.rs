@@ -16,7 +16,7 @@ pub(crate) struct Found {
     pub(crate) captures: Vec<String>,
     /// What was passed over, with the reason.
     pub(crate) skipped: Vec<(String, String)>,
-    /// Files of dumps that were split, but for the first of each.
+    /// Files of captures that are in several, but for the first of each.
     later: Vec<String>,
 }
 
@@ -35,7 +35,8 @@ fn numberless(name: &str) -> String {
 impl Found {
     /// Takes a capture of a folder or prefix, of which `head` are the first bytes.
     async fn take(&mut self, name: String, head: &[u8], sources: &Sources) {
-        let later = head.starts_with(b"KDUMP   ")
+        let may_be = head.starts_with(b"KDUMP   ") || head.starts_with(b"EVF");
+        let later = may_be
             && match sources.open(&name).await {
                 Ok(s) => is_later_part(s.as_ref()).await.unwrap_or(false),
                 Err(_) => false,
@@ -56,7 +57,7 @@ impl Found {
                 // The first is not there.
                 self.captures.push(name);
             } else {
-                let why = "a file of a dump that was split: it is read with the first of its files";
+                let why = "one of several files: it is read with the first of them";
                 self.skipped.push((name, why.to_owned()));
             }
         }

@@ -130,10 +130,11 @@ async fn unpack(
         done.map(|u| (file, u))
     });
     task.await.unwrap_or_else(|e| {
-        Err(container::ContainerError::Write {
-            place: how.folder.display().to_string(),
+        // A panic, which would come again.
+        Err(container::ContainerError::Damaged {
+            what: "the container".into(),
+            offset: 0,
             detail: e.to_string(),
-            setting: "worker.spill",
         })
     })
 }

@@ -6,7 +6,7 @@ mod dumps;
 mod machines;
 
 use dumps::Memory;
-use machines::{Stream, Vm, macho, savevm, vmware, xen_core};
+use machines::{Stream, Vm, ewf, macho, savevm, vmware, xen_core};
 use ramsift_layers::format::{self, FormatError, Opened};
 use ramsift_layers::source::{RamSource, S3Config, Sources};
 use ramsift_layers::{ByteSource, FileOffset, ImageReader, PhysAddr};
@@ -122,6 +122,10 @@ fn forms() -> Vec<(String, Vec<u8>, Memory, &'static str)> {
             m.clone(),
             "qemu_savevm",
         ));
+    }
+    for per_table in [7, 1000] {
+        let one = ewf(&ram, 1, per_table).remove(0);
+        all.push((format!("E01 {per_table}"), one, m.clone(), "ewf"));
     }
     all
 }
@@ -324,4 +328,68 @@ async fn what_cannot_be_read_is_refused_by_name() {
     state[at] ^= 1;
     let e = opened(&state).await.expect_err("compressed").to_string();
     assert!(e.contains("vmss2core"), "{e}");
+}
+
+#[tokio::test]
+async fn segments_of_an_encase_image_are_one() {
+    let (m, ram) = flat();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let at = |n: usize| dir.path().join(format!("memory.E{n:02}"));
+    let segments = ewf(&ram, 4, 5);
+    assert_eq!(segments.len(), 4);
+    for (i, s) in segments.iter().enumerate() {
+        std::fs::write(at(i + 1), s).expect("write");
+    }
+    for n in [1, 3] {
+        let (o, r) = joined(&at(n)).await.expect("an image");
+        assert_eq!(same(&o, &r, &m).await, pages(&m), "{n}");
+        assert!(o.layout.gaps.is_empty() && o.layout.runs.missing().is_empty());
+    }
+    // Without the third the rest is missing; a later one alone can't be placed.
+    std::fs::remove_file(at(3)).expect("removed");
+    let (o, r) = joined(&at(1)).await.expect("an image");
+    let there = same(&o, &r, &m).await;
+    let missing: u64 = o
+        .layout
+        .runs
+        .missing()
+        .iter()
+        .map(|m| m.end - m.start)
+        .sum();
+    assert_eq!(there as u64 + missing / 4096, pages(&m) as u64);
+    assert!(
+        missing > 0
+            && o.layout
+                .notes
+                .join(" ")
+                .contains("segments that are not there")
+    );
+    let e = joined(&at(4)).await.expect_err("no first").to_string();
+    assert!(e.contains("segment 1"), "{e}");
+    // A disk is told, and a capture in another format explained.
+    let mut disk = ram.clone();
+    disk[512..520].copy_from_slice(b"EFI PART");
+    let (o, _) = opened(&ewf(&disk, 1, 100)[0]).await.expect("an image");
+    assert!(
+        o.layout.gaps[0].reason.contains("GPT"),
+        "{:?}",
+        o.layout.gaps
+    );
+    let lime = dumps::lime_range(0x1000, &ram[..0x1_0000 - 32]);
+    let e = opened(&ewf(&lime, 1, 100)[0])
+        .await
+        .expect_err("LiME in it")
+        .to_string();
+    assert!(e.contains("lime") && e.contains("ewfexport"), "{e}");
+}
+
+/// A file by its name, with the other files that it is one of.
+async fn joined(path: &Path) -> Result<(Opened, ImageReader), FormatError> {
+    let sources = Sources::new(S3Config::default());
+    let source = sources.open(&path.display().to_string()).await?;
+    let all = format::joined(&source, &sources.beside(source.pin())).await?;
+    let source = all.unwrap_or(source);
+    let o = format::open(source.as_ref()).await?;
+    let r = o.reader(source).await?;
+    Ok((o, r))
 }

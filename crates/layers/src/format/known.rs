@@ -223,12 +223,6 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
     (0, b"encrdsa\0", "an encrypted macOS disk image", DISK),
     (
         0,
-        b"EVF\x09\x0d\x0a\xff\x00",
-        "an EnCase image (E01)",
-        "export it as raw: ewfexport -f raw",
-    ),
-    (
-        0,
         b"LVF\x09\x0d\x0a\xff\x00",
         "an EnCase logical image (L01)",
         "export what it holds",

@@ -9,6 +9,7 @@ mod bytes;
 mod content;
 mod crash_dump;
 mod elf_core;
+mod ewf;
 mod flat;
 mod kdump;
 mod known;
@@ -34,6 +35,7 @@ use std::sync::Arc;
 pub use avml::Avml;
 pub use crash_dump::CrashDump;
 pub use elf_core::ElfCore;
+pub use ewf::Ewf;
 pub use kdump::Kdump;
 pub(crate) use known::{is_tar, is_zlib};
 pub use lime::Lime;
@@ -66,7 +68,8 @@ fn note(notes: &mut Vec<String>, say: impl FnOnce() -> String) {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
-    /// Name of the format: `raw`, `lime`, `elf_core`, `avml`, `kdump`, `crash_dump`, `vmware`, `xen_core`, `macho`, `qemu_savevm`.
+    /// Name of the format: `raw`, `lime`, `elf_core`, `avml`, `kdump`, `crash_dump`, `vmware`, `xen_core`, `macho`,
+    /// `qemu_savevm`, `ewf`.
     pub format: String,
     /// The version or kind of the format, in the format's own words, where it has several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -179,6 +182,16 @@ pub enum FormatError {
         /// Name of the format.
         format: &'static str,
     },
+    /// What a container holds is a capture in a format of its own.
+    #[error("this is {what} that holds {inside}, which can't be read there; {hint}")]
+    Inside {
+        /// The container.
+        what: &'static str,
+        /// What it holds.
+        inside: String,
+        /// What to do.
+        hint: &'static str,
+    },
     /// A container that is recognised and not supported.
     #[error("this is {what}, which can't be read yet; {hint}")]
     Unsupported {
@@ -210,7 +223,7 @@ pub trait ImageFormat: Send + Sync {
 
 /// All formats in the order in which they are tried; raw takes what nothing else wants.
 pub const FORMATS: &[&dyn ImageFormat] = &[
-    &Lime, &Avml, &XenCore, &ElfCore, &Kdump, &CrashDump, &Vmware, &MachO, &Savevm, &Raw,
+    &Lime, &Avml, &XenCore, &ElfCore, &Kdump, &CrashDump, &Vmware, &MachO, &Savevm, &Ewf, &Raw,
 ];
 
 /// Finds the format of a source and reads its headers.
@@ -233,11 +246,17 @@ pub async fn joined(
     source: &Arc<dyn ByteSource>,
     beside: &dyn Beside,
 ) -> Result<Option<Arc<dyn ByteSource>>, FormatError> {
-    kdump::joined(source, beside).await
+    match kdump::joined(source, beside).await? {
+        None => ewf::joined(source, beside).await,
+        found => Ok(found),
+    }
 }
 
 /// Whether a file is one of several that are one capture, and not the first of them.
 pub async fn is_later_part(source: &dyn ByteSource) -> Result<bool, FormatError> {
+    if ewf::is_later_segment(&source.head(16).await?) {
+        return Ok(true);
+    }
     kdump::is_later_part(source).await
 }
 
@@ -305,7 +324,7 @@ pub(crate) fn refused(head: &[u8]) -> Option<String> {
 /// Endings of files that are captures by custom.
 const EXTENSIONS: &[&str] = &[
     "mem", "raw", "lime", "avml", "img", "dmp", "vmem", "core", "elf", "bin", "dd", "dump", "ram",
-    "vmcore", "kdump", "vmss", "vmsn", "qevm", "save",
+    "vmcore", "kdump", "vmss", "vmsn", "qevm", "save", "e01",
 ];
 
 /// Endings of files that never are, although their bytes could be taken for raw memory.

@@ -197,6 +197,7 @@ fn of_machines() -> Vec<Vec<u8>> {
         let how = machines::Stream { machine, libvirt };
         all.push(machines::savevm(&m[0].1, how));
     }
+    all.extend(machines::ewf(&m[0].1, 1, 2));
     all
 }
 

@@ -331,3 +331,79 @@ pub(crate) fn savevm(ram: &[u8], how: Stream) -> Vec<u8> {
     out.push(0);
     out
 }
+
+/// An EnCase image of raw memory in segments: chunks of 32 KiB, tables of `per_table` of them, every third chunk as it is.
+pub(crate) fn ewf(ram: &[u8], segments: usize, per_table: usize) -> Vec<Vec<u8>> {
+    let adler = |b: &[u8]| -> [u8; 4] {
+        let (mut a, mut s) = (1u64, 0u64);
+        for x in b {
+            a = (a + u64::from(*x)) % 65_521;
+            s = (s + a) % 65_521;
+        }
+        ((s << 16 | a) as u32).to_le_bytes()
+    };
+    let chunks: Vec<&[u8]> = ram.chunks(32_768).collect();
+    let section = |out: &mut Vec<u8>, kind: &[u8], content: &[u8], last: bool| {
+        let at = out.len() as u64;
+        let size = 76 + content.len() as u64;
+        let mut h = kind.to_vec();
+        h.resize(16, 0);
+        le(&mut h, if last { at } else { at + size }, 8);
+        le(&mut h, size, 8);
+        h.resize(72, 0);
+        h.extend(adler(&h));
+        out.extend(h);
+        out.extend(content);
+    };
+    let each = chunks.len().div_ceil(segments);
+    let mut out = Vec::new();
+    for (n, own) in chunks.chunks(each).enumerate() {
+        let mut f = b"EVF\x09\x0d\x0a\xff\x00\x01".to_vec();
+        le(&mut f, n as u64 + 1, 2);
+        le(&mut f, 0, 2);
+        if n == 0 {
+            section(
+                &mut f,
+                b"header2",
+                b"whatever programs say of themselves",
+                false,
+            );
+            let mut v = vec![1, 0, 0, 0];
+            le(&mut v, chunks.len() as u64, 4);
+            le(&mut v, 64, 4);
+            le(&mut v, 512, 4);
+            le(&mut v, ram.len() as u64 / 512, 8);
+            v.resize(1048, 0);
+            v.extend(adler(&v));
+            section(&mut f, b"volume", &v, false);
+        }
+        for group in own.chunks(per_table) {
+            let first = f.len() + 76;
+            let (mut data, mut entries) = (Vec::new(), Vec::new());
+            for (i, c) in group.iter().enumerate() {
+                let place = (first + data.len()) as u64;
+                if i % 3 == 1 {
+                    le(&mut entries, place, 4);
+                    data.extend(*c);
+                    data.extend(adler(c));
+                } else {
+                    le(&mut entries, place | 1 << 31, 4);
+                    data.extend(miniz_oxide::deflate::compress_to_vec_zlib(c, 1));
+                }
+            }
+            section(&mut f, b"sectors", &data, false);
+            let mut t = Vec::new();
+            le(&mut t, group.len() as u64, 4);
+            t.resize(20, 0);
+            t.extend(adler(&t));
+            t.extend(&entries);
+            t.extend(adler(&entries));
+            section(&mut f, b"table", &t, false);
+            section(&mut f, b"table2", &t, false);
+        }
+        let last = (n + 1) * each >= chunks.len();
+        section(&mut f, if last { b"done" } else { b"next" }, &[], true);
+        out.push(f);
+    }
+    out
+}
