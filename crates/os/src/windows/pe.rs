@@ -98,7 +98,7 @@ fn parse(raw: &[u8]) -> Option<Pe> {
         _ => return None,
     };
     let size = u64::from(word(optional + 56)?);
-    (size >= 512 && size <= LARGEST && count <= MOST_SECTIONS).then_some(())?;
+    ((512..=LARGEST).contains(&size) && count <= MOST_SECTIONS).then_some(())?;
     let table = optional + usize::from(half(pe + 20)?);
     let section = |i: usize| {
         let at = table + i * 40;
