@@ -3,6 +3,7 @@
 //! A group waits for more reports until it is old or large, but not for what won't come: a report that asks for
 //! more tasks, and the last ones that a job waits for, are committed at once.
 
+use crate::metrics::{Metrics, observe_aggregator};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use ramsift_proto::{MAX_LISTS, TaskId};
 use ramsift_store::job::{now_micros, to_json};
 use ramsift_store::tables::{accepted, is_view, place_columns, schema, write_segment};
 use ramsift_store::{Ack, Keys, Ledger, Objects, Report, ReportError, Reporter, StoreError};
-use ramsift_telemetry::{Carrier, Histogram, global};
+use ramsift_telemetry::Carrier;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -88,7 +89,7 @@ struct Group {
 }
 
 #[derive(Debug)]
-struct Inner {
+pub(crate) struct Inner {
     objects: Arc<dyn Objects>,
     ledger: Arc<dyn Ledger>,
     limits: CommitLimits,
@@ -98,7 +99,7 @@ struct Inner {
     numbers: AtomicU64,
     /// Bytes of rows in memory.
     held: Arc<AtomicUsize>,
-    commit_seconds: Histogram<f64>,
+    metrics: Metrics,
     /// No more reports are taken.
     stop: CancellationToken,
 }
@@ -112,10 +113,6 @@ pub struct Aggregator {
 impl Aggregator {
     /// An aggregator over this store.
     pub fn new(objects: Arc<dyn Objects>, ledger: Arc<dyn Ledger>, limits: CommitLimits) -> Self {
-        let commit_seconds = global::meter("ramsift")
-            .f64_histogram("ramsift_commit_duration_seconds")
-            .with_unit("s")
-            .build();
         let inner = Inner {
             objects,
             ledger,
@@ -124,12 +121,12 @@ impl Aggregator {
             committing: Mutex::default(),
             numbers: AtomicU64::default(),
             held: Arc::default(),
-            commit_seconds,
+            metrics: Metrics::new(),
             stop: CancellationToken::new(),
         };
-        Self {
-            inner: Arc::new(inner),
-        }
+        let inner = Arc::new(inner);
+        observe_aggregator(&inner);
+        Self { inner }
     }
 
     /// The store.
@@ -304,9 +301,14 @@ impl Aggregator {
         let this = self.clone();
         let span =
             tracing::info_span!("aggregate.commit", job = %job, reports = group.reports.len());
+        // All reports are of one job, and so of one trace: below the first, and linked to every one.
+        if let Some(first) = group.traces.first() {
+            ramsift_telemetry::set_parent(&span, first);
+        }
         for t in group.traces.drain(..) {
             ramsift_telemetry::link(&span, &t);
         }
+        let this_commit = span.clone();
         let reports = group.reports.len();
         *lock(&self.inner.committing).entry(job.clone()).or_default() += reports;
         tokio::spawn(
@@ -316,12 +318,12 @@ impl Aggregator {
                 let held = std::mem::take(&mut group.held);
                 let done = this.commit(&job, group).await;
                 this.begun_less(&job, reports);
-                this.inner
-                    .commit_seconds
-                    .record(started.elapsed().as_secs_f64(), &[]);
+                let taken = started.elapsed();
+                this.inner.metrics.commit(done.as_ref(), reports, taken);
                 drop(held);
                 if let Err(e) = &done {
                     tracing::error!(error = %e, "commit failed");
+                    ramsift_telemetry::failed(&this_commit, e);
                 }
                 for w in waiters {
                     // A worker that hung up sends its report again.
@@ -412,9 +414,27 @@ impl Aggregator {
         self.inner.stop.cancel();
     }
 
+    pub(crate) fn metrics(&self) -> &Metrics {
+        &self.inner.metrics
+    }
+
     /// Whether no report waits for its commit.
     pub fn is_idle(&self) -> bool {
         lock(&self.inner.groups).is_empty()
+    }
+}
+
+impl Inner {
+    /// Bytes of rows in memory, and how many there may be.
+    pub(crate) fn memory(&self) -> (usize, usize) {
+        (self.held.load(Ordering::Relaxed), self.limits.total)
+    }
+
+    /// Reports that wait for their commit, and those whose commit has begun.
+    pub(crate) fn reports(&self) -> (usize, usize) {
+        let waiting = lock(&self.groups).values().map(|g| g.reports.len()).sum();
+        let begun = lock(&self.committing).values().sum();
+        (waiting, begun)
     }
 }
 

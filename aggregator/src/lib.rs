@@ -10,6 +10,7 @@
 
 mod commit;
 mod finalise;
+mod metrics;
 mod server;
 
 pub use commit::{Aggregator, CommitLimits, Held};

@@ -10,13 +10,13 @@ use ramsift_proto::v1::{
 };
 use ramsift_store::Ack;
 use ramsift_store::report::Assembler;
-use ramsift_telemetry::Carrier;
+use ramsift_telemetry::{extract, failed, set_parent};
 use std::net::SocketAddr;
 use tokio::net::TcpListener;
 use tokio_stream::StreamExt;
 use tokio_util::sync::CancellationToken;
-use tonic::metadata::KeyAndValueRef;
 use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument;
 
 /// Bytes of one report at most.
 const MAX_REPORT: usize = 512 << 20;
@@ -27,24 +27,13 @@ struct Server {
     info: FinaliseInfo,
 }
 
-fn carrier<T>(r: &Request<T>) -> Carrier {
-    r.metadata()
-        .iter()
-        .filter_map(|kv| match kv {
-            KeyAndValueRef::Ascii(k, v) => Some((k.to_string(), v.to_str().ok()?.to_owned())),
-            KeyAndValueRef::Binary(..) => None,
-        })
-        .filter(|(k, _)| k == "traceparent" || k == "tracestate")
-        .collect()
-}
-
 #[tonic::async_trait]
 impl Service for Server {
     async fn report(
         &self,
         request: Request<Streaming<ReportPart>>,
     ) -> Result<Response<ReportAck>, Status> {
-        let trace = carrier(&request);
+        let trace = extract(request.metadata());
         let mut parts = request.into_inner();
         let mut assembler = Assembler::default();
         let mut held = self.aggregator.account();
@@ -88,10 +77,17 @@ impl Service for Server {
         &self,
         request: Request<FinaliseRequest>,
     ) -> Result<Response<FinaliseResponse>, Status> {
+        let trace = extract(request.metadata());
         let job = request.into_inner().job;
+        let span = tracing::info_span!("job.finalise", job);
+        set_parent(&span, &trace);
         let (a, info) = (self.aggregator.clone(), self.info.clone());
         // Goes on if the caller hangs up: the next call finds it done.
-        let done = tokio::spawn(async move { finalise(&a, &job, &info).await }).await;
+        let sealing = async move { finalise(&a, &job, &info).await };
+        let done = tokio::spawn(sealing.instrument(span.clone())).await;
+        if let Ok(Err(e)) = &done {
+            failed(&span, &e.to_string());
+        }
         match done.map_err(|e| Status::internal(e.to_string()))? {
             Ok(manifest) => {
                 let gaps = manifest.verdict != "complete";

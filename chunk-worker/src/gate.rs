@@ -50,6 +50,12 @@ impl Gate {
         entered.then(|| Pass(self))
     }
 
+    /// Why no task of the chunk lane may begin, by reason.
+    pub(crate) fn closed_for(&self) -> [(&'static str, bool); 2] {
+        let s = *self.state.borrow();
+        [("suspect", s.suspect), ("outage", s.outage)]
+    }
+
     /// Waits until no task of the chunk lane may begin.
     pub(crate) async fn closed(&self) {
         self.until(|s| s.suspect || s.outage).await;

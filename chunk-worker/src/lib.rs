@@ -31,6 +31,7 @@ pub use context::{ContextError, JobCache, JobContext, parse_timezone};
 use metrics::Metrics;
 use ramsift_engines::clamav::Clamd;
 use ramsift_layers::source::{DiskCaches, Sources};
+use ramsift_proto::Deployment;
 use ramsift_queue::{Lane, Queue, QueueError};
 use ramsift_store::{Ledger, Objects, Reporter};
 use ramsift_telemetry::Readiness;
@@ -56,10 +57,10 @@ pub struct Config {
     /// Largest artifact that is recovered.
     pub max_artifact: usize,
     /// How long an outage of store, source or aggregator is waited out before a task is handed
-    /// back (or, with `fatal_outage`, the job is given up).
+    /// back (or, in one command, the job is given up).
     pub patience: Duration,
-    /// Give the job up when the source stays out of reach: there is no other worker.
-    pub fatal_outage: bool,
+    /// How the services run: in one command there is no other worker.
+    pub deployment: Deployment,
     /// How long running tasks may take after a stop before they are handed back.
     pub grace: Duration,
     /// What of objects is kept on this machine's disk while processes' memory is read.
@@ -76,7 +77,7 @@ impl Default for Config {
             follow_budget: 256 << 20,
             max_artifact: 64 << 20,
             patience: Duration::from_secs(600),
-            fatal_outage: false,
+            deployment: Deployment::default(),
             grace: Duration::from_secs(25),
             disk: Arc::default(),
         }
@@ -138,6 +139,7 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
         config,
         deps,
     });
+    metrics::observe_worker(&worker);
     let mut lanes = JoinSet::new();
     // Scanning, read ahead, and waiting for their commit.
     let prefetch = u16::try_from(slots * 6).unwrap_or(u16::MAX);

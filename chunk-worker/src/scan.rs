@@ -122,7 +122,7 @@ pub(crate) fn rows<'a>(worker: &Worker, ctx: &'a JobContext, attempt: &str) -> R
     let clamd = worker.deps.clamd.clone().filter(|_| ctx.plan.spec.clamav);
     let av = clamd.map(|clamd| Av {
         clamd,
-        alone: worker.config.fatal_outage,
+        alone: worker.config.deployment.is_embedded(),
         gone: worker.clamd_gone.clone(),
     });
     let limits = ctx.rules.is_some().then(|| limits(worker, ctx));
@@ -167,6 +167,37 @@ pub(crate) fn scan(
         }
     }
     let hash = hash_of(ctx, slab, &file);
+    let (rule_matches, rule_gaps) = yara.map(|y| y.told.finish()).unwrap_or_default();
+    let rows = rows.finish().map_err(ScanError::Store)?;
+    let cpu = thread_cpu().saturating_sub(cpu);
+    Ok(Scanned {
+        rows,
+        hash,
+        rule_matches,
+        rule_gaps,
+        cpu,
+    })
+}
+
+/// A chunk that is a hole of a sparse file: zeros, of which nothing is read.
+pub(crate) fn scan_hole(
+    worker: &Worker,
+    ctx: &JobContext,
+    file: Range<u64>,
+    windows: &[ChunkWindow],
+    attempt: &str,
+) -> Result<Scanned, ScanError> {
+    let cpu = thread_cpu();
+    let mut rows = rows(worker, ctx, attempt);
+    let yara = YaraPass::new(worker, ctx);
+    for w in windows {
+        all_zero(worker, w, yara.is_some(), &mut rows);
+    }
+    let hasher = PieceHasher::new(&file, ctx.source.len());
+    let hash = hasher.map_or_else(String::new, |mut h| {
+        h.update_zeros(file.end - file.start);
+        h.finish()
+    });
     let (rule_matches, rule_gaps) = yara.map(|y| y.told.finish()).unwrap_or_default();
     let rows = rows.finish().map_err(ScanError::Store)?;
     let cpu = thread_cpu().saturating_sub(cpu);

@@ -49,14 +49,39 @@ impl Passed {
 /// How a task ended.
 #[derive(Debug)]
 enum End {
-    /// Settled, by us or another: forget it.
-    Done,
+    /// Settled, by us or another, or not wanted: forget it. How, for metrics.
+    Done(&'static str),
     /// Not ours to finish: let another have it.
     HandBack(String),
     /// Not begun, since this worker can't: let another have it, as if it had not been delivered.
     PassOn(String),
     /// This attempt failed on its content, or on a defect of ours.
     GiveUp(String),
+}
+
+impl End {
+    /// The same, for metrics.
+    fn outcome(&self) -> &'static str {
+        match self {
+            Self::Done(how) => how,
+            Self::HandBack(_) => "handed_back",
+            Self::PassOn(_) => "passed_on",
+            Self::GiveUp(_) => "given_up",
+        }
+    }
+}
+
+/// What a task is, for metrics.
+fn kind(task: &Task) -> &'static str {
+    match &task.work {
+        Some(Work::Chunk(_)) => "chunk",
+        Some(Work::Memory(_)) => "memory",
+        Some(Work::Files(_)) => "files",
+        Some(Work::Verdict(v)) if v.processes.is_empty() => "verdict",
+        Some(Work::Verdict(_)) => "process",
+        Some(Work::View(_)) => "view",
+        None => "unknown",
+    }
 }
 
 /// What went wrong before there was a report.
@@ -119,23 +144,27 @@ impl Trouble {
 
 /// Does what a delivery asks for and answers it.
 pub(crate) async fn handle(worker: Arc<Worker>, lane: Lane, delivery: Delivery) {
-    if delivery.redelivered > 0 {
-        worker.metrics.redelivered();
-    }
+    let again = delivery.redelivered > 0;
+    worker.metrics.delivered(lane, delivery.age(), again);
     let end = match Task::decode(delivery.message.body.clone()) {
         Ok(task) => {
             let span = tracing::info_span!("process chunk", job = %task.job, task = %task.task);
             set_parent(&span, &delivery.message.headers);
             link(&span, &delivery.message.headers);
-            attempt(&worker, lane, &task).instrument(span).await
+            let end = attempt(&worker, lane, &task).instrument(span.clone()).await;
+            if let End::GiveUp(why) = &end {
+                ramsift_telemetry::failed(&span, why);
+            }
+            worker.metrics.task(kind(&task), end.outcome());
+            end
         }
         Err(e) => {
             tracing::error!(error = %e, "a message that is no task was dropped");
-            End::Done
+            End::Done("dropped")
         }
     };
     let answered = match end {
-        End::Done => delivery.ack().await,
+        End::Done(_) => delivery.ack().await,
         End::HandBack(why) => {
             tracing::info!(reason = %why, "task handed back");
             delivery.hand_back().await
@@ -163,7 +192,7 @@ async fn attempt(worker: &Arc<Worker>, lane: Lane, task: &Task) -> End {
         // No ledger: go on.
         match worker.deps.ledger.wanted(&task.job, &task.task).await {
             Ok(Wanted::Yes) => {}
-            Ok(_) => return End::Done,
+            Ok(_) => return End::Done("unwanted"),
             Err(e) => tracing::debug!(error = %e, "ledger did not answer"),
         }
         let attempt = uuid::Uuid::now_v7().to_string();
@@ -174,7 +203,7 @@ async fn attempt(worker: &Arc<Worker>, lane: Lane, task: &Task) -> End {
             Err(Trouble::Wrong { why, fatal }) => failed(worker, task, &attempt, why, fatal),
             Err(Trouble::Elsewhere { why, fatal }) => {
                 // There may be no other worker that can: then it is said, and holds up no other job.
-                if worker.config.fatal_outage || worker.passed.often(task) {
+                if worker.config.deployment.is_embedded() || worker.passed.often(task) {
                     failed(worker, task, &attempt, why, fatal)
                 } else {
                     pause(worker, PASS_ON).await;
@@ -186,9 +215,9 @@ async fn attempt(worker: &Arc<Worker>, lane: Lane, task: &Task) -> End {
                 let over = Instant::now() >= give_up_at;
                 if let Ok(true) = job::is_over(worker.deps.objects.as_ref(), &task.job).await {
                     worker.deps.readiness.ready("work");
-                    return End::Done;
+                    return End::Done("unwanted");
                 }
-                if over && worker.config.fatal_outage {
+                if over && worker.config.deployment.is_embedded() {
                     failed(worker, task, &attempt, why, true)
                 } else if over
                     && gate::probe(worker, &task.job, first_byte(task))
@@ -211,6 +240,9 @@ async fn attempt(worker: &Arc<Worker>, lane: Lane, task: &Task) -> End {
             }
         };
         worker.deps.readiness.ready("work");
+        if report.header.outcome() == Outcome::Failed {
+            ramsift_telemetry::failed(&tracing::Span::current(), &report.header.reason);
+        }
         let end = send(worker, &report, give_up_at).await;
         if matches!(end, End::HandBack(_)) && !worker.stop.is_cancelled() {
             gate::await_reach(worker, &task.job, first_byte(task));
@@ -263,10 +295,13 @@ async fn send(worker: &Worker, report: &Report, give_up_at: Instant) -> End {
     let mut wait = Duration::from_millis(250);
     loop {
         let refused = match worker.deps.reporter.report(report).await {
-            Ok(Ack::Durable) => return End::Done,
+            Ok(Ack::Durable) if report.header.outcome() == Outcome::Failed => {
+                return End::Done("failed");
+            }
+            Ok(Ack::Durable) => return End::Done("done"),
             Ok(Ack::Refused(why)) => {
                 tracing::info!(reason = %why, "report refused, task dropped");
-                return End::Done;
+                return End::Done("unwanted");
             }
             Err(e) => {
                 if e.refused {
@@ -276,7 +311,7 @@ async fn send(worker: &Worker, report: &Report, give_up_at: Instant) -> End {
             }
         };
         let over = Instant::now() >= give_up_at;
-        if over && worker.config.fatal_outage {
+        if over && worker.config.deployment.is_embedded() {
             // Nobody else can store it: the loop that runs the job sees the same store fail.
             return End::GiveUp(refused);
         }
@@ -430,6 +465,21 @@ async fn chunk(
     needs_clamd(worker, ctx)?;
     let (chunks, runs) = (&ctx.plan.chunks, &ctx.plan.layout.runs);
     let windows = ctx.image.windows(chunks, runs, file.clone()).await?;
+    if ctx.image.extents().is_none() && ctx.source.is_hole(file.clone()) {
+        let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
+        let scanned = in_slot(worker, task, move || {
+            scan::scan_hole(&w, &c, file, &windows, &a)
+        });
+        return match scanned.await {
+            Ok(Ok(s)) => {
+                // A hole that was filled meanwhile is evidence that was written to.
+                ctx.source.check_pin().await?;
+                Ok(Ok(report_of(worker, task, attempt, s, 0)))
+            }
+            Ok(Err(e)) => Err(e.into()),
+            Err(end) => Ok(Err(end)),
+        };
+    }
     let Some(buffer) = worker.buffers.take().await else {
         return Ok(Err(End::HandBack("stopping".into())));
     };

@@ -3,8 +3,10 @@
 use clap::builder::{OsStringValueParser, TypedValueParser};
 use clap::{Parser, Subcommand, ValueEnum};
 use ramsift_layers::Severity;
+use ramsift_layers::convert::Target;
 use ramsift_layers::source::name_of;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 /// Takes names of files that are no UTF-8 too.
 fn any_name() -> impl TypedValueParser<Value = String> {
@@ -40,6 +42,16 @@ pub(crate) enum Command {
         after_help = "Examples:\n  ramsift scan image.mem --rules rules/ --out results/\n  ramsift scan captures/ s3://bucket/prefix/ --clamd 127.0.0.1:3310 --fail-on high"
     )]
     Scan(ScanArgs),
+    /// Say what captures are, before anything is queued: format, memory, gaps, system, what can be analysed.
+    #[command(
+        after_help = "Examples:\n  ramsift inspect image.mem\n  ramsift inspect s3://captures/incident-7/ --format jsonl"
+    )]
+    Inspect(InspectArgs),
+    /// Write the physical memory of a capture in another format.
+    #[command(
+        after_help = "Examples:\n  ramsift convert image.avml --to raw -o image.raw\n  ramsift convert s3://captures/web01.kdump --to lime -o s3://captures/web01.lime"
+    )]
+    Convert(ConvertArgs),
     /// Make a small capture with planted evidence, scan it, show the results.
     #[command(after_help = "Examples:\n  ramsift demo\n  ramsift demo --out /tmp/demo --size 256")]
     Demo(DemoArgs),
@@ -97,6 +109,12 @@ pub(crate) enum Command {
         /// Why.
         #[arg(long, default_value = "cancelled by the user")]
         reason: String,
+    },
+    /// Run a job again that failed or was cancelled; what it had settled stays.
+    #[command(after_help = "Examples:\n  ramsift retry 001764000000-1a2b3c4d")]
+    Retry {
+        /// The job.
+        job: String,
     },
     /// Show the findings of a job, loudest first.
     #[command(
@@ -308,6 +326,36 @@ pub(crate) struct ScanArgs {
     /// Scan again although the results are there.
     #[arg(long)]
     pub(crate) fresh: bool,
+}
+
+/// `ramsift inspect`
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct InspectArgs {
+    /// Captures: files, folders, s3:// URLs or prefixes.
+    #[arg(required = true, value_name = "IMAGE", value_parser = any_name())]
+    pub(crate) images: Vec<String>,
+    /// Take the time that it takes: open the kernels of objects, and go over captures that pack their memory.
+    #[arg(long)]
+    pub(crate) deep: bool,
+    #[command(flatten)]
+    pub(crate) how: Format,
+}
+
+/// `ramsift convert`
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct ConvertArgs {
+    /// The capture: a file or an s3:// URL.
+    #[arg(value_parser = any_name())]
+    pub(crate) image: String,
+    /// The format.
+    #[arg(long, value_parser = Target::from_str, value_name = "raw|lime|elf-core|avml|kdump")]
+    pub(crate) to: Target,
+    /// File or s3:// URL to write; it must not exist.
+    #[arg(short, long, value_name = "FILE", value_parser = any_name())]
+    pub(crate) output: String,
+    /// Don't read what was written to compare it.
+    #[arg(long)]
+    pub(crate) no_verify: bool,
 }
 
 /// `ramsift demo`

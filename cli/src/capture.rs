@@ -2,10 +2,11 @@
 
 use crate::terminal::{Shown, tell};
 use anyhow::{Context, Result, bail};
-use ramsift_layers::FileOffset;
-use ramsift_layers::format::{HEAD_LEN, looks_like_capture};
+use ramsift_layers::container::{Kind, PEEK_LEN};
+use ramsift_layers::format::{HEAD_LEN, is_later_part, looks_like_capture};
 use ramsift_layers::source::{Sources, name_of, path_of, split_s3_url};
 use ramsift_store::{Objects, S3Objects};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 /// What a name stands for.
@@ -15,19 +16,83 @@ pub(crate) struct Found {
     pub(crate) captures: Vec<String>,
     /// What was passed over, with the reason.
     pub(crate) skipped: Vec<(String, String)>,
+    /// Files of dumps that were split, but for the first of each.
+    later: Vec<String>,
 }
 
-/// Finds the captures behind the names.
-pub(crate) async fn find(names: &[String], sources: &Sources) -> Result<Found> {
-    let mut out = Found::default();
-    for name in names {
-        match split_s3_url(name) {
-            Some((bucket, key)) => s3(name, bucket, key, sources, &mut out).await?,
-            None if path_of(name).is_dir() => folder(&path_of(name), &mut out)?,
-            // What is named alone is scanned whatever it looks like.
-            None => out.captures.push(name.clone()),
+/// A name without its last number: files of one dump differ in that.
+fn numberless(name: &str) -> String {
+    let end = name
+        .rfind(|c: char| c.is_ascii_digit())
+        .map_or(0, |i| i + 1);
+    let (digits, behind) = name.split_at(end);
+    format!(
+        "{}#{behind}",
+        digits.trim_end_matches(|c: char| c.is_ascii_digit())
+    )
+}
+
+impl Found {
+    /// Takes a capture of a folder or prefix, of which `head` are the first bytes.
+    async fn take(&mut self, name: String, head: &[u8], sources: &Sources) {
+        let later = head.starts_with(b"KDUMP   ")
+            && match sources.open(&name).await {
+                Ok(s) => is_later_part(s.as_ref()).await.unwrap_or(false),
+                Err(_) => false,
+            };
+        let to = if later {
+            &mut self.later
+        } else {
+            &mut self.captures
+        };
+        to.push(name);
+    }
+
+    /// Passes over files of a split dump that are read with another of its files.
+    fn leave_parts(&mut self) {
+        let mut read: BTreeSet<String> = self.captures.iter().map(|c| numberless(c)).collect();
+        for name in std::mem::take(&mut self.later) {
+            if read.insert(numberless(&name)) {
+                // The first is not there.
+                self.captures.push(name);
+            } else {
+                let why = "a file of a dump that was split: it is read with the first of its files";
+                self.skipped.push((name, why.to_owned()));
+            }
         }
     }
+
+    /// Passes over states of VMware that are read with the memory beside them, unless they were named themselves.
+    fn leave_states(&mut self, named: &[String]) {
+        let memory: BTreeSet<String> = self
+            .captures
+            .iter()
+            .filter_map(|c| stem(c, "vmem"))
+            .collect();
+        let is_beside = |c: &String| {
+            let of = stem(c, "vmss").or_else(|| stem(c, "vmsn"));
+            !named.contains(c) && of.is_some_and(|s| memory.contains(&s))
+        };
+        let (states, captures) = std::mem::take(&mut self.captures)
+            .into_iter()
+            .partition(is_beside);
+        self.captures = captures;
+        let why =
+            "the state of the machine whose memory is in the .vmem beside it: it is read with that";
+        self.skipped
+            .extend(states.into_iter().map(|s: String| (s, why.to_owned())));
+    }
+}
+
+/// A name without this ending, if it has it.
+fn stem(name: &str, ending: &str) -> Option<String> {
+    let (stem, e) = name.rsplit_once('.')?;
+    e.eq_ignore_ascii_case(ending).then(|| stem.to_owned())
+}
+
+/// Finds the captures behind the names; there must be one.
+pub(crate) async fn find(names: &[String], sources: &Sources) -> Result<Found> {
+    let out = look(names, sources).await?;
     if out.captures.is_empty() {
         for (name, why) in &out.skipped {
             tell!("skipped {}: {}", Shown(name), Shown(why));
@@ -37,7 +102,23 @@ pub(crate) async fn find(names: &[String], sources: &Sources) -> Result<Found> {
     Ok(out)
 }
 
-fn folder(dir: &Path, out: &mut Found) -> Result<()> {
+/// The same, where none may be there.
+pub(crate) async fn look(names: &[String], sources: &Sources) -> Result<Found> {
+    let mut out = Found::default();
+    for name in names {
+        match split_s3_url(name) {
+            Some((bucket, key)) => s3(name, bucket, key, sources, &mut out).await?,
+            None if path_of(name).is_dir() => folder(&path_of(name), sources, &mut out).await?,
+            // What is named alone is scanned whatever it looks like.
+            None => out.captures.push(name.clone()),
+        }
+    }
+    out.leave_states(names);
+    out.leave_parts();
+    Ok(out)
+}
+
+async fn folder(dir: &Path, sources: &Sources, out: &mut Found) -> Result<()> {
     let mut files: Vec<PathBuf> = Vec::new();
     let mut todo = vec![dir.to_owned()];
     while let Some(d) = todo.pop() {
@@ -61,7 +142,7 @@ fn folder(dir: &Path, out: &mut Found) -> Result<()> {
         let name = name_of(f.as_os_str());
         match head(&f) {
             Ok((head, len)) => match looks_like_capture(&name, &head, len) {
-                Ok(()) => out.captures.push(name),
+                Ok(()) => out.take(name, &head, sources).await,
                 Err(why) => out.skipped.push((name, why)),
             },
             Err(e) => out.skipped.push((name, format!("can't be read: {e}"))),
@@ -75,7 +156,12 @@ fn head(f: &Path) -> std::io::Result<(Vec<u8>, u64)> {
     let file = std::fs::File::open(f)?;
     let len = file.metadata()?.len();
     let mut head = Vec::new();
-    file.take(HEAD_LEN as u64).read_to_end(&mut head)?;
+    let mut file = file.take(HEAD_LEN as u64);
+    file.read_to_end(&mut head)?;
+    if Kind::of(&head).is_some() {
+        file.set_limit((PEEK_LEN - HEAD_LEN) as u64);
+        file.read_to_end(&mut head)?;
+    }
     Ok((head, len))
 }
 
@@ -105,10 +191,12 @@ async fn s3(name: &str, bucket: &str, key: &str, sources: &Sources, out: &mut Fo
                 continue;
             }
         };
-        let n = usize::try_from(m.size).unwrap_or(usize::MAX).min(HEAD_LEN);
-        let head = source.read_vec(FileOffset(0), n).await?;
+        let mut head = source.head(HEAD_LEN).await?;
+        if Kind::of(&head).is_some() {
+            head = source.head(PEEK_LEN).await?;
+        }
         match looks_like_capture(&m.key, &head, m.size) {
-            Ok(()) => out.captures.push(url),
+            Ok(()) => out.take(url, &head, sources).await,
             Err(why) => out.skipped.push((url, why)),
         }
     }

@@ -2,10 +2,11 @@
 
 use crate::args::SubmitArgs;
 use crate::config::Config;
+use crate::loudest::Loudest;
 use crate::progress::{Display, pace};
 use crate::services::channel;
 use crate::terminal::{Shown, say, tell};
-use crate::{CANNOT_RUN, capture, glue};
+use crate::{CANNOT_RUN, capture, glue, inspect};
 use anyhow::{Context, Result, anyhow, bail};
 use futures::{StreamExt, TryStreamExt};
 use indicatif::HumanBytes;
@@ -14,10 +15,11 @@ use ramsift_layers::source::{Sources, split_s3_url};
 use ramsift_proto::v1::coordinator_client::CoordinatorClient;
 use ramsift_proto::v1::{
     CancelRequest, GetJobRequest, JobPhase, JobProgress, JobSpec, JobState, ListJobsRequest,
-    SubmitRequest,
+    RetryRequest, SubmitRequest,
 };
 use ramsift_store::job::read_opt;
 use ramsift_store::{Keys, Manifest};
+use tracing::Instrument;
 
 fn client(config: &Config) -> Result<CoordinatorClient<AuthChannel>> {
     let channel = channel(&config.client, "coordinator.url", &config.coordinator.url)?;
@@ -56,6 +58,18 @@ fn job_name() -> String {
 
 /// `ramsift submit`
 pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
+    let wait = args.wait;
+    let mut worst = 0;
+    for job in submit_all(config, args).await? {
+        if wait {
+            worst = worst.max(watch(config, &job).await?);
+        }
+    }
+    Ok(worst)
+}
+
+/// Hands jobs in; gives their names.
+async fn submit_all(config: &Config, args: SubmitArgs) -> Result<Vec<String>> {
     let sources = Sources::new(config.s3.to_layers());
     let allowed = config.sources.allowed()?;
     for local in args.sources.iter().filter(|s| split_s3_url(s).is_none()) {
@@ -74,6 +88,12 @@ pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
     let mut jobs = Vec::new();
     for source in found.captures {
         let mut spec = glue::spec(config, &args.job, &source)?;
+        // Evidence that only the services can reach is none of this machine's business.
+        if let Ok(opened) = sources.open(&source).await
+            && let Some(what) = inspect::line(&sources, opened.as_ref(), spec.chunk_size).await
+        {
+            tell!("{}: {}", Shown(&source), Shown(what));
+        }
         spec.job = job_name();
         spec.priority = args.priority;
         spec.clamav = args.clamav;
@@ -81,8 +101,10 @@ pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
             .as_ref()
             .map(|r| hex::encode(r.digest()))
             .unwrap_or_default();
-        let r = client.submit(SubmitRequest { spec: Some(spec) }).await;
-        let taken = r.map_err(|s| explain(config, &s))?.into_inner();
+        let span = tracing::info_span!("submit", job = spec.job);
+        let r = client.submit(SubmitRequest { spec: Some(spec) });
+        let taken = r.instrument(span).await;
+        let taken = taken.map_err(|s| explain(config, &s))?.into_inner();
         if !taken.active.is_empty() {
             tell!(
                 "taken by a coordinator that stands by; {} runs jobs and was told",
@@ -93,13 +115,7 @@ pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
         say!("{job}  {}", Shown(&source));
         jobs.push(job);
     }
-    let mut worst = 0;
-    if args.wait {
-        for job in jobs {
-            worst = worst.max(watch(config, &job).await?);
-        }
-    }
-    Ok(worst)
+    Ok(jobs)
 }
 
 fn line(p: &JobProgress) -> String {
@@ -269,6 +285,12 @@ pub(crate) async fn status(config: &Config, job: &str) -> Result<u8> {
     for w in &p.waits_for {
         say!("  waits: {}", Shown(w));
     }
+    if p.state.as_ref().is_some_and(|s| !s.phase().is_final()) {
+        let objects = glue::existing_store(config).await.ok();
+        for line in Loudest::new(objects, job).all().await {
+            say!("  {line}");
+        }
+    }
     Ok(0)
 }
 
@@ -284,8 +306,14 @@ pub(crate) async fn watch(config: &Config, job: &str) -> Result<u8> {
         .into_inner();
     let mut display = Display::new(job, false);
     let mut last = None;
+    let mut loudest = Loudest::new(glue::existing_store(config).await.ok(), job);
     while let Some(p) = stream.message().await.map_err(|s| explain(config, &s))? {
         display.show(&p);
+        if p.state.as_ref().is_some_and(|s| !s.phase().is_final()) {
+            for line in loudest.news().await {
+                display.note(&line);
+            }
+        }
         last = p.state;
     }
     display.end();
@@ -301,6 +329,30 @@ pub(crate) async fn watch(config: &Config, job: &str) -> Result<u8> {
         JobPhase::CompleteWithGaps => crate::scan::GAPS,
         _ => CANNOT_RUN,
     })
+}
+
+/// `ramsift retry`
+pub(crate) async fn retry(config: &Config, job: &str) -> Result<u8> {
+    if of_store(config, None) {
+        bail!(
+            "{} is a folder of this machine, where no coordinator runs jobs: ramsift scan with the same capture and options goes on with \
+             a job that failed",
+            config.store.url
+        );
+    }
+    let request = RetryRequest {
+        job: job.to_owned(),
+    };
+    let r = client(config)?.retry(request).await;
+    let taken = r.map_err(|s| explain(config, &s))?.into_inner();
+    if !taken.active.is_empty() {
+        tell!(
+            "taken by a coordinator that stands by; {} runs jobs and was told",
+            Shown(&taken.active)
+        );
+    }
+    say!("{job}: runs again; what it had settled stays");
+    Ok(0)
 }
 
 /// `ramsift cancel`

@@ -5,6 +5,7 @@
 
 use anyhow::{Context, Result, anyhow, bail};
 use ramsift_auth::{ClientSettings, ServerSettings};
+use ramsift_layers::container::Limits;
 use ramsift_layers::source::{Allowed, S3Config, SignPayloads};
 use ramsift_mask::MaskedUrl;
 use serde::{Deserialize, Serialize};
@@ -24,6 +25,7 @@ pub(crate) struct Config {
     pub(crate) client: Client,
     pub(crate) clamd: Clamd,
     pub(crate) scan: Scan,
+    pub(crate) unpack: Unpack,
     pub(crate) coordinator: Coordinator,
     pub(crate) aggregator: Aggregator,
     pub(crate) worker: Worker,
@@ -231,6 +233,35 @@ impl Default for Scan {
         Self {
             chunk_size: 64 << 20,
             overlap: 1 << 20,
+        }
+    }
+}
+
+/// What unpacking a compressed capture, or one in an archive, may cost.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Unpack {
+    /// Bytes of the capture at most, zeros among them.
+    pub(crate) bytes: u64,
+    /// Bytes of it that are no zeros, for each byte of the container, at most.
+    pub(crate) ratio: u64,
+}
+
+impl Default for Unpack {
+    fn default() -> Self {
+        let l = Limits::default();
+        Self {
+            bytes: l.bytes,
+            ratio: l.ratio,
+        }
+    }
+}
+
+impl Unpack {
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            bytes: self.bytes,
+            ratio: self.ratio,
         }
     }
 }

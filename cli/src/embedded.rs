@@ -7,6 +7,7 @@ use ramsift_aggregator::{Aggregator, CommitLimits};
 use ramsift_coordinator::Coordinator;
 use ramsift_engines::clamav::Clamd;
 use ramsift_layers::source::{DiskCaches, Sources};
+use ramsift_proto::Deployment;
 use ramsift_queue::{MemoryQueue, Queue};
 use ramsift_store::{Ledger, MemoryLedger, Objects};
 use ramsift_telemetry::Readiness;
@@ -14,6 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+
+/// One command.
+const EMBEDDED: Deployment = Deployment::Embedded;
 
 /// Services that run in this process.
 pub(crate) struct Embedded {
@@ -35,6 +39,7 @@ pub(crate) fn slots(config: &Config) -> usize {
 pub(crate) fn worker_config(
     config: &Config,
     name: &str,
+    deployment: Deployment,
     disk: Arc<DiskCaches>,
 ) -> ramsift_chunk_worker::Config {
     let w = &config.worker;
@@ -45,9 +50,9 @@ pub(crate) fn worker_config(
         rule_time: Duration::from_secs(w.rule_seconds),
         follow_budget: w.follow_bytes,
         max_artifact: usize::try_from(w.max_artifact_bytes).unwrap_or(usize::MAX),
-        patience: Duration::from_secs(w.patience_seconds),
-        fatal_outage: false,
-        grace: Duration::from_secs(w.grace_seconds),
+        patience: deployment.patience(Duration::from_secs(w.patience_seconds)),
+        deployment,
+        grace: deployment.grace(Duration::from_secs(w.grace_seconds)),
         disk,
     }
 }
@@ -64,7 +69,7 @@ pub(crate) async fn start(
     let ledger: Arc<dyn Ledger> = Arc::new(MemoryLedger::default());
     let limits = CommitLimits {
         bytes: usize::try_from(config.aggregator.commit_bytes).unwrap_or(usize::MAX),
-        age: Duration::from_millis(config.aggregator.commit_milliseconds.min(500)),
+        age: EMBEDDED.commit_age(Duration::from_millis(config.aggregator.commit_milliseconds)),
         ..CommitLimits::default()
     };
     let aggregator = Aggregator::new(objects.clone(), ledger.clone(), limits);
@@ -74,8 +79,10 @@ pub(crate) async fn start(
         ramsift_coordinator::Config {
             name: "embedded".into(),
             poll: Duration::from_millis(50),
-            lease: Duration::ZERO,
+            deployment: EMBEDDED,
             only: Some(jobs),
+            unpack: config.unpack.limits(),
+            spill: glue::temporary(&config.worker.spill),
             ..ramsift_coordinator::Config::default()
         },
         ramsift_coordinator::Deps {
@@ -97,11 +104,7 @@ pub(crate) async fn start(
     let (c, s) = (coordinator.clone(), stop.clone());
     tasks.spawn(async move { c.run(s).await });
     let disk = glue::disk(config);
-    let mut worker = worker_config(config, "embedded", disk.clone());
-    // There is no other worker: an outage that outlasts this ends the job.
-    worker.patience = worker.patience.min(Duration::from_secs(30));
-    worker.fatal_outage = true;
-    worker.grace = Duration::from_secs(2);
+    let worker = worker_config(config, "embedded", EMBEDDED, disk.clone());
     let deps = ramsift_chunk_worker::Deps {
         queue: queue.clone(),
         ledger: ledger.clone(),
@@ -120,10 +123,7 @@ pub(crate) async fn start(
         sources,
         readiness,
     };
-    let structured = ramsift_structured_worker::Config {
-        patience: Duration::from_secs(30),
-        ..glue::structured(config, "embedded".into(), disk).await?
-    };
+    let structured = glue::structured(config, "embedded".into(), EMBEDDED, disk).await?;
     tasks.spawn(ramsift_structured_worker::run(
         structured,
         deps,

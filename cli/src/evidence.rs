@@ -5,9 +5,10 @@ use crate::config::Config;
 use crate::glue;
 use crate::terminal::{Shown, tell};
 use anyhow::{Context, Result, anyhow, bail};
-use indicatif::HumanBytes;
-use ramsift_coordinator::plan;
-use ramsift_layers::source::{Sources, path_of};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use ramsift_coordinator::{FromContainer, is_container, plan_of};
+use ramsift_layers::container;
+use ramsift_layers::source::{FileSource, Sources, path_of};
 use ramsift_layers::{ByteSource, FileOffset, ImageReader};
 use ramsift_proto::v1::JobSpec;
 use ramsift_store::image;
@@ -21,6 +22,8 @@ use std::sync::Arc;
 pub(crate) struct Evidence {
     pub(crate) image: ImageReader,
     pub(crate) plan: Plan,
+    /// Whether it is a file that goes with this process: nothing is kept about it.
+    pub(crate) passing: bool,
     /// The store and the job, where the user named a job.
     pub(crate) job: Option<(Arc<dyn Objects>, String)>,
 }
@@ -72,7 +75,7 @@ pub(crate) async fn open(config: &Config, name: &str, moved: Option<&str>) -> Re
     }
 }
 
-async fn of_path(config: &Config, name: &str) -> Result<Evidence> {
+pub(crate) async fn of_path(config: &Config, name: &str) -> Result<Evidence> {
     let sources = Sources::new(config.s3.to_layers());
     let spec = JobSpec {
         source: name.to_owned(),
@@ -81,12 +84,72 @@ async fn of_path(config: &Config, name: &str) -> Result<Evidence> {
         overlap: config.scan.overlap,
         ..JobSpec::default()
     };
-    let planned = plan(&sources, spec).await?;
+    let source = sources.open(name).await?;
+    let passing = is_container(source.as_ref()).await?;
+    let planned = if passing {
+        let (unpacked, from) = unpack(config, source).await?;
+        plan_of(&sources, unpacked, spec, Some(&from)).await?
+    } else {
+        plan_of(&sources, source, spec, None).await?
+    };
     Ok(Evidence {
         image: planned.reader().await?,
         plan: planned.plan,
+        passing,
         job: None,
     })
+}
+
+/// Unpacks the capture in a container into a file without a name, which goes when nobody reads it any more.
+pub(crate) async fn unpack(
+    config: &Config,
+    source: Arc<dyn ByteSource>,
+) -> Result<(Arc<dyn ByteSource>, FromContainer)> {
+    let folder = glue::temporary(&config.worker.spill);
+    let limits = config.unpack.limits();
+    let pin = source.pin().clone();
+    tell!(
+        "unpacking {} ({}); unpack it for good where it is to be looked at more than once",
+        Shown(pin.to_string()),
+        HumanBytes(source.len())
+    );
+    let container = pin.clone();
+    let unpacked = tokio::task::spawn_blocking(move || {
+        let place = folder.display().to_string();
+        let file = tempfile::tempfile_in(&folder)
+            .with_context(|| format!("a file for what is unpacked, in {place} (worker.spill)"))?;
+        let bar = unpack_bar(source.len());
+        let progress = |read: u64, _: u64| bar.set_position(read);
+        let done = container::unpack(&source, &file, &place, limits, false, &progress);
+        bar.finish_and_clear();
+        let unpacked = done.with_context(|| source.pin().to_string())?;
+        let name = format!("{} in {}", unpacked.name, source.pin());
+        let file = FileSource::unnamed(file, &name)?;
+        anyhow::Ok((file, unpacked))
+    });
+    let (file, unpacked) = unpacked.await??;
+    if let Some(why) = &unpacked.cut {
+        tell!("not all of it could be unpacked: {}", Shown(why));
+    }
+    let from = FromContainer {
+        container,
+        unpacked,
+    };
+    Ok((Arc::new(file), from))
+}
+
+/// How far it is, where a terminal shows it.
+fn unpack_bar(len: u64) -> ProgressBar {
+    let bar = match std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+        true => ProgressBar::new(len),
+        false => ProgressBar::hidden(),
+    };
+    if let Ok(s) =
+        ProgressStyle::with_template("unpacking [{bar:32}] {bytes}/{total_bytes} eta {eta}")
+    {
+        bar.set_style(s.progress_chars("=> "));
+    }
+    bar
 }
 
 /// Bytes hashed at a time.
@@ -116,7 +179,11 @@ impl NamedJob {
                 format!("the capture of job {job} is not where it was; name its new place with --evidence PATH")
             })?,
             Some(path) => {
-                let source = sources.open(path).await?;
+                let mut source = sources.open(path).await?;
+                // The container that the capture came in does as well.
+                if is_container(source.as_ref()).await? {
+                    source = unpack(config, source).await?.0;
+                }
                 self.check(config, source.as_ref(), path).await?;
                 source
             }
@@ -126,6 +193,7 @@ impl NamedJob {
         Ok(Evidence {
             image,
             plan: self.plan,
+            passing: false,
             job: Some((self.objects, self.job)),
         })
     }
@@ -222,7 +290,7 @@ impl Evidence {
 
     /// Keeps where the kernel was found, so that it isn't looked for again.
     pub(crate) async fn keep(&self, config: &Config, found: Option<&KernelRecord>) {
-        let (Some(found), Some(folder)) = (found, folder(config)) else {
+        let (Some(found), Some(folder), false) = (found, folder(config), self.passing) else {
             return;
         };
         let kept = async {

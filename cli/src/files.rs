@@ -13,8 +13,7 @@ use ramsift_os::Machine;
 use ramsift_os::content::Recovered;
 use ramsift_os::files::{Files, FilesError, Metadata, Viewer};
 use ramsift_os::view::{Purpose, View, views};
-use ramsift_store::query::{QueryLimits, Tables};
-use ramsift_store::{Keys, Objects};
+use ramsift_store::Objects;
 use ramsift_structured_worker::{table_name, with_machine};
 use sha2::{Digest, Sha256};
 use std::fmt::Write as _;
@@ -189,16 +188,15 @@ async fn sealed_ls(
     why: &anyhow::Error,
 ) -> Result<u8> {
     let view = crate::view::view_for(Purpose::CachedFiles)?;
-    let key = Keys::new(job).table(&table_name(view.name));
-    if objects.head(&key).await.is_err() {
+    let table = table_name(view.name);
+    let (t, there) = crate::results::session(objects, &[job.to_owned()]).await?;
+    if !there.contains(&table) {
         bail!("{why:#}; and job {job} has no table of cached files");
     }
     tell!(
         "{}; these are the files of the job's table",
         Shown(format!("{why:#}"))
     );
-    let t = Tables::new(objects, &QueryLimits::default())?;
-    t.register("v", &[key], None).await?;
     let below = if path == "/" {
         "/".to_owned()
     } else {
@@ -215,7 +213,7 @@ async fn sealed_ls(
     };
     let sql = format!(
         "SELECT mode, uid, gid, size, CASE WHEN pages_needed > 0 THEN least(pages, pages_needed) * 100 / pages_needed END AS cached, \
-         modified, path FROM v WHERE path = {q} OR (starts_with(path, {b}){deeper}) ORDER BY path"
+         modified, path FROM {table} WHERE path = {q} OR (starts_with(path, {b}){deeper}) ORDER BY path"
     );
     let how = Format {
         format: Rows::Table,

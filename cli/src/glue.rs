@@ -13,6 +13,7 @@ use ramsift_engines::yara::{
     External, RuleSet, load_rules, load_rules_cached, parse_define, plan_verdicts,
 };
 use ramsift_layers::source::{DiskCaches, DiskLimits, Sources, split_s3_url};
+use ramsift_proto::Deployment;
 use ramsift_proto::v1::{JobSpec, Label, RuleCount};
 use ramsift_store::job::{now_micros, rules_key};
 use ramsift_store::query::QueryLimits;
@@ -280,7 +281,7 @@ fn carvers_digest(plan: &Plan) -> String {
 }
 
 /// A folder for temporary files, by the setting that names it.
-fn temporary(setting: &str) -> PathBuf {
+pub(crate) fn temporary(setting: &str) -> PathBuf {
     match setting {
         "" => std::env::temp_dir(),
         dir => dir.into(),
@@ -299,6 +300,7 @@ pub(crate) fn disk(config: &Config) -> Arc<DiskCaches> {
 pub(crate) async fn structured(
     config: &Config,
     name: String,
+    deployment: Deployment,
     disk: Arc<DiskCaches>,
 ) -> Result<ramsift_structured_worker::Config> {
     Ok(ramsift_structured_worker::Config {
@@ -308,8 +310,9 @@ pub(crate) async fn structured(
             .max(1),
         means: crate::symbols::means(config).await?,
         disk,
-        patience: Duration::from_secs(config.worker.patience_seconds),
-        grace: Duration::from_secs(config.worker.grace_seconds),
+        deployment,
+        patience: deployment.patience(Duration::from_secs(config.worker.patience_seconds)),
+        grace: deployment.grace(Duration::from_secs(config.worker.grace_seconds)),
     })
 }
 

@@ -4,6 +4,7 @@ mod args;
 mod capture;
 mod client;
 mod config;
+mod convert;
 mod demo;
 mod embedded;
 mod evidence;
@@ -11,6 +12,8 @@ mod export;
 mod files;
 mod glue;
 mod grep;
+mod inspect;
+mod loudest;
 mod overview;
 mod owner;
 mod process;
@@ -31,7 +34,7 @@ use crate::terminal::tell;
 use anyhow::Result;
 use args::{Args, Command};
 use clap::Parser;
-use ramsift_telemetry::LogFormat;
+use ramsift_telemetry::{Identity, LogFormat};
 use std::process::ExitCode;
 
 /// Could not run.
@@ -96,10 +99,16 @@ async fn run(args: Args) -> Result<u8> {
     } else {
         LogFormat::Text
     };
-    let telemetry =
-        ramsift_telemetry::init(args.command.service(), format, !args.command.is_service())?;
+    let who = Identity {
+        service: args.command.service(),
+        instance: services::instance(args.command.service()),
+        is_service: args.command.is_service(),
+    };
+    let telemetry = ramsift_telemetry::init(&who, format)?;
     let done = match args.command {
         Command::Scan(a) => scan::run(&config, a).await,
+        Command::Inspect(a) => inspect::run(&config, a).await,
+        Command::Convert(a) => convert::run(&config, a).await,
         Command::Demo(a) => demo::run(&config, a).await,
         Command::Coordinator => services::coordinator(&config).await,
         Command::ChunkWorker => services::chunk_worker(&config).await,
@@ -110,6 +119,7 @@ async fn run(args: Args) -> Result<u8> {
         Command::Status { job } => client::status(&config, &job).await,
         Command::Watch { job } => client::watch(&config, &job).await,
         Command::Cancel { job, reason } => client::cancel(&config, &job, &reason).await,
+        Command::Retry { job } => client::retry(&config, &job).await,
         Command::Results(a) => results::results(&config, a).await,
         Command::Query(a) => results::query(&config, a).await,
         Command::View(a) => view::run(&config, a).await,

@@ -85,15 +85,32 @@ impl Display {
 
     fn line(&self, p: &JobProgress, phase: &str) -> String {
         format!(
-            "{}: {phase}, {} of {} ({}), {} of {} tasks{}",
+            "{}: {phase}{}, {} of {} ({}), {} of {} tasks{}{}",
             self.name,
+            if p.stage.is_empty() || p.stage == phase {
+                String::new()
+            } else {
+                format!(" ({})", Shown(&p.stage))
+            },
             HumanBytes(p.bytes_done),
             HumanBytes(p.bytes_total),
             pace(p),
             p.tasks_done,
             p.tasks_total,
+            match p.tasks_failed {
+                0 => String::new(),
+                n => format!(", {n} failed"),
+            },
             waits(p)
         )
+    }
+
+    /// Says something that stays, beside the bar.
+    pub(crate) fn note(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.suspend(|| tell!("{}: {line}", self.name)),
+            None => tell!("{}: {line}", self.name),
+        }
     }
 
     /// Takes the bar away.

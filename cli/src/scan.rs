@@ -5,15 +5,15 @@ use crate::config::Config;
 use crate::embedded::{self, Embedded};
 use crate::progress::Display;
 use crate::terminal::{Shown, tell};
-use crate::{CANNOT_RUN, capture, glue, summary};
+use crate::{CANNOT_RUN, capture, glue, inspect, summary};
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
 use ramsift_layers::source::Sources;
 use ramsift_layers::{Severity, SourcePin};
-use ramsift_proto::v1::{CommitRecord, JobPhase, JobSpec, JobState};
-use ramsift_store::job::{read, read_opt};
-use ramsift_store::{Keys, Objects};
+use ramsift_proto::v1::{JobPhase, JobSpec, JobState};
+use ramsift_store::Objects;
 use std::sync::Arc;
+use tracing::Instrument;
 
 /// Findings at or above `--fail-on`.
 pub(crate) const FINDINGS: u8 = 1;
@@ -51,27 +51,6 @@ fn job_name(pin: &SourcePin, spec: &JobSpec) -> Result<String> {
         name.trim_start_matches('.'),
         &h.finalize().to_hex()[..12]
     ))
-}
-
-/// Makes an ended job of this name run again: what it settled stays, what ended it goes.
-async fn revive(objects: &dyn Objects, job: &str) -> Result<()> {
-    let keys = Keys::new(job);
-    let Some((state, _)) = read_opt::<JobState>(objects, &keys.state()).await? else {
-        return Ok(());
-    };
-    if !matches!(state.phase(), JobPhase::Failed | JobPhase::Cancelled) {
-        return Ok(());
-    }
-    for m in objects.list(&keys.commits()).await? {
-        let (c, _): (CommitRecord, _) = read(objects, &m.key).await?;
-        if c.reports.iter().any(|r| r.fatal) {
-            objects.delete(&m.key).await?;
-        }
-    }
-    for key in [keys.cancel(), keys.frozen(), keys.state(), keys.spec()] {
-        objects.delete(&key).await?;
-    }
-    Ok(())
 }
 
 async fn remove(objects: &dyn Objects, job: &str) -> Result<()> {
@@ -119,11 +98,16 @@ pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
                 continue;
             }
         };
+        if let Some(what) = inspect::line(&sources, opened.as_ref(), spec.chunk_size).await {
+            tell!("{}: {}", Shown(&source), Shown(what));
+        }
         spec.job = job_name(opened.pin(), &spec)?;
         if args.fresh {
             remove(objects.as_ref(), &spec.job).await?;
         }
-        revive(objects.as_ref(), &spec.job).await?;
+        if ramsift_coordinator::revive(objects.as_ref(), &spec.job).await? {
+            tracing::info!(job = spec.job, "ended before; goes on");
+        }
         todo.push((spec, opened.len()));
     }
     if todo.is_empty() {
@@ -182,7 +166,9 @@ async fn drive(
                     job: spec.job.clone(),
                     source: spec.source.clone(),
                 };
-                services.coordinator.submit(spec.clone()).await?;
+                let span = tracing::info_span!("scan", job = spec.job);
+                let submitted = services.coordinator.submit(spec.clone());
+                submitted.instrument(span).await?;
                 let state = follow(services, &s, quiet).await?;
                 anyhow::Ok((s, state))
             })

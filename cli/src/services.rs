@@ -10,9 +10,9 @@ use ramsift_auth::{AuthChannel, ClientSecurity, ServerSecurity, describe, is_ref
 use ramsift_coordinator::{Coordinator, Finaliser};
 use ramsift_layers::source::Sources;
 use ramsift_mask::MaskedUrl;
-use ramsift_proto::MAX_MESSAGE;
 use ramsift_proto::v1::FinaliseRequest;
 use ramsift_proto::v1::aggregator_client::AggregatorClient;
+use ramsift_proto::{Deployment, MAX_MESSAGE};
 use ramsift_queue::{Queue, RabbitConfig, RabbitQueue};
 use ramsift_store::{Ledger, ObjectError, Objects, RedisLedger, RemoteReporter, Reporter};
 use ramsift_telemetry::Readiness;
@@ -46,7 +46,8 @@ fn address(name: &str, s: &str) -> Result<SocketAddr> {
         .with_context(|| format!("{name} {s:?} is no address to listen on: use host:port"))
 }
 
-fn instance(what: &str) -> String {
+/// Names this process, for leases, reports, connections and telemetry.
+pub(crate) fn instance(what: &str) -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     format!("{what}@{}:{}", host.trim(), std::process::id())
 }
@@ -68,7 +69,9 @@ async fn shared(config: &Config, what: &str) -> Result<Shared> {
     readiness.block("store", "not reached yet");
     let bound = health(config, what, &readiness, &stop).await?;
     tracing::info!(address = %bound, "health endpoint");
-    let sources = Sources::new(config.s3.to_layers()).only(config.sources.allowed()?);
+    let sources = Sources::new(config.s3.to_layers())
+        .only(config.sources.allowed()?)
+        .owning(&config.store.url);
     let objects = glue::store(&config.store.url, &sources).await?;
     let queue: Arc<dyn Queue> = Arc::new(RabbitQueue::new(RabbitConfig {
         url: config.queue.url.clone(),
@@ -264,6 +267,8 @@ pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
             republish: Duration::from_secs(c.republish_seconds),
             lease: Duration::from_secs(c.lease_seconds.max(1)),
             smallest: c.smallest_bytes.max(1 << 16),
+            unpack: config.unpack.limits(),
+            spill: glue::temporary(&config.worker.spill),
             ..ramsift_coordinator::Config::default()
         },
         ramsift_coordinator::Deps {
@@ -308,7 +313,12 @@ pub(crate) async fn chunk_worker(config: &Config) -> Result<u8> {
         readiness: s.readiness,
     };
     ramsift_chunk_worker::run(
-        worker_config(config, &instance("chunk-worker"), glue::disk(config)),
+        worker_config(
+            config,
+            &instance("chunk-worker"),
+            Deployment::Cluster,
+            glue::disk(config),
+        ),
         deps,
         s.stop,
     )
@@ -355,7 +365,9 @@ pub(crate) async fn structured_worker(config: &Config) -> Result<u8> {
         sources: s.sources,
         readiness: s.readiness,
     };
-    let c = glue::structured(config, instance("structured-worker"), glue::disk(config)).await?;
+    let name = instance("structured-worker");
+    let disk = glue::disk(config);
+    let c = glue::structured(config, name, Deployment::Cluster, disk).await?;
     ramsift_structured_worker::run(c, deps, s.stop).await;
     Ok(0)
 }

@@ -15,13 +15,17 @@ use ramsift_store::job::{self, now_micros, rules_key, to_json};
 use ramsift_store::lists::{LIST, PROCESSES, files_name, memory_name};
 use ramsift_store::tables::name;
 use ramsift_store::{Keys, Plan, StoreError, VerdictPlan};
+use ramsift_telemetry::set_parent;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+use tracing::Span;
 
 /// Small objects read at a time.
 pub(crate) const READS: usize = 16;
+/// How often it is asked whether anybody is at views; more than workers take to note it anew in a ledger that has forgotten.
+const ASK: Duration = Duration::from_secs(15);
 /// Tasks that are few.
 const TURN: usize = 8;
 
@@ -76,6 +80,14 @@ impl Searched {
     }
 }
 
+/// A task that was published and is not settled.
+#[derive(Clone, Copy, Debug)]
+struct Out {
+    /// Publications, this one included.
+    publication: u32,
+    since: Instant,
+}
+
 /// A job in the coordinator's memory; all of it can be read from the store again.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -91,7 +103,7 @@ pub(crate) struct Job {
     /// The ledger is being told what it has forgotten.
     pub(crate) healing: Arc<AtomicBool>,
     pending: VecDeque<TaskId>,
-    out: BTreeMap<TaskId, u32>,
+    out: BTreeMap<TaskId, Out>,
     open: BTreeSet<TaskId>,
     settled: BTreeSet<String>,
     split: BTreeSet<String>,
@@ -118,8 +130,13 @@ pub(crate) struct Job {
     pub(crate) last_progress: Instant,
     /// How long nothing may be settled before tasks that lie nowhere are taken for lost.
     patience: Duration,
+    /// Views that nobody was at when that was asked last, and when that was.
+    idle: BTreeSet<TaskId>,
+    asked: Option<Instant>,
     /// What keeps it from going on.
     pub(crate) waits_for: Vec<String>,
+    /// How far unpacking its capture is.
+    pub(crate) unpacking: Arc<Mutex<String>>,
     /// Nothing is done for the job before this moment: it was in trouble.
     pub(crate) not_before: Option<Instant>,
     /// Since when nothing has gone right.
@@ -158,7 +175,10 @@ impl Job {
             bytes_at_start: None,
             last_progress: Instant::now(),
             patience: QUIET,
+            idle: BTreeSet::new(),
+            asked: None,
             waits_for: Vec::new(),
+            unpacking: Arc::default(),
             not_before: None,
             trouble_since: None,
         }
@@ -355,9 +375,12 @@ impl Job {
     /// The next task, and the lane it goes to.
     pub(crate) fn take(&mut self) -> Option<(Lane, Task)> {
         let id = self.pending.pop_front()?;
-        let n = self.out.entry(id.clone()).or_insert(0);
-        *n += 1;
-        let publication = *n;
+        let out = self.out.entry(id.clone()).or_insert(Out {
+            publication: 0,
+            since: Instant::now(),
+        });
+        out.publication += 1;
+        let publication = out.publication;
         let (lane, work) = match &id {
             TaskId::Chunk { index, .. } => {
                 let r = self.range(&id);
@@ -443,9 +466,58 @@ impl Job {
         }
     }
 
+    /// Views that were published long ago, when it is time to ask whether anybody is at them.
+    pub(crate) fn views_to_ask_about(&mut self) -> Vec<String> {
+        if self.asked.is_some_and(|t| t.elapsed() < ASK) {
+            return Vec::new();
+        }
+        let old = |(t, o): &(&TaskId, &Out)| lane(t) == Lane::Views && o.since.elapsed() >= QUIET;
+        let tasks: Vec<String> = self
+            .out
+            .iter()
+            .filter(old)
+            .map(|(t, _)| t.to_string())
+            .collect();
+        if !tasks.is_empty() {
+            self.asked = Some(Instant::now());
+        }
+        tasks
+    }
+
+    /// Publishes views again that nobody was at, now and when that was asked before: the broker has lost them.
+    /// Whether there were any.
+    pub(crate) fn republish_idle(&mut self, tasks: &[String]) -> bool {
+        let now: BTreeSet<TaskId> = tasks.iter().filter_map(|t| t.parse().ok()).collect();
+        let lost: Vec<TaskId> = now.intersection(&self.idle).cloned().collect();
+        self.idle = now;
+        self.idle.retain(|t| !lost.contains(t));
+        self.publish_again(|t| lost.contains(t));
+        !lost.is_empty()
+    }
+
     /// Tasks that were published to a lane and are not settled.
     pub(crate) fn out_in(&self, of: Lane) -> usize {
         self.out.keys().filter(|t| lane(t) == of).count()
+    }
+
+    /// How long ago the first task was published to a lane that is not settled.
+    pub(crate) fn oldest_out(&self, of: Lane) -> Option<Duration> {
+        let there = |t: &TaskId| match of {
+            Lane::Suspects => t.parent().is_some(),
+            _ => lane(t) == of && t.parent().is_none(),
+        };
+        let all = self.out.iter().filter(|(t, _)| there(t));
+        all.map(|(_, o)| o.since.elapsed()).max()
+    }
+
+    /// A span of this job's trace.
+    pub(crate) fn in_trace(&self, span: Span) -> Span {
+        set_parent(&span, &self.state.trace.clone().into_iter().collect());
+        span
+    }
+
+    pub(crate) fn failed_tasks(&self) -> u64 {
+        self.failed_tasks
     }
 
     pub(crate) fn has_out(&self) -> bool {
@@ -628,6 +700,11 @@ impl Job {
         } else {
             -1.0
         };
+        let unpacking = self
+            .unpacking
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let unpacking = (!unpacking.is_empty()).then(|| unpacking.clone());
         JobProgress {
             state: Some(self.state.clone()),
             source: self.spec.source.clone(),
@@ -640,7 +717,7 @@ impl Job {
             eta_seconds: eta,
             priority: self.spec.priority,
             stage: self.stage_name().to_owned(),
-            waits_for: self.waits_for.clone(),
+            waits_for: self.waits_for.iter().cloned().chain(unpacking).collect(),
         }
     }
 
@@ -674,6 +751,7 @@ impl Job {
             reason: reason.to_owned(),
             epoch,
             updated_micros: now_micros(),
+            trace: self.state.trace.clone(),
         }
     }
 }

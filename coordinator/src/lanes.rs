@@ -12,9 +12,6 @@ use tokio_util::sync::CancellationToken;
 const LOOK: Duration = Duration::from_secs(5);
 /// How long nothing may happen before it is worth a word.
 pub(crate) const QUIET: Duration = Duration::from_secs(30);
-/// Lanes that workers take from.
-const LANES: [Lane; 3] = [Lane::Chunks, Lane::Suspects, Lane::Views];
-
 /// A lane as it was seen last.
 #[derive(Clone, Copy, Debug)]
 struct Seen {
@@ -48,12 +45,22 @@ impl Lanes {
         std::mem::take(&mut self.forgotten)
     }
 
+    /// What stands in each lane, as far as is known.
+    pub(crate) fn states(&self) -> BTreeMap<Lane, LaneState> {
+        self.seen.iter().map(|(l, s)| (*l, s.state)).collect()
+    }
+
     /// Whether no chunk has waited in the queue for long: what is out lies with workers, or nowhere.
     pub(crate) fn has_no_chunks(&self) -> bool {
-        [Lane::Chunks, Lane::Suspects].iter().all(|l| {
-            let empty = self.seen.get(l).filter(|s| s.state.waiting == 0);
-            empty.is_some_and(|s| s.since.elapsed() >= LOOK)
-        })
+        [Lane::Chunks, Lane::Suspects]
+            .iter()
+            .all(|l| self.is_empty(*l))
+    }
+
+    /// Whether nothing has waited in a lane for long.
+    pub(crate) fn is_empty(&self, lane: Lane) -> bool {
+        let empty = self.seen.get(&lane).filter(|s| s.state.waiting == 0);
+        empty.is_some_and(|s| s.since.elapsed() >= LOOK)
     }
 
     /// What a job waits for that has tasks `out` in each lane and of which nothing was settled for `quiet`.
@@ -101,7 +108,7 @@ pub(crate) async fn watch(
             let counts = !std::mem::take(&mut first);
             lock(&lanes).forgotten |= forgotten && counts;
         }
-        for lane in LANES {
+        for lane in Lane::ALL {
             if let Ok(state) = queue.look(lane).await {
                 lock(&lanes).saw(lane, state, Instant::now());
             }

@@ -15,23 +15,30 @@ mod lost;
 mod metrics;
 mod plan;
 mod reign;
+mod retry;
 mod schedule;
 mod server;
 mod service;
+mod unpacked;
 
 pub use check::{SpecCheck, SubmitError};
 pub use lease::{Lease, Watch};
-pub use plan::{PlanError, Planned, plan};
+pub use plan::{PlanError, Planned, plan, plan_of};
+pub use retry::{RetryError, revive};
 pub use server::serve;
 pub use service::{Coordinator, Submitted};
+pub use unpacked::{FromContainer, is_container};
 
 use async_trait::async_trait;
+use ramsift_layers::container::Limits;
 use ramsift_layers::source::Sources;
+use ramsift_proto::Deployment;
 use ramsift_proto::v1::RuleCount;
 use ramsift_queue::Queue;
 use ramsift_store::{Ledger, Objects};
 use ramsift_telemetry::Readiness;
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -46,12 +53,18 @@ pub struct Config {
     pub poll: Duration,
     /// How long a published task may stay unsettled before it is published again.
     pub republish: Duration,
-    /// How long a standby must see the lease unchanged before it takes over.
+    /// How long a standby of a cluster must see the lease unchanged before it takes over.
     pub lease: Duration,
+    /// How the services run: one command needs no lease, and loses no messages.
+    pub deployment: Deployment,
     /// Smallest part of a chunk that is tried on its own.
     pub smallest: u64,
     /// Jobs to run; `None`: all in the store.
     pub only: Option<Vec<String>>,
+    /// What unpacking a container may cost.
+    pub unpack: Limits,
+    /// Folder for what is unpacked, on its way to a store that is not on this machine.
+    pub spill: PathBuf,
 }
 
 impl Default for Config {
@@ -62,8 +75,11 @@ impl Default for Config {
             poll: Duration::from_millis(500),
             republish: Duration::from_secs(900),
             lease: Duration::from_secs(10),
+            deployment: Deployment::default(),
             smallest: 1 << 20,
             only: None,
+            unpack: Limits::default(),
+            spill: std::env::temp_dir(),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Planning: pin the evidence, find its format, cut it into chunks.
 
+use crate::unpacked::FromContainer;
+use ramsift_layers::container::ContainerError;
 use ramsift_layers::extent::Table;
-use ramsift_layers::format::{self, FormatError, Opened};
+use ramsift_layers::format::{self, ContainerGap, FormatError, Opened};
 use ramsift_layers::source::{SourceError, Sources};
 use ramsift_layers::{ByteSource, ChunkParams, ImageReader};
 use ramsift_proto::v1::JobSpec;
@@ -24,6 +26,17 @@ pub enum PlanError {
         /// What is wrong.
         error: FormatError,
     },
+    /// It can't be unpacked.
+    #[error("{source_name}: {error}")]
+    Container {
+        /// The container.
+        source_name: String,
+        /// What is wrong.
+        error: ContainerError,
+    },
+    /// What was unpacked can't be kept.
+    #[error("{0}")]
+    Store(String),
     /// The parameters.
     #[error("{0}")]
     Parameters(String),
@@ -33,6 +46,8 @@ impl PlanError {
     /// Whether another try may do.
     pub fn is_outage(&self) -> bool {
         match self {
+            Self::Container { error, .. } => error.is_outage(),
+            Self::Store(_) => true,
             Self::Source(e)
             | Self::Format {
                 error: FormatError::Source(e),
@@ -100,15 +115,38 @@ impl Planned {
 
 /// Opens a capture and plans its job. Reads a few KiB of one that holds memory as it is; of one that packs it, what tells where.
 pub async fn plan(sources: &Sources, spec: JobSpec) -> Result<Planned, PlanError> {
-    let chunks = parameters(&spec).map_err(PlanError::Parameters)?;
     let source = sources.open(&spec.source).await?;
-    let opened = format::open(source.as_ref())
+    plan_of(sources, source, spec, None).await
+}
+
+/// The same of a capture that is open; `from` is the container that it was unpacked from, if it was.
+pub async fn plan_of(
+    sources: &Sources,
+    source: Arc<dyn ByteSource>,
+    spec: JobSpec,
+    from: Option<&FromContainer>,
+) -> Result<Planned, PlanError> {
+    let chunks = parameters(&spec).map_err(PlanError::Parameters)?;
+    let beside = sources.beside(source.pin());
+    let wrong = |error| PlanError::Format {
+        source_name: spec.source.clone(),
+        error,
+    };
+    let joined = format::joined(&source, &beside).await.map_err(wrong)?;
+    let source = joined.unwrap_or(source);
+    let opened = format::open_beside(source.as_ref(), &beside)
         .await
-        .map_err(|error| PlanError::Format {
-            source_name: spec.source.clone(),
-            error,
-        })?;
-    let Opened { layout, table } = opened;
+        .map_err(wrong)?;
+    let Opened { mut layout, table } = opened;
+    if let Some(from) = from {
+        layout.notes.splice(0..0, from.notes());
+        if let Some(why) = &from.unpacked.cut {
+            layout.gaps.push(ContainerGap {
+                file: source.len().saturating_sub(1)..source.len(),
+                reason: format!("the container is not all there, so the capture may go on: {why}"),
+            });
+        }
+    }
     let pin = source.pin().clone();
     let mut views = Vec::new();
     if spec.structured {
@@ -117,11 +155,13 @@ pub async fn plan(sources: &Sources, spec: JobSpec) -> Result<Planned, PlanError
     if spec.hash == "sha256" {
         views.push(view::SHA256.to_owned());
     }
-    let what = match &pin {
-        ramsift_layers::SourcePin::S3 { .. } => "the object's last modification",
-        _ => "the capture file's modification time",
+    // What was unpacked is as old as its container.
+    let dated = from.map_or(&pin, |f| &f.container);
+    let what = match dated.is_object() {
+        true => "the object's last modification",
+        false => "the capture file's modification time",
     };
-    let reference_time = pin.mtime_ns().map(|ns| (ns / 1000, what.to_owned()));
+    let reference_time = dated.mtime_ns().map(|ns| (ns / 1000, what.to_owned()));
     let chunk_count = chunks.count(source.len());
     if chunk_count > MAX_CHUNKS {
         let why = format!(

@@ -3,28 +3,30 @@
 use crate::Deps;
 use crate::job::{Job, READS, Stage};
 use crate::lanes::Lanes;
-use crate::plan::plan;
+use crate::metrics::Active;
+use crate::retry::RETRIES;
 use crate::schedule::Round;
 use crate::service::{Coordinator, Event, NEWS, lock};
+use crate::unpacked::{self, Unpacking};
 use futures::{StreamExt, TryStreamExt};
 use prost::Message as _;
 use ramsift_layers::{SourceError, SourcePin};
 use ramsift_proto::v1::{JobPhase, JobSpec, JobState};
-use ramsift_queue::Message;
+use ramsift_queue::{Lane, Message};
 use ramsift_store::image;
 use ramsift_store::job::{read, read_opt, to_json};
 use ramsift_store::{Keys, Plan, StoreError};
+use ramsift_telemetry::failed;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
-use tracing::Instrument;
+use tracing::field::Empty;
+use tracing::{Instrument, Span};
 
 /// How often the store is looked through for jobs that others submitted.
 const DISCOVER: Duration = Duration::from_secs(5);
-/// How long the embedded form waits for a store that fails.
-const EMBEDDED_PATIENCE: Duration = Duration::from_secs(30);
 /// Pause before a lost task is noted again.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Publishes in flight at a time.
@@ -145,13 +147,21 @@ impl Reign {
 
     /// Finds jobs in the store that are not known and not ended. `false`: a later coordinator has written to one.
     async fn discover(&mut self) -> Result<bool, StoreError> {
-        let embedded = self.me.inner.config.lease.is_zero();
+        let embedded = self.me.inner.config.deployment.is_embedded();
         if !embedded && !self.has_news().await && Instant::now() < self.discover_at {
             return Ok(true);
         }
         self.discover_at = Instant::now() + DISCOVER;
         let deps = self.deps();
         let objects = deps.objects.as_ref();
+        if !embedded {
+            for note in objects.list(RETRIES).await? {
+                let job = &note.key[RETRIES.len()..];
+                self.me.forget_the_end(job);
+                self.ended.remove(job);
+                objects.delete(&note.key).await?;
+            }
+        }
         let only = self.me.inner.config.only.as_ref();
         let (mut running, mut unknown) = (Vec::new(), Vec::new());
         for job in objects.list_folders("jobs/").await? {
@@ -248,7 +258,11 @@ impl Reign {
         if job.stage == Stage::Unplanned {
             return self.plan(name).await;
         }
+        let failed_before = job.failed_tasks();
         let news = job.refresh(&deps).await?;
+        let failed = job.failed_tasks() - failed_before;
+        let done = (news.len() as u64).saturating_sub(failed);
+        self.me.inner.metrics.settled(done, failed);
         if !news.is_empty() {
             job.trouble_since = None;
         }
@@ -276,6 +290,15 @@ impl Reign {
                 "nothing settled and no task of it in the queue, publishing again"
             );
         }
+        if lock(&self.lanes).is_empty(Lane::Views) {
+            let tasks = job.views_to_ask_about();
+            if !tasks.is_empty() {
+                self.ask_who_works(name, tasks);
+            }
+        }
+        let Some(job) = self.jobs.get_mut(name) else {
+            return Ok(true);
+        };
         if job.stage == Stage::Settled {
             job.busy = true;
             let ok = self.write(name, JobPhase::Finalising, "").await?;
@@ -285,6 +308,21 @@ impl Reign {
         let priority = job.spec.priority;
         self.round.enter(name, priority);
         Ok(true)
+    }
+
+    /// Asks the ledger, apart from the loop, which of these tasks nobody is at.
+    fn ask_who_works(&self, name: &str, tasks: Vec<String>) {
+        let (ledger, to) = (self.me.inner.deps.ledger.clone(), self.events_in.clone());
+        let name = name.to_owned();
+        tokio::spawn(async move {
+            // Without a ledger only the age of tasks decides.
+            let Ok(worked_on) = ledger.worked_on(&name, &tasks).await else {
+                return;
+            };
+            let all = tasks.into_iter().zip(worked_on);
+            let idle = all.filter(|(_, worked_on)| !worked_on).map(|(t, _)| t);
+            let _ = to.send(Event::Idle(name, idle.collect())).await;
+        });
     }
 
     /// The ledger is a cache: what it has forgotten is told to it again, apart from the loop.
@@ -346,11 +384,18 @@ impl Reign {
             deps.sources.clone(),
         );
         let (objects, keys) = (deps.objects.clone(), job.keys.clone());
+        let config = &self.me.inner.config;
+        let how = Unpacking {
+            limits: config.unpack,
+            folder: config.spill.clone(),
+            says: job.unpacking.clone(),
+        };
         let name_of = name.to_owned();
-        let span = tracing::info_span!("job.plan", job = name);
+        let span = job.in_trace(tracing::info_span!("job.plan", job = name));
+        let planning = span.clone();
         tokio::spawn(
             async move {
-                let planned = match plan(&sources, spec).await {
+                let planned = match unpacked::plan(&sources, &objects, &keys, spec, &how).await {
                     // Whoever reads the plan finds the table beside it.
                     Ok(p) => match p.table {
                         Some(t) => image::put_table(objects.as_ref(), &keys, t)
@@ -361,6 +406,9 @@ impl Reign {
                     },
                     Err(e) => Err((e.to_string(), !e.is_outage())),
                 };
+                if let Err((why, _)) = &planned {
+                    failed(&planning, why);
+                }
                 let _ = to.send(Event::Planned(name_of, planned)).await;
             }
             .instrument(span),
@@ -370,18 +418,22 @@ impl Reign {
 
     fn seal(&self, name: &str) {
         let (deps, to, name) = (self.deps(), self.events_in.clone(), name.to_owned());
-        let pin = self
-            .jobs
-            .get(&name)
-            .and_then(|j| j.plan.as_ref())
-            .map(|p| p.pin.clone());
-        tokio::spawn(async move {
+        let job = self.jobs.get(&name);
+        let pin = job.and_then(|j| j.plan.as_ref()).map(|p| p.pin.clone());
+        let span = tracing::info_span!("job.seal", job = name);
+        let span = job.map_or_else(Span::none, |j| j.in_trace(span));
+        let sealing = span.clone();
+        let seal = async move {
             let sealed = match unchanged(&deps, pin).await {
                 Ok(()) => deps.finaliser.finalise(&name).await,
                 Err(e) => Err(e),
             };
+            if let Err((why, _)) = &sealed {
+                failed(&sealing, why);
+            }
             let _ = to.send(Event::Sealed(name, sealed)).await;
-        });
+        };
+        tokio::spawn(seal.instrument(span));
     }
 
     async fn event(&mut self, e: Event) -> Result<bool, StoreError> {
@@ -423,8 +475,19 @@ impl Reign {
                 }
                 self.retry(&name, &why).await
             }
+            Event::Idle(name, tasks) => {
+                let job = self.jobs.get_mut(&name);
+                if job.is_some_and(|j| j.republish_idle(&tasks)) {
+                    tracing::warn!(
+                        job = name,
+                        "views lie in no queue and nobody is at them, publishing again"
+                    );
+                }
+                Ok(true)
+            }
             Event::Dead(task, done) => {
                 let config = self.me.inner.config.clone();
+                self.me.inner.metrics.cut();
                 let lost = match self.jobs.get_mut(&task.job) {
                     Some(job) => job.bury(&deps, &config, &task.task).await?,
                     None => None,
@@ -448,14 +511,15 @@ impl Reign {
 
     /// Tries again after a while; in embedded form an outage that lasts ends the job.
     async fn retry(&mut self, name: &str, why: &str) -> Result<bool, StoreError> {
-        let embedded = self.me.inner.config.lease.is_zero();
+        let deployment = self.me.inner.config.deployment;
         let Some(j) = self.jobs.get_mut(name) else {
             return Ok(true);
         };
         j.busy = false;
         j.not_before = Some(Instant::now() + Duration::from_secs(1));
         let since = *j.trouble_since.get_or_insert_with(Instant::now);
-        if embedded && since.elapsed() > EMBEDDED_PATIENCE {
+        let longest = deployment.patience(Duration::MAX);
+        if deployment.is_embedded() && since.elapsed() > longest {
             return self.end(name, JobPhase::Failed, why).await;
         }
         Ok(true)
@@ -567,24 +631,42 @@ impl Reign {
             if batch.is_empty() {
                 return;
             }
-            let span = tracing::info_span!("send chunks", tasks = batch.len());
             let deps = self.deps();
+            // A span for each job that the batch has tasks of: a task's work belongs to its own job's trace.
+            let mut spans: BTreeMap<&str, (Span, usize)> = BTreeMap::new();
+            for (_, task) in &batch {
+                if let Some(job) = self.jobs.get(&task.job) {
+                    let span =
+                        || tracing::info_span!("tasks.publish", job = task.job, tasks = Empty);
+                    let of_job = spans.entry(&task.job);
+                    of_job.or_insert_with(|| (job.in_trace(span()), 0)).1 += 1;
+                }
+            }
+            for (span, tasks) in spans.values() {
+                span.record("tasks", tasks);
+            }
             let sends = batch.iter().map(|(lane, task)| {
+                let span = spans.get(task.job.as_str()).map(|(s, _)| s);
                 let message = Message {
                     body: task.encode_to_vec().into(),
-                    headers: span.in_scope(ramsift_telemetry::current),
+                    headers: span
+                        .map(|s| s.in_scope(ramsift_telemetry::current))
+                        .unwrap_or_default(),
                 };
                 let queue = deps.queue.clone();
                 let lane = *lane;
                 async move { queue.publish(lane, message).await }
             });
             let done = futures::future::join_all(sends).await;
-            let mut failed = false;
+            let mut stopped = false;
             for ((lane, task), r) in batch.iter().zip(done) {
                 match r {
                     Ok(()) => self.me.inner.metrics.published(lane.name()),
                     Err(e) => {
-                        failed = true;
+                        stopped = true;
+                        if let Some((span, _)) = spans.get(task.job.as_str()) {
+                            failed(span, &e.to_string());
+                        }
                         self.me.inner.deps.readiness.block("queue", e.to_string());
                         if let Some(j) = self.jobs.get_mut(&task.job) {
                             j.put_back(&task.task);
@@ -592,7 +674,7 @@ impl Reign {
                     }
                 }
             }
-            if failed {
+            if stopped {
                 return;
             }
             self.me.inner.deps.readiness.ready("queue");
@@ -602,13 +684,31 @@ impl Reign {
     /// Tells watchers and metrics.
     fn tell(&self) {
         let all = lock(&self.me.inner.progress);
-        let (mut backlog, mut oldest, mut eta) = (0, 0f64, 0f64);
+        let mut a = Active {
+            jobs: self.jobs.len() as u64,
+            epoch: self.epoch,
+            lanes: lock(&self.lanes).states(),
+            out: [(Lane::Chunks, 0), (Lane::Views, 0)].into(),
+            ..Active::default()
+        };
+        let waits = |l: &Lane| a.lanes.get(l).is_some_and(|s| s.waiting > 0);
+        let with_messages: Vec<Lane> = Lane::ALL.into_iter().filter(waits).collect();
         for (name, job) in &self.jobs {
             let p = job.progress();
             if !job.is_final() {
-                backlog += job.backlog();
-                oldest = oldest.max(job.age());
-                eta = eta.max(p.eta_seconds);
+                a.backlog += job.backlog();
+                a.oldest_job = a.oldest_job.max(job.age());
+                a.longest_eta = a.longest_eta.max(p.eta_seconds);
+                a.waiting_jobs += u64::from(!p.waits_for.is_empty());
+                for lane in [Lane::Chunks, Lane::Views] {
+                    *a.out.entry(lane).or_default() += job.out_in(lane) as u64;
+                }
+                for lane in &with_messages {
+                    if let Some(age) = job.oldest_out(*lane) {
+                        let oldest = a.oldest_message.entry(*lane).or_default();
+                        *oldest = oldest.max(age.as_secs_f64());
+                    }
+                }
             }
             if let Some(w) = all.get(name) {
                 w.send_if_modified(|old| {
@@ -618,9 +718,6 @@ impl Reign {
                 });
             }
         }
-        self.me
-            .inner
-            .metrics
-            .state(backlog, self.jobs.len() as u64, oldest, eta);
+        self.me.inner.metrics.set(Some(a));
     }
 }

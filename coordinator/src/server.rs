@@ -1,14 +1,15 @@
 //! The coordinator over gRPC, with health checking.
 
-use crate::{Coordinator, SubmitError, Submitted};
+use crate::{Coordinator, RetryError, SubmitError, Submitted};
 use ramsift_auth::ServerSecurity;
 use ramsift_proto::MAX_MESSAGE;
 use ramsift_proto::v1::coordinator_server::{Coordinator as Service, CoordinatorServer};
 use ramsift_proto::v1::{
     CancelRequest, CancelResponse, GetJobRequest, JobProgress, ListJobsRequest, ListJobsResponse,
-    SubmitRequest, SubmitResponse,
+    RetryRequest, RetryResponse, SubmitRequest, SubmitResponse,
 };
 use ramsift_store::StoreError;
+use ramsift_telemetry::{extract, failed, set_parent};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::time::Duration;
@@ -17,6 +18,7 @@ use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status};
+use tracing::Instrument;
 
 #[derive(Debug)]
 struct Server {
@@ -46,12 +48,21 @@ const LOOK: Duration = Duration::from_secs(2);
 #[tonic::async_trait]
 impl Service for Server {
     async fn submit(&self, r: Request<SubmitRequest>) -> Result<Response<SubmitResponse>, Status> {
+        let sent_along = extract(r.metadata());
         let spec = r
             .into_inner()
             .spec
             .ok_or_else(|| Status::invalid_argument("no job given"))?;
         let job = spec.job.clone();
-        match self.coordinator.submit(spec).await.map_err(not_taken)? {
+        let span = tracing::info_span!("job.submit", job);
+        set_parent(&span, &sent_along);
+        let submitted = self.coordinator.submit(spec).instrument(span.clone());
+        let submitted = submitted.await.map_err(|e| {
+            let refused = not_taken(e);
+            failed(&span, refused.message());
+            refused
+        });
+        match submitted? {
             Submitted::New => {
                 let active = self.coordinator.active_elsewhere().unwrap_or_default();
                 Ok(Response::new(SubmitResponse { job, active }))
@@ -124,6 +135,16 @@ impl Service for Server {
             .await
             .map_err(status)?;
         Ok(Response::new(CancelResponse {}))
+    }
+
+    async fn retry(&self, r: Request<RetryRequest>) -> Result<Response<RetryResponse>, Status> {
+        let job = r.into_inner().job;
+        self.coordinator.retry(&job).await.map_err(|e| match e {
+            RetryError::Store(e) => status(e),
+            e @ RetryError::Phase { .. } => Status::failed_precondition(e.to_string()),
+        })?;
+        let active = self.coordinator.active_elsewhere().unwrap_or_default();
+        Ok(Response::new(RetryResponse { active }))
     }
 }
 

@@ -6,6 +6,7 @@ use crate::lanes;
 use crate::lease::{Lease, Watch};
 use crate::metrics::Metrics;
 use crate::reign::Reign;
+use crate::retry::{RETRIES, RetryError, queue_again};
 use crate::{Config, Deps};
 use futures::StreamExt;
 use prost::Message as _;
@@ -41,6 +42,8 @@ pub(crate) enum Event {
     Planned(String, Result<Box<Plan>, (String, bool)>),
     Sealed(String, Result<bool, (String, bool)>),
     Dead(Task, tokio::sync::oneshot::Sender<bool>),
+    /// Tasks of a job that nobody is at, of those that were asked about.
+    Idle(String, Vec<String>),
 }
 
 #[derive(Debug)]
@@ -104,6 +107,7 @@ impl Coordinator {
             job: spec.job.clone(),
             phase: JobPhase::Queued.into(),
             updated_micros: now_micros(),
+            trace: ramsift_telemetry::current().into_iter().collect(),
             ..JobState::default()
         };
         match objects.put_new(&keys.state(), to_json(&state)?).await {
@@ -130,11 +134,32 @@ impl Coordinator {
         Ok(())
     }
 
+    /// Has a job that failed or was cancelled run again: what it settled stays.
+    pub async fn retry(&self, job: &str) -> Result<(), RetryError> {
+        let objects = self.inner.deps.objects.as_ref();
+        // Workers would drop tasks of a job that the ledger calls closed.
+        self.inner.deps.ledger.forget(job).await?;
+        queue_again(objects, job).await?;
+        self.forget_the_end(job);
+        // Whoever runs jobs has put this one aside.
+        let note = format!("{RETRIES}{job}");
+        let put = objects.put(&note, job.to_owned().into()).await;
+        put.map_err(StoreError::from)?;
+        self.tell_active().await;
+        Ok(())
+    }
+
+    /// Forgets how a job has ended, which runs again.
+    pub(crate) fn forget_the_end(&self, job: &str) {
+        lock(&self.inner.cancels).remove(job);
+        lock(&self.inner.progress).remove(job);
+    }
+
     /// Wakes the loop, or leaves a note for the coordinator that is active.
     async fn tell_active(&self) {
         self.inner.wake.notify_one();
         let inner = &self.inner;
-        if inner.reigns.load(Ordering::Relaxed) || inner.config.lease.is_zero() {
+        if inner.reigns.load(Ordering::Relaxed) || inner.config.deployment.is_embedded() {
             return;
         }
         let note = uuid::Uuid::now_v7().to_string();
@@ -243,7 +268,7 @@ impl Coordinator {
         let lost = CancellationToken::new();
         let mut keeper = None;
         let mut epoch = 0;
-        if !inner.config.lease.is_zero() {
+        if !inner.config.deployment.is_embedded() {
             let (name, length) = (&inner.config.name, inner.config.lease);
             watch.used(inner.used_epoch.load(Ordering::Relaxed));
             let got = Lease::acquire(&inner.deps.objects, watch, name, length).await?;
@@ -266,7 +291,7 @@ impl Coordinator {
             watching.clone(),
         ));
         // A queue in this process loses nothing, and its workers are here.
-        if !inner.config.lease.is_zero() {
+        if !inner.config.deployment.is_embedded() {
             let (queue, lanes) = (inner.deps.queue.clone(), reign.lanes.clone());
             tokio::spawn(lanes::watch(queue, lanes, watching.clone()));
         }
@@ -292,6 +317,7 @@ impl Coordinator {
             }
         };
         inner.reigns.store(false, Ordering::Relaxed);
+        inner.metrics.set(None);
         watching.cancel();
         grave.abort();
         // Who asks from now on is told what the store says.

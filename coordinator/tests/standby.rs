@@ -119,6 +119,63 @@ async fn a_standby_names_the_active_one_tells_it_and_answers_from_the_store() {
     assert_eq!((all[0].bytes_done, all[0].bytes_total), (1 << 20, 3 << 20));
 }
 
+#[tokio::test]
+async fn a_job_that_has_ended_runs_again_when_a_standby_is_asked() {
+    let w = World::new();
+    let capture = w.dir.path().join("a.mem");
+    std::fs::write(&capture, vec![7; 3 << 20]).expect("written");
+    let allow = w.dir.path().display().to_string();
+    let objects = w.objects.as_ref();
+    let a = w.coordinator("a", &allow);
+    let _a = start(&a);
+    until("a is active", async || holder(objects).await).await;
+    let b = w.coordinator("b", &allow);
+    let _b = start(&b);
+    until("b stands by", async || b.active_elsewhere()).await;
+    let submitted = a.submit(spec("j", &capture.display().to_string())).await;
+    assert_eq!(submitted.expect("stored"), Submitted::New);
+    let is = async |phase: JobPhase| (state(objects, "j").await.phase() == phase).then_some(());
+    until("the job runs", async || is(JobPhase::Running).await).await;
+    // A job that runs can't be tried again.
+    let refused = b.retry("j").await.expect_err("it runs").to_string();
+    assert!(refused.contains("j is running"), "{refused}");
+    let commit = async |id: &str, report: TaskReport| {
+        let record = CommitRecord {
+            id: id.into(),
+            job: "j".into(),
+            reports: vec![report],
+            ..CommitRecord::default()
+        };
+        let key = Keys::new("j").commit(id);
+        let put = objects.put(&key, to_json(&record).expect("JSON"));
+        put.await.expect("stored");
+    };
+    let report = |task: &str, fatal: bool| TaskReport {
+        job: "j".into(),
+        task: task.into(),
+        reason: if fatal { "worn out" } else { "" }.into(),
+        fatal,
+        ..TaskReport::default()
+    };
+    commit("1", report("chunk-0", false)).await;
+    commit("2", report("chunk-1", true)).await;
+    until("the job fails", async || is(JobPhase::Failed).await).await;
+    b.retry("j").await.expect("taken");
+    until("the job runs again", async || is(JobPhase::Running).await).await;
+    let p = a.progress("j").await.expect("known");
+    // What was settled stays, what ended the job is to be done.
+    assert_eq!((p.bytes_done, p.bytes_total), (1 << 20, 3 << 20));
+    assert_eq!(state(objects, "j").await.reason, "");
+    // Cancelled on the one, asked for on the other.
+    a.cancel("j", "wrong case").await.expect("noted");
+    until("the job is cancelled", async || {
+        is(JobPhase::Cancelled).await
+    })
+    .await;
+    b.retry("j").await.expect("taken");
+    until("it runs once more", async || is(JobPhase::Running).await).await;
+}
+
 /// A state that the first reign wrote is under the second's epoch before that one does anything: what the first still
 /// writes meets another version.
 #[tokio::test]

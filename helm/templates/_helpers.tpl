@@ -129,6 +129,11 @@ spec:
         {{- include "ramsift.labels" . | nindent 8 }}
       annotations:
         checksum/config: {{ include (print .root.Template.BasePath "/configmap.yaml") .root | sha256sum }}
+        {{- if .root.Values.metrics.scrape }}
+        prometheus.io/scrape: "true"
+        prometheus.io/port: "7480"
+        prometheus.io/path: /metrics
+        {{- end }}
         {{- with .root.Values.podAnnotations }}
         {{- toYaml . | nindent 8 }}
         {{- end }}

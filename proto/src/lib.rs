@@ -14,8 +14,10 @@ pub mod v1 {
     tonic::include_proto!("ramsift.v1");
 }
 
+mod deployment;
 pub mod task_id;
 
+pub use deployment::Deployment;
 pub use task_id::{TaskId, TaskIdError, view};
 
 use v1::JobPhase;

@@ -160,7 +160,7 @@ fn led_to(
 }
 
 /// The anchors in a kernel's image.
-fn of_image(memory: &CachedPhys, runs: &RunMap, image: &KernelImage) -> Vec<Anchor> {
+pub(crate) fn of_image(memory: &CachedPhys, runs: &RunMap, image: &KernelImage) -> Vec<Anchor> {
     let Some(carvers) = carvers() else {
         return Vec::new();
     };

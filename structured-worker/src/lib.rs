@@ -5,27 +5,35 @@
 mod alone;
 mod anchors;
 mod build;
+mod glance;
 mod lists;
+mod metrics;
 mod parts;
 mod rows;
 mod sha256;
 mod symbols;
 
 pub use alone::{Alone, AloneError, Means, view_alone, with_machine};
+pub use glance::{Glance, Prospect, glance};
 pub use rows::{batch, table_name};
 pub use symbols::{ObjectFiles, symbol_store};
 
 use build::{build, failed};
+use metrics::Metrics;
 use prost::Message as _;
+use ramsift_layers::FileOffset;
 use ramsift_layers::source::{DiskCaches, Sources};
-use ramsift_proto::v1::Task;
+use ramsift_proto::Deployment;
+use ramsift_proto::v1::task::Work;
+use ramsift_proto::v1::{Outcome, Task};
 use ramsift_queue::{Consumer, Delivery, Lane, Queue, QueueError};
-use ramsift_store::job::is_over;
+use ramsift_store::job::{is_over, read};
 use ramsift_store::ledger::Wanted;
-use ramsift_store::{Ack, Ledger, Objects, Reporter};
-use ramsift_telemetry::{Readiness, set_parent};
+use ramsift_store::{Ack, Keys, Ledger, Objects, Plan, Reporter};
+use ramsift_telemetry::{Readiness, link, set_parent};
 pub use sha256::SHA256;
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
@@ -46,6 +54,8 @@ pub struct Config {
     pub disk: Arc<DiskCaches>,
     /// How long an outage is waited out before a task is handed back.
     pub patience: Duration,
+    /// How the services run: in one command there is no other worker.
+    pub deployment: Deployment,
     /// How long running tasks may take after a stop before they are handed back.
     pub grace: Duration,
 }
@@ -61,6 +71,7 @@ impl Default for Config {
             },
             disk: Arc::default(),
             patience: Duration::from_secs(600),
+            deployment: Deployment::default(),
             grace: Duration::from_secs(25),
         }
     }
@@ -90,10 +101,13 @@ struct Worker {
     stop: CancellationToken,
     /// Set when the grace period is over: what still runs is handed back.
     abandon: CancellationToken,
-    /// What tasks need is out of reach: none are taken until a probe succeeds.
-    outage: watch::Sender<bool>,
+    /// The job whose task met an outage that outlasted the patience: no tasks are taken until a probe of what it needs succeeds.
+    outage: watch::Sender<Option<String>>,
     /// Tasks that were passed on, and how often.
     passed: Mutex<BTreeMap<(String, String), u32>>,
+    /// Tasks that are worked on.
+    busy: AtomicUsize,
+    metrics: Metrics,
 }
 
 impl Worker {
@@ -118,9 +132,12 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
         deps,
         stop,
         abandon: abandon.clone(),
-        outage: watch::Sender::new(false),
+        outage: watch::Sender::new(None),
         passed: Mutex::default(),
+        busy: AtomicUsize::new(0),
+        metrics: Metrics::new(),
     });
+    metrics::observe_worker(&worker);
     let (stopping, grace) = (worker.stop.clone(), worker.config.grace);
     tokio::spawn(async move {
         stopping.cancelled().await;
@@ -163,8 +180,10 @@ async fn take(
     running: &mut JoinSet<()>,
 ) -> Result<(), QueueError> {
     let outage = async || {
+        let mut watch = worker.outage.subscribe();
         // An error means that the sender is gone, which is a field of the worker.
-        let _ = worker.outage.subscribe().wait_for(|out| *out).await;
+        let found = watch.wait_for(Option::is_some).await;
+        found.ok().and_then(|job| job.clone()).unwrap_or_default()
     };
     loop {
         while running.try_join_next().is_some() {}
@@ -172,10 +191,10 @@ async fn take(
             biased;
             // What the broker sent ahead goes back at once, not when the last task has ended.
             () = worker.stop.cancelled() => return consumer.pause().await,
-            () = outage() => {
+            job = outage() => {
                 consumer.pause().await?;
                 tokio::select! {
-                    () = await_reach(worker) => {}
+                    () = await_reach(worker, &job) => {}
                     () = worker.stop.cancelled() => return Ok(()),
                 }
                 consumer.resume().await?;
@@ -187,19 +206,39 @@ async fn take(
     }
 }
 
-/// Whether store and aggregator answer.
-async fn in_reach(worker: &Worker) -> Result<(), String> {
-    let store = worker.deps.objects.list_folders("jobs/").await;
-    store.map_err(|e| e.to_string())?;
+/// Tries everything that a task of a job needs, as long as its job lives: what is wrong with one job alone is no outage.
+async fn probe(worker: &Worker, job: &str) -> Result<(), String> {
+    let objects = worker.deps.objects.as_ref();
+    let over = match is_over(objects, job).await {
+        Err(e) if !e.is_content() => return Err(e.to_string()),
+        other => other.unwrap_or(true),
+    };
     let reporter = worker.deps.reporter.check().await;
-    reporter.map_err(|e| e.to_string())
+    reporter.map_err(|e| e.to_string())?;
+    if over {
+        return Ok(());
+    }
+    let plan = match read::<Plan>(objects, &Keys::new(job).plan()).await {
+        Ok((plan, _)) => plan,
+        Err(e) if e.is_content() => return Ok(()),
+        Err(e) => return Err(e.to_string()),
+    };
+    let looked = async {
+        let source = worker.deps.sources.open_pinned(&plan.pin).await?;
+        source.read_at(FileOffset(0), &mut [0]).await
+    };
+    match looked.await {
+        // What no other try would change is for the task to say.
+        Err(e) if !e.is_content() && !e.is_fatal() => Err(e.to_string()),
+        _ => Ok(()),
+    }
 }
 
-/// Waits until store and aggregator answer.
-async fn await_reach(worker: &Worker) {
+/// Waits until what a task of the job needs is in reach.
+async fn await_reach(worker: &Worker, job: &str) {
     let mut wait = Duration::from_secs(1);
     loop {
-        match in_reach(worker).await {
+        match probe(worker, job).await {
             Ok(()) => break,
             Err(why) => worker.deps.readiness.block("work", why),
         }
@@ -207,14 +246,14 @@ async fn await_reach(worker: &Worker) {
         wait = (wait * 2).min(Duration::from_secs(30));
     }
     worker.deps.readiness.ready("work");
-    worker.outage.send_replace(false);
+    worker.outage.send_replace(None);
 }
 
 /// How an attempt at a task ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// Settled, by us or another.
-    Done,
+    /// Settled, by us or another, or not wanted. How, for metrics.
+    Done(&'static str),
     /// Not ours to finish.
     HandBack,
     /// Not begun, since this worker can't.
@@ -242,7 +281,30 @@ const PASSES: u32 = 2;
 /// Tasks that are remembered to have been passed on.
 const REMEMBERED: usize = 256;
 
+impl End {
+    /// The same, for metrics.
+    fn outcome(self) -> &'static str {
+        match self {
+            Self::Done(how) => how,
+            Self::HandBack => "handed_back",
+            Self::PassOn => "passed_on",
+        }
+    }
+}
+
+/// Which part a task is for, for metrics.
+fn part_name(task: &Task) -> &'static str {
+    match &task.work {
+        Some(Work::View(v)) if v.view == SHA256 => SHA256,
+        Some(Work::View(v)) => parts::Part::of(&v.view).map_or("unknown", parts::Part::name),
+        _ => "unknown",
+    }
+}
+
 async fn handle(worker: Arc<Worker>, delivery: Delivery) {
+    let begun = Instant::now();
+    let again = delivery.redelivered > 0;
+    worker.metrics.delivered(delivery.age(), again);
     let task = match Task::decode(delivery.message.body.clone()) {
         Ok(t) => t,
         Err(e) => {
@@ -255,18 +317,41 @@ async fn handle(worker: Arc<Worker>, delivery: Delivery) {
     };
     let span = tracing::info_span!("build view", job = %task.job, task = %task.task);
     set_parent(&span, &delivery.message.headers);
+    link(&span, &delivery.message.headers);
+    worker.busy.fetch_add(1, Ordering::Relaxed);
     let done = tokio::select! {
         done = attempt(&worker, &task).instrument(span) => done,
+        never = tell_of_work(&worker, &task) => never,
         // Its thread goes on until it looks up; the process need not wait for it.
         () = worker.abandon.cancelled() => End::HandBack,
     };
+    worker.busy.fetch_sub(1, Ordering::Relaxed);
+    worker
+        .metrics
+        .task(part_name(&task), done.outcome(), begun.elapsed());
     let answered = match done {
-        End::Done => delivery.ack().await,
+        End::Done(_) => delivery.ack().await,
         End::HandBack => delivery.hand_back().await,
         End::PassOn => delivery.put_back().await,
     };
     if let Err(e) = answered {
         tracing::warn!(error = %e, "answer did not reach the queue");
+    }
+}
+
+/// How often a worker notes that it is at a task, and for how long that holds.
+const NOTE: Duration = Duration::from_secs(10);
+const HOLDS: Duration = Duration::from_secs(30);
+
+/// Notes again and again that somebody is at a task: views take minutes, and one that the broker has lost must be told from one
+/// that takes long.
+async fn tell_of_work(worker: &Worker, task: &Task) -> End {
+    loop {
+        let noted = worker.deps.ledger.working(&task.job, &task.task, HOLDS);
+        if let Err(e) = noted.await {
+            tracing::debug!(error = %e, "ledger not told");
+        }
+        tokio::time::sleep(NOTE).await;
     }
 }
 
@@ -280,7 +365,7 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
         if let Ok(Wanted::Settled | Wanted::Closed) =
             worker.deps.ledger.wanted(&task.job, &task.task).await
         {
-            return End::Done;
+            return End::Done("unwanted");
         }
         let over = Instant::now() >= give_up_at;
         let built = match ready.take() {
@@ -299,8 +384,14 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
                 }
                 Ok(failed(worker, task, why))
             }
-            // Everything else is in reach: it is this task.
-            Err(Trouble::Outage(why)) if over && in_reach(worker).await.is_ok() => {
+            // Nobody else can do it: the job ends with the reason.
+            Err(Trouble::Outage(why)) if over && worker.config.deployment.is_embedded() => {
+                let mut report = failed(worker, task, why);
+                report.header.fatal = true;
+                Ok(report)
+            }
+            // Everything is in reach: it is this task.
+            Err(Trouble::Outage(why)) if over && probe(worker, &task.job).await.is_ok() => {
                 Ok(failed(worker, task, why))
             }
             Err(Trouble::Outage(why)) => Err(why),
@@ -308,10 +399,16 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
         };
         let tried = match built {
             Ok(report) => match worker.deps.reporter.report(&report).await {
-                Ok(Ack::Durable) => return End::Done,
+                Ok(Ack::Durable) => {
+                    let failed = report.header.outcome() == Outcome::Failed;
+                    if failed {
+                        ramsift_telemetry::failed(&tracing::Span::current(), &report.header.reason);
+                    }
+                    return End::Done(if failed { "failed" } else { "done" });
+                }
                 Ok(Ack::Refused(why)) => {
                     tracing::info!(reason = %why, "report refused, task dropped");
-                    return End::Done;
+                    return End::Done("unwanted");
                 }
                 Err(e) => {
                     if e.refused {
@@ -324,10 +421,10 @@ async fn attempt(worker: &Arc<Worker>, task: &Task) -> End {
             Err(why) => why,
         };
         if let Ok(true) = is_over(worker.deps.objects.as_ref(), &task.job).await {
-            return End::Done;
+            return End::Done("unwanted");
         }
         if over {
-            worker.outage.send_replace(true);
+            worker.outage.send_replace(Some(task.job.clone()));
             return End::HandBack;
         }
         if worker.stop.is_cancelled() {

@@ -3,6 +3,7 @@
 //! do at a time.
 
 use crate::lists::{Asked, Lists};
+use crate::metrics;
 use crate::rows;
 use arrow::array::RecordBatch;
 use ramsift_layers::run::RunMap;
@@ -80,7 +81,7 @@ impl Part {
         matches!(self, Self::System | Self::Anchored)
     }
 
-    fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::System => view::SYSTEM,
             Self::Anchored => view::ANCHORED,
@@ -390,7 +391,7 @@ impl Collector {
     fn views(&mut self, of: Opened<'_>, wanted: &dyn Fn(&View) -> bool) -> Result<(), String> {
         for view in of.machine.system().views().iter().filter(|v| wanted(v)) {
             let span = tracing::info_span!("view.build", view = view.name);
-            let _inside = span.enter();
+            let _inside = span.clone().entered();
             let started = Instant::now();
             let mut row = ViewRow {
                 view: view.name.to_owned(),
@@ -407,10 +408,14 @@ impl Collector {
                 }
                 Err(why) => {
                     tracing::warn!(view = view.name, reason = %why, "view failed");
+                    ramsift_telemetry::failed(&span, &why);
                     row.status = "failed".into();
                     row.detail = Some(why);
                 }
             }
+            let built = row.status == "built";
+            let status = if built { "built" } else { "failed" };
+            metrics::view(view.name, status, started.elapsed());
             row.micros = u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX);
             self.views.push(row);
         }

@@ -3,11 +3,12 @@
 use async_trait::async_trait;
 use prost::Message as _;
 use ramsift_layers::source::{Allowed, FileSource, S3Config, Sources};
-use ramsift_layers::{ByteSource, ChunkParams, format};
+use ramsift_layers::{ByteSource, ChunkParams, SourcePin, format};
+use ramsift_proto::Deployment;
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{JobPhase, JobSpec, JobState, Outcome, Task, TaskReport, ViewWork};
 use ramsift_queue::{Lane, MemoryQueue, Message, Queue};
-use ramsift_store::job::to_json;
+use ramsift_store::job::{read, to_json};
 use ramsift_store::{
     Ack, Keys, LocalObjects, MemoryLedger, Objects, Plan, Report, ReportError, Reporter,
 };
@@ -105,6 +106,22 @@ impl World {
         put.await.expect("stored");
     }
 
+    /// Has the evidence of a job lie in an object store.
+    async fn move_to_s3(&self, job: &str) {
+        let key = Keys::new(job).plan();
+        let (mut plan, _): (Plan, _) = read(self.objects.as_ref(), &key).await.expect("a plan");
+        plan.pin = SourcePin::S3 {
+            bucket: "evidence".into(),
+            key: "a.mem".into(),
+            version_id: None,
+            etag: "\"1\"".into(),
+            size: plan.pin.size(),
+            mtime_ns: 0,
+            sha256: None,
+        };
+        self.put(&key, to_json(&plan).expect("JSON")).await;
+    }
+
     /// Stores a job and publishes a view of it. `None`: a plan that is damaged.
     async fn job(&self, job: &str, view: &str, file: Option<&str>) {
         let keys = Keys::new(job);
@@ -150,19 +167,24 @@ impl World {
     }
 
     fn start(&self) -> CancellationToken {
-        let stop = CancellationToken::new();
         let allowed = self.dir.path().join("in").display().to_string();
         let allowed = Allowed::parse(&allowed).expect("a list");
+        let sources = Sources::new(S3Config::default()).only(allowed);
         let config = Config {
             slots: 1,
             ..Config::default()
         };
+        self.start_with(config, sources)
+    }
+
+    fn start_with(&self, config: Config, sources: Sources) -> CancellationToken {
+        let stop = CancellationToken::new();
         let deps = Deps {
             queue: self.queue.clone(),
             ledger: Arc::new(MemoryLedger::default()),
             objects: self.objects.clone(),
             reporter: self.reports.clone(),
-            sources: Sources::new(S3Config::default()).only(allowed),
+            sources,
             readiness: Readiness::default(),
         };
         tokio::spawn(run(config, deps, stop.clone()));
@@ -204,5 +226,77 @@ async fn what_was_built_is_reported_when_the_aggregator_is_back() {
     // One attempt, not one for each try.
     let away = w.reports.turned_away.lock().expect("not poisoned").clone();
     assert_eq!(away, [r.attempt.as_str(); 3]);
+    stop.cancel();
+}
+
+/// An object store that takes connections and closes them at once.
+async fn dead_store() -> S3Config {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await;
+    let listener = listener.expect("bound");
+    let at = listener.local_addr().expect("an address");
+    tokio::spawn(async move { while listener.accept().await.is_ok() {} });
+    S3Config {
+        endpoint: format!("http://{at}").into(),
+        access_key: "key".into(),
+        secret_key: "secret".into(),
+        path_style: true,
+        ..S3Config::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn evidence_that_stays_out_of_reach_ends_a_job_of_one_command_and_waits_in_a_cluster() {
+    for view in ["sha256", "system"] {
+        let w = World::new();
+        w.job("job", view, Some("in/a.mem")).await;
+        w.move_to_s3("job").await;
+        let config = Config {
+            patience: Duration::ZERO,
+            deployment: Deployment::Embedded,
+            ..Config::default()
+        };
+        let stop = w.start_with(config, Sources::new(dead_store().await));
+        let r = w.reports.of("job").await;
+        assert!(r.fatal && r.outcome() == Outcome::Failed, "{view}: {r:?}");
+        assert!(r.reason.contains("s3://evidence/a.mem"), "{}", r.reason);
+        stop.cancel();
+    }
+    // The worker of a cluster hands the task back, takes no other, and says why.
+    let w = World::new();
+    w.job("job", "sha256", Some("in/a.mem")).await;
+    w.move_to_s3("job").await;
+    let readiness = Readiness::default();
+    let config = Config {
+        patience: Duration::ZERO,
+        ..Config::default()
+    };
+    let stop = CancellationToken::new();
+    let deps = Deps {
+        queue: w.queue.clone(),
+        ledger: Arc::new(MemoryLedger::default()),
+        objects: w.objects.clone(),
+        reporter: w.reports.clone(),
+        sources: Sources::new(dead_store().await),
+        readiness: readiness.clone(),
+    };
+    tokio::spawn(run(config, deps, stop.clone()));
+    let waits = async {
+        loop {
+            let why = readiness.blockers();
+            let lane = w.queue.look(Lane::Views).await.expect("a lane");
+            let back = lane.is_some_and(|l| l.waiting == 1);
+            if back
+                && why
+                    .iter()
+                    .any(|b| b.starts_with("work: ") && b.contains("s3://evidence"))
+            {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    let waited = tokio::time::timeout(HANGS, waits).await;
+    waited.unwrap_or_else(|_| panic!("{:?}", readiness.blockers()));
+    assert!(w.reports.all.lock().expect("not poisoned").is_empty());
     stop.cancel();
 }

@@ -8,7 +8,9 @@ pub mod authority;
 pub mod dumps;
 pub mod fixtures;
 pub mod program;
+pub mod proxy;
 pub mod servers;
+pub mod tables;
 
 use std::net::TcpListener;
 use std::time::{Duration, Instant};

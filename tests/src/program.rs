@@ -73,6 +73,25 @@ pub fn scan(image: &Path, out: &Path, more: &[&str]) -> Run {
         .args(more))
 }
 
+/// The program with a disk of this many bytes at `full`, which nobody else sees.
+pub fn with_small_disk(full: &Path, size: &str, program: &Command) -> Command {
+    // SAFETY: geteuid takes nothing and can't fail.
+    let root = unsafe { libc::geteuid() } == 0;
+    let mut c = Command::new("unshare");
+    c.arg(if root { "-m" } else { "-Urm" });
+    c.args(["sh", "-c"]);
+    c.arg("mount -t tmpfs -o size=$2 tmpfs \"$1\" && shift 2 && exec \"$@\"");
+    c.args(["sh".as_ref(), full.as_os_str(), size.as_ref()]);
+    c.arg(program.get_program()).args(program.get_args());
+    for (name, value) in program.get_envs() {
+        match value {
+            Some(v) => c.env(name, v),
+            None => c.env_remove(name),
+        };
+    }
+    c
+}
+
 /// A whole cluster on one machine.
 #[derive(Debug)]
 pub struct Cluster {
@@ -197,6 +216,11 @@ pub fn http_get(port: u16, path: &str) -> Option<(u16, String)> {
 }
 
 impl Service {
+    /// Port of `/readyz` and `/metrics`.
+    pub fn http(&self) -> u16 {
+        self.http
+    }
+
     /// Status and body of `/readyz`.
     pub fn ready(&self) -> Option<(u16, String)> {
         http_get(self.http, "/readyz")
@@ -312,11 +336,22 @@ impl Cluster {
 
     /// Starts a service with more settings in its environment and waits until it answers.
     pub fn service_with(&self, what: &str, more: &[(&str, &str)]) -> Service {
+        self.service_as(what, more, |c| c)
+    }
+
+    /// The same, run in some other way.
+    pub fn service_as(
+        &self,
+        what: &str,
+        more: &[(&str, &str)],
+        how: impl FnOnce(Command) -> Command,
+    ) -> Service {
         let http = free_port();
         let mut c = self.command_of(what);
         c.arg(what)
             .env("RAMSIFT_HTTP_LISTEN", format!("127.0.0.1:{http}"))
             .envs(more.iter().copied());
+        let mut c = how(c);
         let moved = more.iter().any(|(k, _)| k.ends_with("_LISTEN"));
         let log = self.logs.path().join(format!("{what}-{http}.log"));
         let process = Process::start(what, &mut c, &log);

@@ -257,6 +257,34 @@ impl Rabbit {
         self.url_at("127.0.0.1")
     }
 
+    /// Where it is, by way of a link that listens on another port.
+    pub fn url_by(&self, port: u16) -> String {
+        self.url()
+            .replace(&format!(":{}/", self.port), &format!(":{port}/"))
+    }
+
+    /// The port that it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Deletes a queue with all that lies in it; whether the node did.
+    pub fn delete_queue(&self, name: &str) -> bool {
+        block_on(async {
+            let properties = lapin::ConnectionProperties::default();
+            let Ok(c) = lapin::Connection::connect(&self.url(), properties).await else {
+                return false;
+            };
+            let Ok(channel) = c.create_channel().await else {
+                return false;
+            };
+            let options = lapin::options::QueueDeleteOptions::default();
+            let done = channel.queue_delete(name.into(), options).await;
+            let _ = c.close(200, "done".into()).await;
+            done.is_ok()
+        })
+    }
+
     /// Where it is, by another of its addresses.
     pub fn url_at(&self, host: &str) -> String {
         let scheme = if self.authority.is_some() {
@@ -400,6 +428,11 @@ impl Redis {
         }
     }
 
+    /// The port that it listens on.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
     /// Forgets everything.
     pub fn flush(&self) {
         let done = Command::new("redis-cli")
@@ -493,6 +526,11 @@ impl S3 {
             path_style: true,
             ..S3Config::default()
         }
+    }
+
+    /// The port that it listens on.
+    pub fn port(&self) -> u16 {
+        self.ports[0]
     }
 
     /// Its URL.

@@ -32,6 +32,7 @@ use ramsift_store::{Keys, Manifest, Objects, Plan, SealedBy, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Instant;
 
 /// Why a job could not be sealed.
 #[derive(Debug, thiserror::Error)]
@@ -100,7 +101,10 @@ pub async fn finalise(
     if let Some((m, _)) = job::read_opt::<Manifest>(objects.as_ref(), &keys.manifest()).await? {
         return Ok(m);
     }
-    match seal(objects, &keys, info).await {
+    let begun = Instant::now();
+    let sealed = seal(objects, &keys, info).await;
+    aggregator.metrics().seal(&sealed, begun.elapsed());
+    match sealed {
         Err(FinaliseError::Sealed) => Ok(job::read(objects.as_ref(), &keys.manifest()).await?.0),
         sealed => sealed,
     }

@@ -55,6 +55,7 @@ pub(crate) fn plan() -> Plan {
         },
         layout: Layout {
             format: "lime".into(),
+            version: None,
             runs: RunMap::raw(IMAGE),
             arch: None,
             dtb_hints: Vec::new(),

@@ -323,3 +323,26 @@ async fn a_part_that_no_worker_survives_is_hashed_all_the_same() {
     gone.note(&w.deps).await.expect("noted");
     assert_eq!(reported(&w, "chunk-0").await.hash, "");
 }
+
+#[tokio::test]
+async fn a_view_that_nobody_is_at_twice_is_published_again() {
+    let w = world().await;
+    let mut job = w.job().await;
+    assert_eq!(names(&mut job), ["view-system", "chunk-0", "chunk-1"]);
+    let idle = ["view-system".to_owned()];
+    assert!(
+        !job.republish_idle(&idle),
+        "once may be a ledger that has just forgotten"
+    );
+    assert!(!job.republish_idle(&[]), "somebody is at it");
+    assert!(!job.republish_idle(&idle));
+    assert!(job.republish_idle(&idle));
+    assert_eq!(names(&mut job), ["view-system"]);
+    assert!(!job.republish_idle(&idle), "it was just published");
+    // A task that is settled is nobody's.
+    w.report("view-system", TaskReport::default()).await;
+    job.refresh(&w.deps).await.expect("read");
+    job.republish_idle(&idle);
+    job.republish_idle(&idle);
+    assert_eq!(names(&mut job), Vec::<String>::new());
+}

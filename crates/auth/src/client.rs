@@ -53,7 +53,7 @@ pub struct ClientSecurity {
 /// A channel that sends what its client shows.
 pub type AuthChannel = InterceptedService<Channel, Credentials>;
 
-/// Adds the token to each call, where there is one.
+/// Adds the token to each call, where there is one, and the trace that the call belongs to.
 #[derive(Clone, Debug)]
 pub struct Credentials(Option<Arc<Reloaded<MetadataValue<Ascii>>>>);
 
@@ -63,6 +63,7 @@ impl Interceptor for Credentials {
             let value = (*token.get()).clone();
             request.metadata_mut().insert("authorization", value);
         }
+        ramsift_telemetry::inject(request.metadata_mut());
         Ok(request)
     }
 }

@@ -52,6 +52,7 @@ const METHODS: &[(&str, Role)] = &[
     ("/ramsift.v1.Coordinator/GetJob", Role::Client),
     ("/ramsift.v1.Coordinator/Watch", Role::Client),
     ("/ramsift.v1.Coordinator/Cancel", Role::Client),
+    ("/ramsift.v1.Coordinator/Retry", Role::Client),
     ("/ramsift.v1.Aggregator/Report", Role::Worker),
     ("/ramsift.v1.Aggregator/CheckReporter", Role::Worker),
     ("/ramsift.v1.Aggregator/Finalise", Role::Coordinator),

@@ -3,9 +3,11 @@
 //!
 //! ```text
 //! source   bytes of a file or object, pinned to one version
+//! container a compressed stream or an archive with one capture in it, which is unpacked first
 //! format   container headers -> runs (physical address, file extent)
 //! run      physical address <-> image offset <-> file offset
 //! extent   image offset -> bytes, where a container does not hold them as they are
+//! convert  an image, written in another format
 //! chunk    aligned pieces of the file, and the windows of the image that lie in them
 //! translate virtual -> physical through the captured page tables
 //! hash     BLAKE3 of the whole file from the pieces
@@ -13,6 +15,8 @@
 
 pub mod address;
 pub mod chunk;
+pub mod container;
+pub mod convert;
 pub mod extent;
 pub mod format;
 pub mod hash;

@@ -5,7 +5,7 @@ mod dumps;
 
 use dumps::{CODECS, Kind, Memory, Packed};
 use ramsift_layers::format::{self, FormatError, Opened};
-use ramsift_layers::source::RamSource;
+use ramsift_layers::source::{RamSource, S3Config, Sources};
 use ramsift_layers::{ByteSource, FileOffset, ImageReader, PhysAddr};
 use std::sync::Arc;
 
@@ -265,4 +265,91 @@ async fn damage_never_panics() {
             }
         }
     }
+}
+
+/// Names that lie beside one another, in a folder.
+async fn beside(path: &std::path::Path) -> Result<(Opened, ImageReader), FormatError> {
+    let sources = Sources::new(S3Config::default());
+    let source = sources.open(&path.display().to_string()).await?;
+    let siblings = sources.beside(source.pin());
+    let joined = format::joined(&source, &siblings).await?;
+    let source = joined.unwrap_or(source);
+    let o = format::open_beside(source.as_ref(), &siblings).await?;
+    let r = o.reader(source.clone()).await?;
+    // A worker opens it by its pin alone.
+    let again = sources.open_pinned(source.pin()).await?;
+    assert_eq!(again.len(), source.len());
+    Ok((o, r.over(again)))
+}
+
+#[tokio::test]
+async fn all_files_of_a_split_dump_are_one() {
+    let m = dumps::memory();
+    let last = 0x10_0000 + 9;
+    let cuts = [0, 20, 0x105, 0x10_0002, last];
+    let dir = tempfile::tempdir().expect("tempdir");
+    let at = |i: usize| dir.path().join(format!("vmcore-{i:02}.kdump"));
+    let part = |range: std::ops::Range<u64>| {
+        let kind = Kind {
+            part: Some(range),
+            ..Kind::of(Packed::Zlib)
+        };
+        dumps::kdump(&m, &kind)
+    };
+    for (i, w) in cuts.windows(2).enumerate() {
+        let dump = part(w[0]..w[1]);
+        // One of them flattened.
+        let dump = if i == 2 {
+            dumps::flattened(&dump, 5000)
+        } else {
+            dump
+        };
+        std::fs::write(at(9 + i), dump).expect("write");
+    }
+    // makedumpfile writes files without pages too, which end with their bitmaps.
+    let mut empty = part(last..last);
+    empty.truncate(empty.len() - 4);
+    std::fs::write(at(13), empty).expect("write");
+    // From whichever of them: the whole memory.
+    for i in [9, 10, 12, 13] {
+        let (o, r) = beside(&at(i)).await.expect("a dump");
+        assert_eq!(same(&o, &r, &m).await, pages(&m), "{i}");
+        assert!(o.layout.gaps.is_empty() && o.layout.runs.missing().is_empty());
+        let notes = o.layout.notes.join("; ");
+        assert!(notes.contains("split in 4 files"), "{notes}");
+    }
+    // What lies beside it and is of another machine is none of it.
+    let mut other = part(0..20);
+    other[12 + 65] = b'x';
+    std::fs::write(at(8), &other).expect("write");
+    std::fs::write(at(7), b"text").expect("write");
+    let (o, r) = beside(&at(9)).await.expect("a dump");
+    assert_eq!(same(&o, &r, &m).await, pages(&m));
+    assert!(o.layout.runs.missing().is_empty());
+    // A file that is gone is missing.
+    std::fs::remove_file(at(11)).expect("removed");
+    let (o, r) = beside(&at(9)).await.expect("a dump");
+    let there = same(&o, &r, &m).await;
+    let missing: u64 = o
+        .layout
+        .runs
+        .missing()
+        .iter()
+        .map(|r| r.end - r.start)
+        .sum();
+    assert!(there < pages(&m), "{there}");
+    assert_eq!(missing / 4096 + there as u64, pages(&m) as u64);
+    let notes = o.layout.notes.join("; ");
+    assert!(notes.contains("other files of the dump"), "{notes}");
+    // So it is for one that was named alone, of which nothing else is there.
+    let (o, r) = opened(&part(20..0x105)).await.expect("a part");
+    let there = same(&o, &r, &m).await;
+    let missing: u64 = o
+        .layout
+        .runs
+        .missing()
+        .iter()
+        .map(|r| r.end - r.start)
+        .sum();
+    assert_eq!(missing / 4096 + there as u64, pages(&m) as u64);
 }

@@ -17,6 +17,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::fmt;
+use std::time::{Duration, SystemTime};
 
 /// The queues there are, one per kind of task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -162,6 +163,8 @@ pub struct Delivery {
     pub message: Message,
     /// How often it was delivered before.
     pub redelivered: u32,
+    /// When it was published first, to the second, by the publisher's clock; `None` where that is not known.
+    pub published: Option<SystemTime>,
     answer: Box<dyn Answer>,
 }
 
@@ -180,6 +183,12 @@ enum How {
 }
 
 impl Delivery {
+    /// How long ago the message was published; 0 where clocks differ so that it would not have been yet.
+    pub fn age(&self) -> Option<Duration> {
+        let at = self.published?;
+        Some(SystemTime::now().duration_since(at).unwrap_or_default())
+    }
+
     /// The work is settled: forget the message.
     pub async fn ack(mut self) -> Result<(), QueueError> {
         self.answer.answer(How::Ack).await

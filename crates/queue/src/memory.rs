@@ -144,6 +144,7 @@ impl Consumer for MemoryConsumer {
                 return Ok(Delivery {
                     message,
                     redelivered: deliveries,
+                    published: None,
                     answer: Box::new(answer),
                 });
             }

@@ -30,7 +30,7 @@ use ramsift_mask::MaskedUrl;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
@@ -161,7 +161,8 @@ impl RabbitQueue {
     /// One try of a publish.
     async fn send(&self, lane: Lane, m: &Message) -> Result<(), QueueError> {
         let link = self.link().await?;
-        let sent = publish_on(&self.broker, &link, lane, m).await;
+        let now = SystemTime::now();
+        let sent = publish_on(&self.broker, &link, lane, m, now).await;
         if sent.is_err() {
             self.drop_link(&link);
         }
@@ -175,13 +176,16 @@ async fn publish_on(
     link: &Link,
     lane: Lane,
     m: &Message,
+    published: SystemTime,
 ) -> Result<(), QueueError> {
     let mut headers = FieldTable::default();
     for (k, v) in &m.headers {
         headers.insert(k.as_str().into(), AMQPValue::LongString(v.as_str().into()));
     }
+    let since_epoch = published.duration_since(UNIX_EPOCH).unwrap_or_default();
     let props = BasicProperties::default()
         .with_delivery_mode(2)
+        .with_timestamp(since_epoch.as_secs())
         .with_headers(headers);
     let options = BasicPublishOptions {
         mandatory: true,

@@ -120,6 +120,11 @@ impl Keys {
         self.key(&format!("lists/{attempt}/"))
     }
 
+    /// What was unpacked for the job; with an empty name, the folder of it.
+    pub fn unpacked(&self, name: &str) -> String {
+        self.key(&format!("unpacked/{name}"))
+    }
+
     /// Folder of the lists of all attempts.
     pub fn all_lists(&self) -> String {
         self.key("lists/")

@@ -44,6 +44,12 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// How many of those are not settled yet. `None` where nobody has told how many there are.
     async fn left(&self, job: &str) -> Result<Option<u64>, StoreError>;
 
+    /// Notes that a worker is at a task, to be noted again within `time`.
+    async fn working(&self, job: &str, task: &str, time: Duration) -> Result<(), StoreError>;
+
+    /// Whether a worker is at each of these tasks, as far as was noted.
+    async fn worked_on(&self, job: &str, tasks: &[String]) -> Result<Vec<bool>, StoreError>;
+
     /// Forgets a job.
     async fn forget(&self, job: &str) -> Result<(), StoreError>;
 
@@ -56,6 +62,7 @@ struct Entry {
     settled: BTreeSet<String>,
     expected: Option<u64>,
     closed: bool,
+    working: BTreeMap<String, Instant>,
 }
 
 /// The ledger in this process.
@@ -108,6 +115,24 @@ impl Ledger for MemoryLedger {
         Ok(self.with(|j| {
             let e = j.get(job)?;
             Some(e.expected?.saturating_sub(e.settled.len() as u64))
+        }))
+    }
+
+    async fn working(&self, job: &str, task: &str, time: Duration) -> Result<(), StoreError> {
+        let until = Instant::now() + time;
+        self.with(|j| {
+            let working = &mut j.entry(job.to_owned()).or_default().working;
+            working.insert(task.to_owned(), until)
+        });
+        Ok(())
+    }
+
+    async fn worked_on(&self, job: &str, tasks: &[String]) -> Result<Vec<bool>, StoreError> {
+        let now = Instant::now();
+        Ok(self.with(|j| {
+            let until = |t: &String| j.get(job)?.working.get(t).copied();
+            let at_it = |t: &String| until(t).is_some_and(|u| u > now);
+            tasks.iter().map(at_it).collect()
         }))
     }
 
@@ -246,6 +271,10 @@ impl RedisLedger {
         format!("{}:closed:{job}", self.prefix)
     }
 
+    fn working_key(&self, job: &str, task: &str) -> String {
+        format!("{}:working:{job}:{task}", self.prefix)
+    }
+
     fn expected_key(&self, job: &str) -> String {
         format!("{}:expected:{job}", self.prefix)
     }
@@ -339,6 +368,26 @@ impl Ledger for RedisLedger {
             .await;
         let (expected, settled) = got.map_err(|e| self.error(&e))?;
         Ok(expected.map(|n| n.saturating_sub(settled)))
+    }
+
+    async fn working(&self, job: &str, task: &str, time: Duration) -> Result<(), StoreError> {
+        let mut c = self.connection().await?;
+        let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        let done: redis::RedisResult<()> = c.pset_ex(self.working_key(job, task), 1, millis).await;
+        done.map_err(|e| self.error(&e))
+    }
+
+    async fn worked_on(&self, job: &str, tasks: &[String]) -> Result<Vec<bool>, StoreError> {
+        if tasks.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut c = self.connection().await?;
+        let mut ask = redis::pipe();
+        for t in tasks {
+            ask.exists(self.working_key(job, t));
+        }
+        let got: redis::RedisResult<Vec<bool>> = ask.query_async(&mut c).await;
+        got.map_err(|e| self.error(&e))
     }
 
     async fn forget(&self, job: &str) -> Result<(), StoreError> {

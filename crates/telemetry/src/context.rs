@@ -2,10 +2,15 @@
 
 use opentelemetry::global;
 use opentelemetry::propagation::{Extractor, Injector};
-use opentelemetry::trace::TraceContextExt;
+use opentelemetry::trace::{Status, TraceContextExt};
 use std::collections::BTreeMap;
+use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
+
+/// Keys of the context, as the W3C's "Trace Context" names them.
+const PARENT: &str = "traceparent";
+const STATE: &str = "tracestate";
 
 /// Names and values that carry a context.
 pub type Carrier = BTreeMap<String, String>;
@@ -38,11 +43,38 @@ pub fn current() -> Carrier {
     c
 }
 
+/// Sends the context of the current span along with a call, unless that carries one already.
+pub fn inject(metadata: &mut MetadataMap) {
+    if metadata.contains_key(PARENT) {
+        return;
+    }
+    for (k, v) in current() {
+        let key = MetadataKey::from_bytes(k.as_bytes());
+        if let (Ok(k), Ok(v)) = (key, MetadataValue::try_from(v)) {
+            metadata.insert(k, v);
+        }
+    }
+}
+
+/// The context that was sent along with a call.
+pub fn extract(metadata: &MetadataMap) -> Carrier {
+    let text = |k: &str| metadata.get(k).and_then(|v| v.to_str().ok());
+    [PARENT, STATE]
+        .into_iter()
+        .filter_map(|k| Some((k.to_owned(), text(k)?.to_owned())))
+        .collect()
+}
+
 /// Makes `span` a child of the context that was sent along.
 pub fn set_parent(span: &Span, carrier: &Carrier) {
     let context = global::get_text_map_propagator(|p| p.extract(&Read(carrier)));
     // Without a tracer there is nothing to attach to.
     let _ = span.set_parent(context);
+}
+
+/// Marks a span as failed, with the reason.
+pub fn failed(span: &Span, why: &str) {
+    span.set_status(Status::error(why.to_owned()));
 }
 
 /// Links `span` to the context that was sent along: one message of many that a batch sent.

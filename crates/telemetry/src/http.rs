@@ -1,12 +1,15 @@
-//! `/livez` and `/readyz`, which every service answers.
+//! `/livez`, `/readyz` and `/metrics`, which every service answers.
 
+use crate::instruments::observe;
 use axum::Router;
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{StatusCode, header};
 use axum::routing::get;
+use opentelemetry::KeyValue;
+use prometheus::{Encoder, Registry, TextEncoder};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -42,6 +45,48 @@ impl Readiness {
     }
 }
 
+/// What `/metrics` gives.
+pub(crate) fn registry() -> &'static Registry {
+    static REGISTRY: OnceLock<Registry> = OnceLock::new();
+    REGISTRY.get_or_init(Registry::new)
+}
+
+async fn metrics() -> Result<impl axum::response::IntoResponse, (StatusCode, String)> {
+    let encoder = TextEncoder::new();
+    let mut out = Vec::new();
+    encoder
+        .encode(&registry().gather(), &mut out)
+        .map_err(|e| (StatusCode::INTERNAL_SERVER_ERROR, format!("{e}\n")))?;
+    Ok(([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], out))
+}
+
+/// Tells metrics what keeps a service from being ready.
+fn observe_readiness(r: &Readiness) {
+    let of: Weak<Mutex<BTreeMap<&'static str, String>>> = Arc::downgrade(&r.blockers);
+    let ready = of.clone();
+    observe(
+        "ramsift_ready",
+        "1 when nothing keeps the service from working",
+        move |tell| {
+            if let Some(b) = ready.upgrade() {
+                let none = b.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+                tell(f64::from(u8::from(none)), &[]);
+            }
+        },
+    );
+    observe(
+        "ramsift_blocked",
+        "1 for each part that keeps the service from working; /readyz says why",
+        move |tell| {
+            if let Some(b) = of.upgrade() {
+                for part in b.lock().unwrap_or_else(PoisonError::into_inner).keys() {
+                    tell(1.0, &[KeyValue::new("part", *part)]);
+                }
+            }
+        },
+    );
+}
+
 async fn readyz(State(r): State<Readiness>) -> (StatusCode, String) {
     let why = r.blockers();
     if why.is_empty() {
@@ -51,7 +96,7 @@ async fn readyz(State(r): State<Readiness>) -> (StatusCode, String) {
     }
 }
 
-/// Answers `/livez` and `/readyz` on `address` until cancelled. Returns the bound address.
+/// Answers `/livez`, `/readyz` and `/metrics` on `address` until cancelled. Returns the bound address.
 pub async fn serve(
     address: SocketAddr,
     readiness: Readiness,
@@ -59,9 +104,11 @@ pub async fn serve(
 ) -> std::io::Result<SocketAddr> {
     let listener = TcpListener::bind(address).await?;
     let bound = listener.local_addr()?;
+    observe_readiness(&readiness);
     let app = Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
         .with_state(readiness);
     tokio::spawn(async move {
         let done = axum::serve(listener, app)

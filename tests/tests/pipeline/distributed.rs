@@ -1,10 +1,10 @@
 //! The cluster with real servers: what it finds, and what it survives.
 
 use ramsift_store::objects::Objects;
-use ramsift_store::query::{QueryLimits, Tables};
 use ramsift_store::{Keys, LocalObjects, Manifest, S3Objects};
-use ramsift_tests::fixtures::{capture, image, planted};
+use ramsift_tests::fixtures::{another_capture, capture, image, planted};
 use ramsift_tests::program::{Cluster, Run, run, scan};
+pub(crate) use ramsift_tests::tables::{tables, without_inference};
 use ramsift_tests::{block_on, wait_for};
 use std::path::Path;
 use std::sync::Arc;
@@ -25,44 +25,6 @@ pub(crate) fn submit(c: &Cluster, args: &[&str]) -> String {
     let r = run(c.command().arg("submit").args(args));
     assert_eq!(r.code, 0, "{}\n{}", r.err, c.log());
     r.out.split_whitespace().next().expect("a job").to_owned()
-}
-
-/// All rows of a job's tables as text, without what names the run.
-pub(crate) fn tables(
-    objects: Arc<dyn Objects>,
-    job: &str,
-    names: &[&str],
-) -> Vec<(String, Vec<String>)> {
-    block_on(async {
-        let t = Tables::new(objects, &QueryLimits::default()).expect("session");
-        t.register_jobs(&[job.to_owned()]).await.expect("tables");
-        let mut out = Vec::new();
-        for table in names.iter().copied() {
-            // A pack lies in its job's folder; its name after that is the hash of its content.
-            let columns = match table {
-                "artifacts" => "* EXCLUDE (object), regexp_replace(object, '^.*/', '') AS object",
-                _ => "*",
-            };
-            let batches = t
-                .collect(&format!("SELECT {columns} FROM {table}"))
-                .await
-                .expect(table);
-            let mut text = Vec::new();
-            let mut w = arrow::json::LineDelimitedWriter::new(&mut text);
-            for b in &batches {
-                w.write(b).expect("json");
-            }
-            w.finish().expect("json");
-            let mut rows: Vec<String> = String::from_utf8(text)
-                .expect("text")
-                .lines()
-                .map(str::to_owned)
-                .collect();
-            rows.sort();
-            out.push((table.to_owned(), rows));
-        }
-        out
-    })
 }
 
 pub(crate) fn manifest(c: &Cluster, job: &str) -> Manifest {
@@ -166,23 +128,6 @@ fn results_survive_killed_workers_aggregator_broker_and_ledger() {
     }
 }
 
-/// Rows without times that rest on the file's or object's own time.
-pub(crate) fn without_inference(rows: Vec<String>) -> Vec<String> {
-    let mut out: Vec<String> = rows
-        .into_iter()
-        .map(|r| {
-            let mut v: serde_json::Value = serde_json::from_str(&r).expect("JSON");
-            if let Some(o) = v.as_object_mut() {
-                o.remove("inferred_time");
-                o.remove("inferred_from");
-            }
-            v.to_string()
-        })
-        .collect();
-    out.sort();
-    out
-}
-
 #[test]
 fn bad_input_is_refused_with_a_reason_and_loses_nothing_else() {
     let c = Cluster::start(&[
@@ -236,9 +181,11 @@ fn a_job_can_be_cancelled_and_a_replaced_object_fails_its_job() {
         ("RAMSIFT_SCAN_OVERLAP", "4096"),
         ("RAMSIFT_COORDINATOR_WINDOW", "4"),
     ]);
-    let p = planted();
-    upload(&c, "a.mem", &p.image);
-    upload(&c, "b.mem", &p.image);
+    let evidence = tempfile::NamedTempFile::new().expect("tempfile");
+    let urls: [(usize, &[u8]); 1] = [(64, b"\0http://a.example.org/\0")];
+    std::fs::write(evidence.path(), image(2 << 20, &urls)).expect("write");
+    upload(&c, "a.mem", evidence.path());
+    upload(&c, "b.mem", evidence.path());
     let _coordinator = c.service("coordinator");
     let _aggregator = c.service("aggregator");
     // Nobody takes the tasks yet.
@@ -252,6 +199,7 @@ fn a_job_can_be_cancelled_and_a_replaced_object_fails_its_job() {
         r.out,
         r.err
     );
+    let cancelled = job;
     let job = submit(&c, &["s3://evidence/b.mem"]);
     let results = objects(&c, "results", "r");
     wait_for("the plan", Duration::from_secs(60), || {
@@ -270,6 +218,45 @@ fn a_job_can_be_cancelled_and_a_replaced_object_fails_its_job() {
         r.err,
         c.log()
     );
+    // The evidence is what it was again: the job goes on.
+    upload(&c, "b.mem", evidence.path());
+    let _structured = c.service("structured-worker");
+    let retry = |job: &str| run(c.command().args(["retry", job]));
+    for job in [&job, &cancelled] {
+        let r = retry(job);
+        assert_eq!(r.code, 0, "{}{}", r.out, r.err);
+        let r = run(c.command().args(["watch", job]));
+        assert_eq!(r.code, 0, "{}{}\n{}", r.out, r.err, c.log());
+        let r = run(c.command().args(["verify", job]));
+        assert_eq!(r.code, 0, "{}{}", r.out, r.err);
+        let r = retry(job);
+        assert_eq!(r.code, 2);
+        assert!(
+            r.err.contains("is complete; only jobs that failed"),
+            "{}",
+            r.err
+        );
+    }
+    let r = retry("none");
+    assert_eq!(r.code, 2);
+    assert!(r.err.contains("no such job"), "{}", r.err);
+}
+
+#[test]
+fn status_says_what_was_found_before_the_first_chunk_is_scanned() {
+    let tampered = another_capture("deb6.1-cloud-256m-tampered").expect("tests/run builds it");
+    let c = Cluster::start(&[]);
+    upload(&c, "tampered.raw", &tampered.image);
+    let _services = ["coordinator", "aggregator", "structured-worker"].map(|s| c.service(s));
+    let job = submit(&c, &["s3://evidence/tampered.raw"]);
+    // Its module was hidden by who made the capture.
+    wait_for("the hidden module", Duration::from_secs(180), || {
+        let r = run(c.command().args(["status", &job]));
+        assert_eq!(r.code, 0, "{}{}", r.out, r.err);
+        let line = r.out.lines().find(|l| l.contains("hidden_module"))?;
+        assert!(line.trim_start().starts_with("critical: "), "{}", r.out);
+        Some(())
+    });
 }
 
 #[test]

@@ -319,25 +319,6 @@ fn a_job_says_what_it_waits_for_and_outlives_a_broker_that_lost_its_queue() {
     assert_eq!(r.code, 0, "{}{}\n{}", r.out, r.err, c.log());
 }
 
-/// Runs the program with a disk of this many bytes at `full`, which nobody else sees.
-fn with_small_disk(full: &Path, size: &str, program: &Command) -> Run {
-    // SAFETY: geteuid takes nothing and can't fail.
-    let root = unsafe { libc::geteuid() } == 0;
-    let mut c = Command::new("unshare");
-    c.arg(if root { "-m" } else { "-Urm" });
-    c.args(["sh", "-c"]);
-    c.arg("mount -t tmpfs -o size=$2 tmpfs \"$1\" && shift 2 && exec \"$@\"");
-    c.args(["sh".as_ref(), full.as_os_str(), size.as_ref()]);
-    c.arg(program.get_program()).args(program.get_args());
-    for (name, value) in program.get_envs() {
-        match value {
-            Some(v) => c.env(name, v),
-            None => c.env_remove(name),
-        };
-    }
-    run(&mut c)
-}
-
 #[test]
 fn what_a_full_disk_could_not_take_is_a_gap_and_everything_else_is_there() {
     let c = capture();
@@ -351,7 +332,7 @@ fn what_a_full_disk_could_not_take_is_a_gap_and_everything_else_is_there() {
     small
         .arg("--set")
         .arg(format!("worker.spill={}", full.display()));
-    let r = with_small_disk(&full, "1m", &small);
+    let r = run(&mut with_small_disk(&full, "1m", &small));
     assert_eq!(r.code, 3, "{}{}", r.out, r.err);
     assert!(r.out.contains("No space left on device"), "{}", r.out);
     let gaps = "SELECT count(*) AS n FROM coverage WHERE engine = 'recovered files' \

@@ -2,15 +2,20 @@
 
 mod analyst;
 mod conformance;
+mod containers;
+mod convert;
 mod distributed;
 mod embedded;
 mod faults;
 mod helm;
+mod inspect;
 mod kernels;
+mod machines;
 mod measure;
 mod memory;
 mod packed;
 mod security;
+mod sparse;
 mod structured;
 mod telemetry;
 mod tls;

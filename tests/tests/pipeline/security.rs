@@ -5,7 +5,7 @@ use ramsift_proto::v1::aggregator_client::AggregatorClient;
 use ramsift_proto::v1::coordinator_client::CoordinatorClient;
 use ramsift_proto::v1::{
     CancelRequest, CheckReporterRequest, FinaliseRequest, GetJobRequest, ListJobsRequest,
-    SubmitRequest,
+    RetryRequest, SubmitRequest,
 };
 use ramsift_store::LocalObjects;
 use ramsift_store::objects::Objects;
@@ -99,6 +99,12 @@ async fn answers(
         ("GetJob", c.get_job(get()).await.map(|_| ())),
         ("Watch", c.watch(get()).await.map(|_| ())),
         ("Cancel", c.cancel(with(cancel, token)).await.map(|_| ())),
+        (
+            "Retry",
+            c.retry(with(RetryRequest { job: job() }, token))
+                .await
+                .map(|_| ()),
+        ),
         ("Report", a.report(with(parts, token)).await.map(|_| ())),
         (
             "CheckReporter",
@@ -118,7 +124,7 @@ async fn answers(
 /// The methods that a role may call.
 fn own(role: &str) -> &'static [&'static str] {
     match role {
-        "client" => &["Submit", "ListJobs", "GetJob", "Watch", "Cancel"],
+        "client" => &["Submit", "ListJobs", "GetJob", "Watch", "Cancel", "Retry"],
         "worker" => &["Report", "CheckReporter"],
         "coordinator" => &["Finalise"],
         _ => &[],

@@ -7,6 +7,8 @@ use crate::source::{ByteSource, SourceError};
 const FAR: u64 = 48 << 20;
 /// Bytes that are read at once where a read is a call.
 const PAGE: u64 = 4096;
+/// Bytes that are read at once of what is read as a whole.
+const SEQUENCE: u64 = 1 << 20;
 /// What a read costs where it is one of the network, in bytes.
 const NETWORK: u64 = 256 << 10;
 
@@ -28,6 +30,13 @@ impl<'a> Ahead<'a> {
             start: 0,
             bytes: Vec::new(),
         }
+    }
+
+    /// One that reads all of it: what it looks for lies everywhere.
+    pub(super) fn in_sequence(source: &'a dyn ByteSource) -> Self {
+        let mut out = Self::new(source);
+        out.step = out.step.max(SEQUENCE);
+        out
     }
 
     /// At most `n` bytes from `at`: fewer at the end of the source.

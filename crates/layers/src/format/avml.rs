@@ -24,7 +24,7 @@ use crate::extent::{Codec, ImageBuilder, MAX_STORED, Stored};
 use crate::source::ByteSource;
 use async_trait::async_trait;
 
-const AVML: &[u8] = b"AVML\x02\0\0\0";
+pub(super) const AVML: &[u8] = b"AVML\x02\0\0\0";
 const LIME: &[u8] = b"EMiL\x01\0\0\0";
 const HEADER: u64 = 32;
 /// Bytes that a chunk of a frame stands for at most.
@@ -55,14 +55,15 @@ impl Block {
     }
 }
 
-struct Header {
-    plain: bool,
-    first: u64,
-    len: u64,
+#[derive(Debug)]
+pub(super) struct Header {
+    pub(super) plain: bool,
+    pub(super) first: u64,
+    pub(super) len: u64,
 }
 
 /// Reads a header; the error says what is there instead.
-fn header(b: &[u8]) -> Result<Header, String> {
+pub(super) fn header(b: &[u8]) -> Result<Header, String> {
     if b.len() < 32 {
         return Err(format!("{} bytes", b.len()));
     }
@@ -334,6 +335,7 @@ fn lay_out(
     Ok(Opened {
         layout: Layout {
             format: "avml".into(),
+            version: Some("2".into()),
             runs,
             arch: None,
             dtb_hints: Vec::new(),

@@ -175,7 +175,7 @@ impl ImageFormat for CrashDump {
             0x14c => Some("x86"),
             _ => None,
         };
-        Ok(layout(runs, arch, &head, &s, notes, gaps))
+        Ok(layout(runs, arch, &head, &s, kind, notes, gaps))
     }
 }
 
@@ -184,12 +184,16 @@ fn layout(
     arch: Option<&str>,
     head: &[u8],
     s: &Shape,
+    kind: u64,
     notes: Vec<String>,
     gaps: Vec<ContainerGap>,
 ) -> Opened {
     let dtb = number(head, 0x10, s.wide) & 0x000f_ffff_ffff_f000;
+    let bits = if s.wide { 64 } else { 32 };
+    let version = format!("{bits}-bit, kind {kind}");
     Layout {
         format: NAME.into(),
+        version: Some(version),
         runs,
         arch: arch.map(str::to_owned),
         dtb_hints: Some(dtb).filter(|d| *d != 0).into_iter().collect(),

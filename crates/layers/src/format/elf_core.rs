@@ -98,6 +98,16 @@ impl Shape {
         }
     }
 
+    /// For people.
+    fn name(self) -> &'static str {
+        match (self.wide, self.big) {
+            (true, false) => "64-bit",
+            (false, false) => "32-bit",
+            (true, true) => "64-bit big-endian",
+            (false, true) => "32-bit big-endian",
+        }
+    }
+
     fn phdr_len(self) -> u64 {
         if self.wide { 56 } else { 32 }
     }
@@ -294,6 +304,21 @@ fn unnamed(file_len: u64, phdrs: &[Phdr], notes_end: u64, gaps: &mut Vec<Contain
     }
 }
 
+/// The VMCOREINFO in the notes of a core, if there is one.
+pub(super) async fn vmcoreinfo(source: &dyn ByteSource) -> Option<Vec<u8>> {
+    let head = source.head(64).await.ok()?;
+    let shape = core_shape(&head).filter(|s| !s.big)?;
+    let phdrs = program_headers(source, shape, &head).await.ok()?;
+    for p in phdrs.iter().filter(|p| p.kind == PT_NOTE) {
+        let len = p.filesz.min(MAX_NOTES);
+        let notes = read(source, p.offset, len, "the notes").await.ok()?;
+        if let Some(found) = elf_notes::vmcoreinfo(&notes) {
+            return Some(found);
+        }
+    }
+    None
+}
+
 #[async_trait]
 impl ImageFormat for ElfCore {
     fn name(&self) -> &'static str {
@@ -345,6 +370,7 @@ impl ImageFormat for ElfCore {
         }
         Ok(Layout {
             format: "elf_core".into(),
+            version: Some(shape.name().to_owned()),
             runs,
             arch: arch.map(str::to_owned),
             dtb_hints,

@@ -28,6 +28,8 @@ pub(super) struct Dump<'a> {
     source: &'a dyn ByteSource,
     /// Offset in the dump: bytes, place in the file. `None`: the file is the dump.
     parts: Option<BTreeMap<u64, (u64, u64)>>,
+    /// Where the file begins, among several that are one after the other.
+    base: u64,
     /// Whether a flattened file goes up to its end mark: else what is not there may be lost.
     complete: bool,
 }
@@ -37,8 +39,14 @@ impl<'a> Dump<'a> {
         Self {
             source,
             parts: None,
+            base: 0,
             complete: true,
         }
+    }
+
+    /// The same file behind others of `base` bytes: places in it count from the first of these.
+    pub(super) fn behind(self, base: u64) -> Self {
+        Self { base, ..self }
     }
 
     /// Goes over the parts of a flattened file.
@@ -102,6 +110,7 @@ impl<'a> Dump<'a> {
         Ok(Self {
             source,
             parts: Some(joined),
+            base: 0,
             complete,
         })
     }
@@ -118,7 +127,7 @@ impl<'a> Dump<'a> {
     pub(super) fn pieces(&self, at: u64, len: u64, most: usize) -> Option<Vec<(u64, u64)>> {
         let end = at.checked_add(len)?;
         let Some(parts) = &self.parts else {
-            return (end <= self.source.len()).then(|| vec![(at, len)]);
+            return (end <= self.source.len()).then(|| vec![(self.base + at, len)]);
         };
         let (mut out, mut done) = (Vec::new(), at);
         while done < end {
@@ -128,7 +137,7 @@ impl<'a> Dump<'a> {
                 return None;
             }
             let take = (n - inside).min(end - done);
-            out.push((file + inside, take));
+            out.push((self.base + file + inside, take));
             done += take;
         }
         Some(out)

@@ -23,8 +23,7 @@ const DISK: &str = "that is a disk, not memory; name the memory capture beside i
 const RAW: &str = "convert it to raw";
 const DUMP_GUEST: &str =
     "dump the guest's memory with virsh dump --memory-only or dump-guest-memory";
-const VMEM: &str = "name the .vmem beside it";
-const MACH: &str = "Mach-O cores can't be read yet; convert it to raw";
+const MACH: &str = "of Mach-O files cores of physical memory alone can be read";
 
 /// Offset, magic, what it is, what to do.
 const MAGICS: &[(usize, &[u8], &str, &str)] = &[
@@ -69,10 +68,6 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
         "take a full dump",
     ),
     (0, b"FreeBSD Kernel Dump", "a FreeBSD kernel dump", RAW),
-    (0, b"\xd0\xbe\xd2\xbe", "a VMware state file", VMEM),
-    (0, b"\xd1\xba\xd1\xba", "a VMware state file", VMEM),
-    (0, b"\xd2\xbe\xd2\xbe", "a VMware state file", VMEM),
-    (0, b"\xd3\xbe\xd3\xbe", "a VMware state file", VMEM),
     (
         0,
         b"ZDMP",
@@ -101,18 +96,37 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
     ),
     (0, b"RSTR", "a Windows hibernation file being restored", RAW),
     (0, b"rstr", "a Windows hibernation file being restored", RAW),
-    (0, b"\xce\xfa\xed\xfe", "a Mach-O file", MACH),
-    (0, b"\xcf\xfa\xed\xfe", "a Mach-O file", MACH),
-    (0, b"\xfe\xed\xfa\xce", "a Mach-O file", MACH),
-    (0, b"\xfe\xed\xfa\xcf", "a Mach-O file", MACH),
+    (
+        0,
+        b"\xce\xfa\xed\xfe",
+        "a Mach-O file that is no core",
+        MACH,
+    ),
+    (
+        0,
+        b"\xcf\xfa\xed\xfe",
+        "a Mach-O file that is no core",
+        MACH,
+    ),
+    (
+        0,
+        b"\xfe\xed\xfa\xce",
+        "a Mach-O file that is no core",
+        MACH,
+    ),
+    (
+        0,
+        b"\xfe\xed\xfa\xcf",
+        "a Mach-O file that is no core",
+        MACH,
+    ),
     // States of virtual machines.
     (
         0,
         b"QEVM",
-        "a QEMU saved state",
+        "a QEMU saved state of another version than 3",
         "dump the guest with dump-guest-memory",
     ),
-    (0, b"LibvirtQemudSave", "a libvirt saved state", DUMP_GUEST),
     (
         0,
         b"LibvirtQemudPart",
@@ -540,7 +554,7 @@ fn u64_le(b: &[u8], at: usize) -> Option<u64> {
 }
 
 /// RFC 1950: the method is deflate, the check bits fit, and what follows can be inflated.
-fn is_zlib(head: &[u8]) -> bool {
+pub(crate) fn is_zlib(head: &[u8]) -> bool {
     let (Some(cmf), Some(flg)) = (head.first(), head.get(1)) else {
         return false;
     };
@@ -618,7 +632,7 @@ fn is_skippable(head: &[u8]) -> bool {
 }
 
 /// POSIX and GNU tar by their magic, older ones by the checksum of the header.
-fn is_tar(head: &[u8]) -> bool {
+pub(crate) fn is_tar(head: &[u8]) -> bool {
     let Some(block) = head.get(..512) else {
         return false;
     };

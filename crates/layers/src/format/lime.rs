@@ -114,6 +114,7 @@ impl ImageFormat for Lime {
         }
         Ok(Layout {
             format: "lime".into(),
+            version: Some("1".into()),
             runs,
             arch: None,
             dtb_hints: Vec::new(),

@@ -5,6 +5,7 @@
 
 mod ahead;
 mod avml;
+mod bytes;
 mod content;
 mod crash_dump;
 mod elf_core;
@@ -12,10 +13,16 @@ mod flat;
 mod kdump;
 mod known;
 mod lime;
+mod macho;
 mod notes;
+mod outline;
 mod raw;
+mod savevm;
 mod twice;
+mod vmware;
+mod xen_core;
 
+use crate::container::{self, Inside};
 use crate::extent::{BuildError, Extents, ImageReader, Table, TableInfo};
 use crate::run::{RunError, RunMap};
 use crate::source::{ByteSource, RamSource, SourceError};
@@ -28,8 +35,14 @@ pub use avml::Avml;
 pub use crash_dump::CrashDump;
 pub use elf_core::ElfCore;
 pub use kdump::Kdump;
+pub(crate) use known::{is_tar, is_zlib};
 pub use lime::Lime;
+pub use macho::MachO;
+pub use outline::{Outline, outline, vmcoreinfo};
 pub use raw::Raw;
+pub use savevm::Savevm;
+pub use vmware::Vmware;
+pub use xen_core::XenCore;
 
 /// Bytes that detection looks at.
 pub const HEAD_LEN: usize = 4096;
@@ -53,8 +66,11 @@ fn note(notes: &mut Vec<String>, say: impl FnOnce() -> String) {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Layout {
-    /// Name of the format: `raw`, `lime`, `elf_core`, `avml`, `kdump`, `crash_dump`.
+    /// Name of the format: `raw`, `lime`, `elf_core`, `avml`, `kdump`, `crash_dump`, `vmware`, `xen_core`, `macho`, `qemu_savevm`.
     pub format: String,
+    /// The version or kind of the format, in the format's own words, where it has several.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
     /// Physical memory and where it lies: in the file, or, where there are `extents`, in the image that these stand for.
     pub runs: RunMap,
     /// Processor, where the container tells: `x86_64`, `aarch64`.
@@ -193,20 +209,69 @@ pub trait ImageFormat: Send + Sync {
 }
 
 /// All formats in the order in which they are tried; raw takes what nothing else wants.
-pub const FORMATS: &[&dyn ImageFormat] = &[&Lime, &Avml, &ElfCore, &Kdump, &CrashDump, &Raw];
+pub const FORMATS: &[&dyn ImageFormat] = &[
+    &Lime, &Avml, &XenCore, &ElfCore, &Kdump, &CrashDump, &Vmware, &MachO, &Savevm, &Raw,
+];
 
 /// Finds the format of a source and reads its headers.
 pub async fn open(source: &dyn ByteSource) -> Result<Opened, FormatError> {
-    let head = source.head(HEAD_LEN).await?;
-    for f in FORMATS {
-        if f.probe(&head, source.len()) {
-            if f.name() == "raw" {
-                refuse_known(&head)?;
-            }
-            return f.open(source).await;
+    recognise(source).await?.open(source).await
+}
+
+/// What lies beside a capture, for formats that keep a part of it in another file.
+#[async_trait]
+pub trait Beside: Send + Sync {
+    /// The file or object of the same name with another ending; `None` where there is none.
+    async fn with_ending(&self, ending: &str) -> Result<Option<Arc<dyn ByteSource>>, SourceError>;
+
+    /// Those of the same name with another number, as far as they follow one another.
+    async fn numbered(&self) -> Result<Vec<Arc<dyn ByteSource>>, SourceError>;
+}
+
+/// All files of the capture that a file is one of, where it is one of several; else `None`.
+pub async fn joined(
+    source: &Arc<dyn ByteSource>,
+    beside: &dyn Beside,
+) -> Result<Option<Arc<dyn ByteSource>>, FormatError> {
+    kdump::joined(source, beside).await
+}
+
+/// Whether a file is one of several that are one capture, and not the first of them.
+pub async fn is_later_part(source: &dyn ByteSource) -> Result<bool, FormatError> {
+    kdump::is_later_part(source).await
+}
+
+/// The same as [`open`], with what lies beside it.
+pub async fn open_beside(
+    source: &dyn ByteSource,
+    beside: &dyn Beside,
+) -> Result<Opened, FormatError> {
+    let format = recognise(source).await?;
+    let name = source.pin().name().to_ascii_lowercase();
+    if format.name() != Raw.name() || !name.ends_with(".vmem") {
+        return format.open(source).await;
+    }
+    for ending in ["vmss", "vmsn"] {
+        let state = beside.with_ending(ending).await?;
+        if let Some(o) = vmware::open_vmem(source, state.as_deref()).await? {
+            return Ok(o);
         }
     }
-    Raw.open(source).await
+    let mut opened = format.open(source).await?;
+    let lacks = vmware::without_state(source.len());
+    opened.layout.notes.insert(0, lacks);
+    Ok(opened)
+}
+
+/// Finds the format of a source by its first bytes.
+pub async fn recognise(source: &dyn ByteSource) -> Result<&'static dyn ImageFormat, FormatError> {
+    let head = source.head(HEAD_LEN).await?;
+    let found = FORMATS.iter().find(|f| f.probe(&head, source.len()));
+    let found: &'static dyn ImageFormat = found.copied().unwrap_or(&Raw);
+    if found.name() == Raw.name() {
+        refuse_known(&head)?;
+    }
+    Ok(found)
 }
 
 fn refuse_known(head: &[u8]) -> Result<(), FormatError> {
@@ -219,10 +284,28 @@ fn refuse_known(head: &[u8]) -> Result<(), FormatError> {
     }
 }
 
+/// The format that the first bytes of a capture are of, if they tell; raw never is.
+pub fn named(head: &[u8]) -> Option<&'static str> {
+    let claims = |f: &&&dyn ImageFormat| f.name() != Raw.name() && f.probe(head, u64::MAX);
+    FORMATS.iter().find(claims).map(|f| f.name())
+}
+
+/// What a file holds that can't be read, by its first bytes, and what to do about it.
+pub(crate) fn refused(head: &[u8]) -> Option<String> {
+    let claimed = FORMATS
+        .iter()
+        .any(|f| f.name() != Raw.name() && f.probe(head, u64::MAX));
+    let known = known::known(head).filter(|_| !claimed)?;
+    Some(format!(
+        "{}, which can't be read yet; {}",
+        known.what, known.hint
+    ))
+}
+
 /// Endings of files that are captures by custom.
 const EXTENSIONS: &[&str] = &[
     "mem", "raw", "lime", "avml", "img", "dmp", "vmem", "core", "elf", "bin", "dd", "dump", "ram",
-    "vmcore", "kdump",
+    "vmcore", "kdump", "vmss", "vmsn", "qevm", "save",
 ];
 
 /// Endings of files that never are, although their bytes could be taken for raw memory.
@@ -245,6 +328,9 @@ pub fn looks_like_capture(name: &str, head: &[u8], len: u64) -> Result<(), Strin
     if FORMATS.iter().any(|f| claims(&f)) {
         return Ok(());
     }
+    if let Some(inside) = container::peek(head, name) {
+        return inside_is_capture(&inside);
+    }
     refuse_known(head).map_err(|e| e.to_string())?;
     if head.starts_with(b"\x7fELF") {
         return Err("an ELF file, but not a core dump".into());
@@ -262,6 +348,32 @@ pub fn looks_like_capture(name: &str, head: &[u8], len: u64) -> Result<(), Strin
         return Ok(());
     }
     Err("no known ending, and its size is not that of memory; name it alone to scan it all the same".into())
+}
+
+/// The same of what is in a container, whose size is not known.
+fn inside_is_capture(inside: &Inside) -> Result<(), String> {
+    let Inside {
+        what, name, head, ..
+    } = inside;
+    let unnamed = !name.contains('.') && !inside.archive;
+    if head.is_empty() {
+        let ending = name.rsplit_once('.').map(|(_, e)| e.to_ascii_lowercase());
+        let by_name = ending.is_some_and(|e| EXTENSIONS.contains(&e.as_str()));
+        return match by_name || unnamed {
+            true => Ok(()),
+            false => Err(format!(
+                "{what}, and nothing says that it holds a capture; name it alone to scan it all the same"
+            )),
+        };
+    }
+    // A size that is that of no memory: the ending or the first bytes must tell.
+    match looks_like_capture(name, head, 1) {
+        Ok(()) => Ok(()),
+        Err(why) if inside.archive => Err(format!(
+            "{what}, and the first member, {name}, is no capture ({why}); name it alone to look at all of it"
+        )),
+        Err(why) => Err(format!("{what}: {why}")),
+    }
 }
 
 #[cfg(test)]

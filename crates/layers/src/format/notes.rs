@@ -3,15 +3,18 @@
 //! ```text
 //! name length, descriptor length, type (u32 each), name, descriptor; both padded to 4 bytes
 //! "QEMU"        state of a processor: version, size, 18 registers, 10 segments of 24 bytes, CR0 to CR4
+//! "VBCPU"       the same of VirtualBox: 18 registers, 6 segments of 24 bytes, CR0, CR2, CR3, CR4
 //! "VMCOREINFO"  the kernel's own text: OSRELEASE=..., SYMBOL(swapper_pg_dir)=..., NUMBER(phys_base)=...
 //! ```
 //!
-//! Sources: System V ABI; QEMU `target/i386/arch_dump.c`; Linux `kernel/vmcore_info.c`,
+//! Sources: System V ABI; QEMU `target/i386/arch_dump.c`; VirtualBox `include/VBox/vmm/dbgfcorefmt.h`; Linux `kernel/vmcore_info.c`,
 //! `Documentation/admin-guide/kdump/vmcoreinfo.rst`: on x86-64 the kernel image maps `va - 0xffffffff80000000 + phys_base`, on
 //! arm64 `va - kimage_voffset`.
 
 /// CR3 in `QEMUX86CPUState`: 8 + 18 * 8 + 10 * 24 + 3 * 8.
 const QEMU_CR3: usize = 8 + 18 * 8 + 10 * 24 + 3 * 8;
+/// CR3 in `DBGFCORECPU`: behind 18 registers, six segments of 24 bytes, CR0 and CR2.
+const VBOX_CR3: usize = 18 * 8 + 6 * 24 + 2 * 8;
 /// Where x86-64 links its kernel.
 const START_KERNEL_MAP: u64 = 0xffff_ffff_8000_0000;
 /// Bytes of VMCOREINFO that are looked at; it is a page.
@@ -20,6 +23,21 @@ const MAX_INFO: usize = 64 << 10;
 fn word(b: &[u8], at: usize) -> Option<usize> {
     let bytes = b.get(at..at.checked_add(4)?)?.try_into().ok()?;
     usize::try_from(u32::from_le_bytes(bytes)).ok()
+}
+
+/// The VMCOREINFO among the notes of a little-endian dump.
+pub(super) fn vmcoreinfo(notes: &[u8]) -> Option<Vec<u8>> {
+    let mut at = 0usize;
+    while let (Some(name_len), Some(desc_len)) = (word(notes, at), word(notes, at + 4)) {
+        let name = notes.get(at + 12..(at + 12).saturating_add(name_len))?;
+        let desc_at = at + 12 + name_len.next_multiple_of(4);
+        let desc = notes.get(desc_at..desc_at.saturating_add(desc_len))?;
+        if name.starts_with(b"VMCOREINFO") && desc.len() <= MAX_INFO {
+            return Some(desc.to_vec());
+        }
+        at = desc_at + desc_len.next_multiple_of(4);
+    }
+    None
 }
 
 /// Adds the page tables that the notes of a little-endian dump name.
@@ -35,9 +53,16 @@ pub(super) fn page_tables(notes: &[u8], arch: Option<&str>, out: &mut Vec<u64>) 
         };
         if name.starts_with(b"VMCOREINFO") {
             out.extend(of_vmcoreinfo(desc, arch));
-        } else if name.starts_with(b"QEMU")
-            && arch == Some("x86_64")
-            && let Some(cr3) = desc.get(QEMU_CR3..QEMU_CR3 + 8)
+            at = desc_at + desc_len.next_multiple_of(4);
+            continue;
+        }
+        let cr3 = match name {
+            n if n.starts_with(b"QEMU") => Some(QEMU_CR3),
+            n if n.starts_with(b"VBCPU") => Some(VBOX_CR3),
+            _ => None,
+        };
+        if arch == Some("x86_64")
+            && let Some(cr3) = cr3.and_then(|at| desc.get(at..at + 8))
         {
             let cr3 = cr3.try_into().map_or(0, u64::from_le_bytes);
             out.push(cr3 & 0x000f_ffff_ffff_f000);
@@ -106,6 +131,17 @@ mod tests {
         let mut out = Vec::new();
         page_tables(&notes, Some("x86_64"), &mut out);
         assert_eq!(out, [0x1234_5000, 0xe10000]);
+        // VirtualBox: general registers, segments, then CR0, CR2, CR3.
+        let mut cpu = vec![0x5a; 144 + 144];
+        for v in [0x8005_0033u64, 0x7fff_0000, 0x1aa_a000, 0x6f0] {
+            cpu.extend(v.to_le_bytes());
+        }
+        cpu.resize(2000, 0);
+        let core = [0xc01a_c0deu32.to_le_bytes(), [5, 0, 1, 0], [24, 0, 0, 0]].concat();
+        let notes = [note(b"VBCORE", &core), note(b"VBCPU", &cpu)].concat();
+        out.clear();
+        page_tables(&notes, Some("x86_64"), &mut out);
+        assert_eq!(out, [0x1aa_a000]);
     }
 
     #[test]

@@ -44,6 +44,7 @@ impl ImageFormat for Raw {
         }
         Ok(Layout {
             format: "raw".into(),
+            version: None,
             runs: RunMap::raw(len),
             arch: None,
             dtb_hints: Vec::new(),

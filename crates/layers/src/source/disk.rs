@@ -5,6 +5,7 @@
 //! milliseconds for each request, whatever its size, so that asking for a few pages at a time costs many times
 //! the transfer itself.
 
+use super::measured::cache_bytes;
 use super::{ByteSource, SourceError, SourcePin, in_bounds};
 use crate::FileOffset;
 use async_trait::async_trait;
@@ -217,6 +218,7 @@ impl Inner {
         let start = block * self.block;
         let len = self.block.min(self.source.len() - start);
         self.fetched.fetch_add(len, Ordering::Relaxed);
+        cache_bytes("store", len);
         let len = usize::try_from(len).unwrap_or(usize::MAX);
         let data = self.source.read_vec(FileOffset(start), len).await?;
         let slot = {
@@ -244,6 +246,7 @@ impl Inner {
 
     async fn straight(&self, block: u64, at: u64, buf: &mut [u8]) -> Result<(), SourceError> {
         self.fetched.fetch_add(buf.len() as u64, Ordering::Relaxed);
+        cache_bytes("store", buf.len() as u64);
         let offset = FileOffset(block * self.block + at);
         self.source.read_at(offset, buf).await
     }
@@ -260,7 +263,10 @@ impl Inner {
                     let read = self.file.read_exact_at(buf, place);
                     let mut slots = self.lock();
                     slots.held[slot].readers -= 1;
-                    let Err(e) = read else { return Ok(()) };
+                    let Err(e) = read else {
+                        cache_bytes("disk", buf.len() as u64);
+                        return Ok(());
+                    };
                     tracing::warn!(error = %e, "disk cache failed; reading from the source itself");
                     slots.at.clear();
                     slots.off = true;
@@ -349,7 +355,7 @@ impl DiskCaches {
         if let Some(k) = kept.iter().find(|k| k.job == job) {
             return k.source.clone();
         }
-        let object = matches!(source.pin(), SourcePin::S3 { .. });
+        let object = source.pin().is_object();
         let room = if object {
             make_room(&mut kept, source.len(), self.limits.bytes)
         } else {

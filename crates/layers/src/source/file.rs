@@ -3,6 +3,7 @@
 use super::{Allowed, ByteSource, Mapping, SourceError, SourcePin, in_bounds, name_of, path_of};
 use crate::FileOffset;
 use async_trait::async_trait;
+use rustix::fs::SeekFrom;
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::ops::Range;
@@ -16,6 +17,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 pub struct FileSource {
     file: File,
     pin: SourcePin,
+    /// Whether its name leads to it.
+    named: bool,
     /// Mapping it has failed.
     unmapped: AtomicBool,
 }
@@ -97,6 +100,24 @@ impl FileSource {
         Ok(Self {
             file,
             pin,
+            named: true,
+            unmapped: AtomicBool::new(false),
+        })
+    }
+
+    /// An open file that has no name, or one that nobody is to open it by. `name` is for messages.
+    pub fn unnamed(file: File, name: &str) -> Result<Self, SourceError> {
+        let what = name.to_owned();
+        let meta = file
+            .metadata()
+            .map_err(|e| open_error(&path_of(name), &e))?;
+        if meta.len() == 0 {
+            return Err(SourceError::Empty { what });
+        }
+        Ok(Self {
+            pin: pin_of(name, &meta),
+            file,
+            named: false,
             unmapped: AtomicBool::new(false),
         })
     }
@@ -200,11 +221,27 @@ impl ByteSource for FileSource {
         self.unmapped.store(true, Ordering::Relaxed);
     }
 
+    fn is_hole(&self, range: Range<u64>) -> bool {
+        if range.is_empty() || range.end > self.len() {
+            return false;
+        }
+        // Only the file's own position moves, which nobody reads by. A file system that knows no holes says that all is data.
+        match rustix::fs::seek(&self.file, SeekFrom::Data(range.start)) {
+            Ok(data) => data >= range.end,
+            // No data from here to the end.
+            Err(e) => e == rustix::io::Errno::NXIO,
+        }
+    }
+
     async fn check_pin(&self) -> Result<(), SourceError> {
         let SourcePin::File { path, .. } = &self.pin else {
             return Ok(());
         };
-        let meta = std::fs::metadata(path_of(path)).map_err(|e| SourceError::Changed {
+        let meta = match self.named {
+            true => std::fs::metadata(path_of(path)),
+            false => self.file.metadata(),
+        };
+        let meta = meta.map_err(|e| SourceError::Changed {
             what: path.clone(),
             detail: format!("it can no longer be looked at: {e}"),
         })?;
@@ -251,6 +288,22 @@ mod tests {
             s.read_at(FileOffset(9_000), &mut b).await,
             Err(SourceError::Changed { .. })
         ));
+    }
+
+    #[test]
+    fn holes_are_told_from_zeros_that_are_stored() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("sparse.mem");
+        let f = File::create(&path).expect("create");
+        f.set_len(64 << 20).expect("length");
+        f.write_all_at(&[0; 4096], 16 << 20).expect("zeros");
+        f.write_all_at(b"x", 40 << 20).expect("data");
+        let s = FileSource::open(&path).expect("open");
+        let hole = |mib: Range<u64>| s.is_hole(mib.start << 20..mib.end << 20);
+        assert!(hole(0..16) && hole(17..40) && hole(41..64));
+        assert!(!hole(0..17) && !hole(16..17) && !hole(39..41));
+        assert!(!hole(41..65), "past the end");
+        assert!(!hole(3..3), "nothing");
     }
 
     #[test]

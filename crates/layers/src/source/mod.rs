@@ -5,19 +5,24 @@
 
 mod allow;
 mod cache;
+mod count;
 mod disk;
 mod fault;
 mod file;
+mod joined;
 mod map;
+mod measured;
 mod name;
 mod ram;
 pub mod s3;
 
 pub use allow::Allowed;
 pub use cache::CachedPhys;
+pub use count::CountedSource;
 pub use disk::{DiskCache, DiskCaches, DiskLimits};
 pub use fault::{Fault, FaultSource};
 pub use file::FileSource;
+pub use joined::JoinedSource;
 pub use map::Mapping;
 pub use name::{name_of, path_of};
 pub use ram::RamSource;
@@ -72,6 +77,11 @@ pub enum SourcePin {
         /// Bytes.
         size: u64,
     },
+    /// Several of them, one after the other: a capture in several files.
+    Parts {
+        /// In their order.
+        parts: Vec<SourcePin>,
+    },
 }
 
 impl SourcePin {
@@ -79,6 +89,16 @@ impl SourcePin {
     pub fn size(&self) -> u64 {
         match self {
             Self::File { size, .. } | Self::S3 { size, .. } | Self::Ram { size, .. } => *size,
+            Self::Parts { parts } => parts.iter().fold(0, |n, p| n.saturating_add(p.size())),
+        }
+    }
+
+    /// Whether it lies in an object store.
+    pub fn is_object(&self) -> bool {
+        match self {
+            Self::S3 { .. } => true,
+            Self::File { .. } | Self::Ram { .. } => false,
+            Self::Parts { parts } => parts.iter().any(Self::is_object),
         }
     }
 
@@ -87,6 +107,7 @@ impl SourcePin {
         match self {
             Self::File { mtime_ns, .. } | Self::S3 { mtime_ns, .. } => Some(*mtime_ns),
             Self::Ram { .. } => None,
+            Self::Parts { parts } => parts.iter().filter_map(Self::mtime_ns).max(),
         }
     }
 
@@ -96,6 +117,7 @@ impl SourcePin {
             Self::File { path, .. } => path,
             Self::S3 { key, .. } => key,
             Self::Ram { name, .. } => name,
+            Self::Parts { parts } => return parts.first().map_or("", Self::name),
         };
         whole.rsplit('/').find(|p| !p.is_empty()).unwrap_or(whole)
     }
@@ -107,6 +129,10 @@ impl fmt::Display for SourcePin {
             Self::File { path, .. } => f.write_str(path),
             Self::S3 { bucket, key, .. } => write!(f, "s3://{bucket}/{key}"),
             Self::Ram { name, .. } => write!(f, "ram:{name}"),
+            Self::Parts { parts } => match parts.split_first() {
+                None => f.write_str("no file at all"),
+                Some((first, rest)) => write!(f, "{first} and {} more", rest.len()),
+            },
         }
     }
 }
@@ -233,9 +259,20 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
     /// Maps nothing any more.
     fn unmap(&self) {}
 
+    /// Whether a range is known to be zeros without being read: nothing of a sparse file is stored there. May block
+    /// as reading does.
+    fn is_hole(&self, _range: Range<u64>) -> bool {
+        false
+    }
+
     /// Bytes that are rather read in vain than skipped: what a read costs, in bytes.
     fn worth(&self) -> u64 {
         16 << 10
+    }
+
+    /// The files or objects that it is made of, where it is several.
+    fn parts(&self) -> &[Arc<dyn ByteSource>] {
+        &[]
     }
 
     /// Bytes of the file or object.
@@ -268,6 +305,7 @@ pub struct Sources {
     s3: S3Config,
     client: Arc<OnceCell<S3Client>>,
     allowed: Arc<Allowed>,
+    own: Option<Arc<str>>,
 }
 
 impl Sources {
@@ -277,7 +315,38 @@ impl Sources {
             s3,
             client: Arc::default(),
             allowed: Arc::default(),
+            own: None,
         }
+    }
+
+    /// The same, and what jobs of this store unpacked for themselves: a plan may name it, and nobody who submits a job.
+    pub fn owning(mut self, store: &str) -> Self {
+        self.own = Some(Arc::from(store.trim_end_matches('/')));
+        self
+    }
+
+    /// Whether a name is that of what a job unpacked.
+    fn is_own(&self, name: &str) -> bool {
+        let Some(own) = &self.own else {
+            return false;
+        };
+        let below = name
+            .strip_prefix(own.as_ref())
+            .and_then(|r| r.strip_prefix("/jobs/"));
+        below.is_some_and(|r| {
+            let mut parts = r.split('/');
+            let unpacked = parts.nth(1) == Some("unpacked");
+            unpacked && !r.split('/').any(|p| matches!(p, "" | "." | ".."))
+        })
+    }
+
+    /// Opens what was unpacked for a job.
+    pub async fn open_own(&self, name: &str) -> Result<Arc<dyn ByteSource>, SourceError> {
+        let all = Self {
+            allowed: Arc::default(),
+            ..self.clone()
+        };
+        all.open(name).await
     }
 
     /// The same, for no more than what is allowed.
@@ -318,15 +387,115 @@ impl Sources {
         Ok(Arc::new(apart(name, open).await?))
     }
 
+    /// What lies beside a source that was opened.
+    pub fn beside(&self, pin: &SourcePin) -> Siblings {
+        Siblings {
+            sources: self.clone(),
+            name: pin.to_string(),
+        }
+    }
+
     /// Opens the version that was pinned before.
     pub async fn open_pinned(&self, pin: &SourcePin) -> Result<Arc<dyn ByteSource>, SourceError> {
+        if let SourcePin::Parts { parts } = pin {
+            let mut opened = Vec::with_capacity(parts.len());
+            for p in parts {
+                opened.push(self.open_one(p).await?);
+            }
+            return Ok(Arc::new(JoinedSource::new(opened)));
+        }
+        self.open_one(pin).await
+    }
+
+    /// The same of one file or object.
+    async fn open_one(&self, pin: &SourcePin) -> Result<Arc<dyn ByteSource>, SourceError> {
         if let SourcePin::S3 { bucket, key, .. } = pin {
-            self.allowed.check_object(bucket, key)?;
+            if !self.is_own(&pin.to_string()) {
+                self.allowed.check_object(bucket, key)?;
+            }
             return Ok(Arc::new(S3Source::pinned(&self.s3().await, pin)?));
         }
-        let (allowed, of) = (self.allowed.clone(), pin.clone());
+        let own = self.is_own(&pin.to_string());
+        let allowed = if own {
+            Arc::default()
+        } else {
+            self.allowed.clone()
+        };
+        let of = pin.clone();
         let open = move || FileSource::open_pinned_allowed(&of, &allowed);
         Ok(Arc::new(apart(&pin.to_string(), open).await?))
+    }
+}
+
+/// Files or objects that differ from another in the ending of their names alone.
+#[derive(Clone, Debug)]
+pub struct Siblings {
+    sources: Sources,
+    name: String,
+}
+
+/// Files of one capture at most.
+const MAX_PARTS: u32 = 1024;
+
+impl Siblings {
+    /// Names that have another number where this one has its last: `None` where it has none.
+    fn numbered_names(&self) -> Option<(String, u32, usize, String)> {
+        let base = self.name.rfind('/').map_or(0, |i| i + 1);
+        let end = self.name.rfind(|c: char| c.is_ascii_digit())? + 1;
+        let digits = self.name.get(..end)?;
+        let start = digits
+            .rfind(|c: char| !c.is_ascii_digit())
+            .map_or(0, |i| i + 1);
+        let number = self.name.get(start..end)?;
+        let value = number.parse().ok().filter(|_| start >= base)?;
+        let (before, behind) = (self.name.get(..start)?, self.name.get(end..)?);
+        Some((before.to_owned(), value, number.len(), behind.to_owned()))
+    }
+
+    /// Opens neighbours one after the other until one is not there.
+    async fn run(
+        &self,
+        numbers: impl Iterator<Item = u32>,
+        name: impl Fn(u32) -> String,
+    ) -> Result<Vec<Arc<dyn ByteSource>>, SourceError> {
+        let mut out = Vec::new();
+        for n in numbers {
+            match self.sources.open(&name(n)).await {
+                Ok(s) => out.push(s),
+                Err(SourceError::NotFound { .. } | SourceError::Empty { .. }) => break,
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(out)
+    }
+}
+
+#[async_trait]
+impl crate::format::Beside for Siblings {
+    async fn numbered(&self) -> Result<Vec<Arc<dyn ByteSource>>, SourceError> {
+        let Some((before, value, width, behind)) = self.numbered_names() else {
+            return Ok(Vec::new());
+        };
+        let name = |n: u32| format!("{before}{n:0width$}{behind}");
+        let mut out = self
+            .run((0..value).rev().take(MAX_PARTS as usize), name)
+            .await?;
+        out.extend(
+            self.run((value + 1..).take(MAX_PARTS as usize), name)
+                .await?,
+        );
+        Ok(out)
+    }
+
+    async fn with_ending(&self, ending: &str) -> Result<Option<Arc<dyn ByteSource>>, SourceError> {
+        let Some((stem, _)) = self.name.rsplit_once('.') else {
+            return Ok(None);
+        };
+        match self.sources.open(&format!("{stem}.{ending}")).await {
+            Ok(s) => Ok(Some(s)),
+            Err(SourceError::NotFound { .. } | SourceError::Empty { .. }) => Ok(None),
+            Err(e) => Err(e),
+        }
     }
 }
 

@@ -7,6 +7,7 @@
 //!
 //! Source: Amazon S3 API reference, `HeadObject`, `GetObject`.
 
+use super::measured::Measured;
 use super::{ByteSource, SourceError, SourcePin, in_bounds};
 use crate::FileOffset;
 use async_trait::async_trait;
@@ -124,6 +125,7 @@ impl S3Client {
             .force_path_style(config.path_style)
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
+            .interceptor(Measured::new())
             .build();
         let endpoint = if config.endpoint.is_empty() {
             "Amazon S3".into()

@@ -121,6 +121,8 @@ pub(crate) struct Kind {
     /// Fields as on i386.
     pub(crate) narrow: bool,
     pub(crate) vmcoreinfo: Vec<u8>,
+    /// One file of several: the pages that it has, by number.
+    pub(crate) part: Option<std::ops::Range<u64>>,
 }
 
 impl Kind {
@@ -130,6 +132,7 @@ impl Kind {
             without_zeros: false,
             narrow: false,
             vmcoreinfo: Vec::new(),
+            part: None,
         }
     }
 }
@@ -180,6 +183,14 @@ pub(crate) fn kdump(m: &Memory, kind: &Kind) -> Vec<u8> {
         if kind.narrow { 72 } else { 96 },
         &max.to_le_bytes(),
     );
+    if let Some(r) = kind.part.as_ref().filter(|_| !kind.narrow) {
+        set(&mut sub, 12, &1u32.to_le_bytes());
+        // In header versions before 6, and from that on.
+        for at in [16, 80] {
+            set(&mut sub, at, &r.start.to_le_bytes());
+            set(&mut sub, at + 8, &r.end.to_le_bytes());
+        }
+    }
     let mut memory = vec![0u8; bitmap_blocks as usize * 4096];
     let mut dumped = memory.clone();
     let mut pages = Vec::new();
@@ -191,7 +202,9 @@ pub(crate) fn kdump(m: &Memory, kind: &Kind) -> Vec<u8> {
                 continue;
             }
             dumped[n as usize / 8] |= 1 << (n % 8);
-            pages.push(p);
+            if kind.part.as_ref().is_none_or(|r| r.contains(&n)) {
+                pages.push(p);
+            }
         }
     }
     let mut at = (2 * 4096 + 2 * memory.len() + 24 * pages.len()) as u64;

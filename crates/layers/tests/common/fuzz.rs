@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 #[path = "dumps.rs"]
 pub(crate) mod dumps;
+#[path = "machines.rs"]
+pub(crate) mod machines;
 
 /// Counts what is read.
 #[derive(Debug)]
@@ -164,6 +166,37 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     many[0x5000 + 44..0x5000 + 48].copy_from_slice(&4u32.to_le_bytes());
     let mut all = vec![three, cut, core, many, vec![0; 0x3000]];
     all.extend(packed());
+    all.extend(of_machines());
+    all
+}
+
+/// Saved states of machines of a few pages.
+fn of_machines() -> Vec<Vec<u8>> {
+    let m: dumps::Memory = vec![
+        (0, dumps::memory()[0].1[..5 * 4096].to_vec()),
+        (0x10_0000, dumps::page(7)),
+    ];
+    let mut all = Vec::new();
+    for magic in [0xbed2_bed0, 0xbed2_bed2] {
+        for regions in [true, false] {
+            let vm = machines::Vm {
+                magic,
+                inside: true,
+                regions,
+            };
+            all.push(machines::vmware(&m, vm).0);
+        }
+    }
+    for wide in [true, false] {
+        all.push(machines::macho(&m, wide));
+    }
+    for hvm in [true, false] {
+        all.push(machines::xen_core(&m, hvm));
+    }
+    for (machine, libvirt) in [("pc-q35-7.2", false), ("virt-7.2", true)] {
+        let how = machines::Stream { machine, libvirt };
+        all.push(machines::savevm(&m[0].1, how));
+    }
     all
 }
 

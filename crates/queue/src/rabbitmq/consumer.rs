@@ -14,6 +14,7 @@ use lapin::options::{
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(super) struct RabbitConsumer {
@@ -79,6 +80,8 @@ impl RabbitConsumer {
                 _ => {}
             }
         }
+        let published = d.properties.timestamp().map(Duration::from_secs);
+        let published = published.and_then(|s| UNIX_EPOCH.checked_add(s));
         let message = Message {
             body: Bytes::from(std::mem::take(&mut d.data)),
             headers,
@@ -87,6 +90,7 @@ impl RabbitConsumer {
             broker: self.broker.clone(),
             lane: self.lane,
             fresh: (redelivered == 0).then(|| message.clone()),
+            published,
             delivery: Some(d),
             channel: self.channel.clone(),
             link: self.link.clone(),
@@ -95,6 +99,7 @@ impl RabbitConsumer {
         Delivery {
             message,
             redelivered,
+            published,
             answer: Box::new(answer),
         }
     }
@@ -178,6 +183,8 @@ struct RabbitAnswer {
     lane: Lane,
     /// The message, if it was delivered for the first time.
     fresh: Option<Message>,
+    /// When it was published; stays that when it is published anew.
+    published: Option<SystemTime>,
     delivery: Option<lapin::message::Delivery>,
     /// A channel closes with its last handle, and gives back what is unanswered: it must outlive
     /// the subscription while work is going on.
@@ -194,6 +201,13 @@ impl std::fmt::Debug for RabbitAnswer {
     }
 }
 
+impl RabbitAnswer {
+    async fn publish_anew(&self, m: &Message) -> Result<(), QueueError> {
+        let published = self.published.unwrap_or_else(SystemTime::now);
+        publish_on(&self.broker, &self.link, self.lane, m, published).await
+    }
+}
+
 #[async_trait]
 impl Answer for RabbitAnswer {
     async fn answer(&mut self, how: How) -> Result<(), QueueError> {
@@ -205,9 +219,7 @@ impl Answer for RabbitAnswer {
         // is the same message; two of it, should the broker go away in between, do no harm.
         if how == How::PutBack
             && let Some(m) = self.fresh.take()
-            && publish_on(&self.broker, &self.link, self.lane, &m)
-                .await
-                .is_ok()
+            && self.publish_anew(&m).await.is_ok()
         {
             how = How::Ack;
         }

@@ -17,16 +17,20 @@
 //! Sources: makedumpfile `IMPLEMENTATION`, "The kdump-compressed format" and "The incomplete DUMPFILE"; QEMU
 //! `include/sysemu/dump.h` (`DiskDumpHeader64`, `KdumpSubHeader64`, `PageDescriptor`).
 
+mod header;
+mod parts;
+
 use super::flat::{Dump, MAGIC as FLAT};
-use super::{
-    ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, gap, note, notes as elf_notes,
-};
+use super::{ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, gap, note};
 use crate::extent::{Codec, Decoder, ImageBuilder, MAX_STORED, Stored};
 use crate::source::ByteSource;
 use async_trait::async_trait;
+pub(super) use header::Header;
+use header::{bad, cut, u32_at, u64_at};
+pub(super) use parts::{is_later_part, joined};
 use std::collections::BTreeMap;
 
-const MAGIC: &[u8] = b"KDUMP   ";
+pub(super) const MAGIC: &[u8] = b"KDUMP   ";
 /// Bytes of a page descriptor.
 const DESCRIPTOR: u64 = 24;
 /// Bytes of descriptors, and of a bitmap, that are read at once.
@@ -42,192 +46,6 @@ const INCOMPLETE: u32 = 8;
 /// kdump-compressed dumps.
 #[derive(Clone, Copy, Debug)]
 pub struct Kdump;
-
-/// What the headers say.
-#[derive(Debug)]
-struct Header {
-    block: u64,
-    arch: Option<&'static str>,
-    status: u32,
-    dump_level: u32,
-    /// Where the second bitmap begins, and its bytes.
-    dumped: (u64, u64),
-    /// Where the first begins.
-    memory: u64,
-    descriptors: u64,
-    /// Pages that this file has descriptors of, by number.
-    pages: std::ops::Range<u64>,
-    /// Whether it is one file of several.
-    part: bool,
-    vmcoreinfo: (u64, u64),
-    notes: (u64, u64),
-}
-
-fn bad(offset: u64, expected: impl Into<String>, found: impl Into<String>) -> FormatError {
-    FormatError::Header {
-        format: "kdump",
-        offset,
-        expected: expected.into(),
-        found: found.into(),
-    }
-}
-
-fn cut(what: &str, offset: u64) -> FormatError {
-    bad(
-        offset,
-        format!("{what} inside the file"),
-        "the end of the file; the dump was cut short, copy or take it again",
-    )
-}
-
-fn u32_at(b: &[u8], at: usize) -> u32 {
-    b.get(at..at + 4)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u32::from_le_bytes)
-}
-
-fn u64_at(b: &[u8], at: usize) -> u64 {
-    b.get(at..at + 8)
-        .and_then(|b| b.try_into().ok())
-        .map_or(0, u64::from_le_bytes)
-}
-
-/// Names of processors in `utsname.machine`.
-fn arch(machine: &[u8]) -> Option<&'static str> {
-    let end = machine
-        .iter()
-        .position(|b| *b == 0)
-        .unwrap_or(machine.len());
-    match &machine[..end] {
-        b"x86_64" => Some("x86_64"),
-        b"aarch64" => Some("aarch64"),
-        b"i386" | b"i486" | b"i586" | b"i686" => Some("x86"),
-        b"ppc64le" => Some("ppc64"),
-        b"riscv64" => Some("riscv"),
-        b"loongarch64" => Some("loongarch"),
-        _ => None,
-    }
-}
-
-/// Sizes of a page that are possible.
-fn is_block(n: u32) -> bool {
-    n.is_power_of_two() && (4096..=64 << 10).contains(&n)
-}
-
-/// Offset of `status`: behind names of 6 * 65 bytes at 12 and a time of two words with their alignment.
-const STATUS_64: usize = 424;
-const STATUS_32: usize = 412;
-
-impl Header {
-    async fn read(dump: &Dump<'_>) -> Result<Self, FormatError> {
-        let head = dump
-            .read(0, 4096)
-            .await?
-            .ok_or_else(|| cut("the header", 0))?;
-        if !head.starts_with(MAGIC) {
-            return Err(bad(0, "KDUMP", format!("{:02x?}", &head[..8])));
-        }
-        let version = u32_at(&head, 8);
-        let block_at = |status: usize| u32_at(&head, status + 4);
-        let status = [STATUS_64, STATUS_32]
-            .into_iter()
-            .find(|s| is_block(block_at(*s)));
-        let Some(s) = status else {
-            let big = [STATUS_64, STATUS_32]
-                .iter()
-                .any(|s| is_block(block_at(*s).swap_bytes()));
-            let found = if big {
-                "a dump of a big-endian machine, which can't be read yet; convert it to ELF: makedumpfile -E".to_owned()
-            } else {
-                block_at(STATUS_64).to_string()
-            };
-            return Err(bad(
-                STATUS_64 as u64 + 4,
-                "a size of blocks of 4096 to 65536",
-                found,
-            ));
-        };
-        let wide = s == STATUS_64;
-        let block = u64::from(block_at(s));
-        let blocks = |at: usize| u64::from(u32_at(&head, s + at)) * block;
-        let (sub_len, bitmaps) = (blocks(8), blocks(12));
-        let sub_at = block;
-        let want = usize::try_from(sub_len.min(block)).unwrap_or(0);
-        let sub = dump
-            .read(sub_at, want)
-            .await?
-            .ok_or_else(|| cut("the sub header", sub_at))?;
-        let word = |at: usize| {
-            if wide {
-                u64_at(&sub, at)
-            } else {
-                u64::from(u32_at(&sub, at))
-            }
-        };
-        let since = |v: u32, field: (u64, u64)| if version >= v { field } else { (0, 0) };
-        let at = |wide_at: usize, narrow: usize| if wide { wide_at } else { narrow };
-        let vmcoreinfo = (u64_at(&sub, at(32, 20)), word(at(40, 28)));
-        let notes = (u64_at(&sub, at(48, 32)), word(at(56, 40)));
-        let max_mapnr = match version {
-            6.. => u64_at(&sub, at(96, 72)),
-            _ => u64::from(u32_at(&head, s + 16)),
-        };
-        let part = version >= 2 && u32_at(&sub, at(12, 8)) != 0;
-        let (first, last) = match version {
-            6.. => (u64_at(&sub, at(80, 56)), u64_at(&sub, at(88, 64))),
-            _ => (word(at(16, 12)), word(at(24, 16))),
-        };
-        let bitmap = bitmaps / 2;
-        let memory = sub_at.saturating_add(sub_len);
-        let count = max_mapnr.min(bitmap.saturating_mul(8));
-        let header = Self {
-            block,
-            arch: arch(&head[12 + 4 * 65..12 + 5 * 65]),
-            status: u32_at(&head, s),
-            dump_level: if version >= 1 {
-                u32_at(&sub, at(8, 4))
-            } else {
-                0
-            },
-            dumped: (memory.saturating_add(bitmap), bitmap),
-            memory,
-            descriptors: memory.saturating_add(bitmaps),
-            pages: if part {
-                first.min(count)..last.min(count)
-            } else {
-                0..count
-            },
-            part,
-            vmcoreinfo: since(3, vmcoreinfo),
-            notes: since(4, notes),
-        };
-        if header.descriptors >= dump.len() {
-            return Err(cut("the bitmaps", memory));
-        }
-        if count == 0 {
-            return Err(FormatError::NoMemory { format: "kdump" });
-        }
-        Ok(header)
-    }
-
-    /// Page tables that the dump's notes lead to.
-    async fn page_tables(&self, dump: &Dump<'_>) -> Result<Vec<u64>, FormatError> {
-        let mut out = Vec::new();
-        let arch = self.arch;
-        let (at, len) = self.notes;
-        if len > 0 {
-            let b = dump.read_some(at, len.min(MAX_NOTES)).await?;
-            elf_notes::page_tables(&b, arch, &mut out);
-        }
-        let (at, len) = self.vmcoreinfo;
-        if len > 0 {
-            let b = dump.read_some(at, len.min(MAX_NOTES)).await?;
-            let found = elf_notes::of_vmcoreinfo(&b, arch);
-            out.extend(found.filter(|t| !out.contains(t)));
-        }
-        Ok(out)
-    }
-}
 
 /// Goes over a bitmap from bit to bit, which it reads as it goes.
 struct Bits<'a> {
@@ -446,26 +264,31 @@ impl ImageFormat for Kdump {
     }
 
     async fn open(&self, source: &dyn ByteSource) -> Result<Opened, FormatError> {
-        let (mut notes, mut gaps) = (Vec::new(), Vec::new());
-        let head = source.head(MAGIC.len()).await?;
-        let dump = if head == MAGIC {
-            Dump::plain(source)
-        } else {
-            note(&mut notes, || {
-                "a flattened dump (makedumpfile -F)".to_owned()
-            });
-            Dump::flattened(source, &mut notes, &mut gaps).await?
-        };
-        if dump.read(0, 4).await?.is_some_and(|b| b == b"\x7fELF") {
-            return Err(FormatError::Unsupported {
-                what: "a flattened ELF core",
-                hint: "rearrange it with makedumpfile -R",
-            });
+        match source.parts() {
+            [] => open_all(&[source]).await,
+            parts => {
+                let parts: Vec<&dyn ByteSource> = parts.iter().map(AsRef::as_ref).collect();
+                open_all(&parts).await
+            }
         }
-        let h = Header::read(&dump).await?;
-        let dtb_hints = h.page_tables(&dump).await?;
+    }
+}
+
+/// Reads a dump that is in these files, one after the other.
+async fn open_all(files: &[&dyn ByteSource]) -> Result<Opened, FormatError> {
+    let (mut notes, mut gaps) = (Vec::new(), Vec::new());
+    let parts = parts::read(files, &mut notes, &mut gaps).await?;
+    let Some((first, h)) = parts.first() else {
+        return Err(FormatError::NoMemory { format: "kdump" });
+    };
+    let dtb_hints = h.page_tables(first).await?;
+    let file_len = files.iter().map(|f| f.len()).sum();
+    let mut image = ImageBuilder::default();
+    let mut told = Told::default();
+    let mut at = 0;
+    for (dump, h) in &parts {
         let mut pages = Pages {
-            dump: &dump,
+            dump,
             block: h.block,
             last: 0,
             least: u64::MAX,
@@ -474,36 +297,83 @@ impl ImageFormat for Kdump {
             decoder: Decoder::default(),
             cut: 0,
             gaps,
-            file_len: source.len(),
+            file_len,
         };
-        let (image, left_out) = lay_out(&dump, &h, &mut pages).await?;
-        if image.image_len() == 0 {
-            return Err(FormatError::NoMemory { format: "kdump" });
+        if h.pages.start > at {
+            let range = at..h.pages.start;
+            told.elsewhere += lay_out(dump, h, range, None, &mut image).await?.missing;
         }
-        pages.agree(&h);
-        say(&h, &pages, left_out, &mut notes);
-        let (runs, table) = image.finish().map_err(|e| FormatError::built("kdump", e))?;
-        Ok(Opened {
-            layout: Layout {
-                format: "kdump".into(),
-                runs,
-                arch: h.arch.map(str::to_owned),
-                dtb_hints,
-                notes,
-                gaps: pages.gaps,
-                extents: Some(table.info.clone()),
-            },
-            table: Some(table),
-        })
+        let left = h.pages.start.max(at)..h.pages.end;
+        if h.pages.start < at && !left.is_empty() {
+            return Err(bad(
+                0,
+                format!("a file of the dump that begins at page {at:#x} or behind"),
+                format!(
+                    "one that begins at {:#x}: files of two dumps lie side by side",
+                    h.pages.start
+                ),
+            ));
+        }
+        told.left_out += lay_out(dump, h, left, Some(&mut pages), &mut image)
+            .await?
+            .left_out;
+        pages.agree(h);
+        told.cut += pages.cut;
+        gaps = pages.gaps;
+        at = at.max(h.pages.end);
     }
+    if at < h.total {
+        let range = at..h.total;
+        told.elsewhere += lay_out(first, h, range, None, &mut image).await?.missing;
+    }
+    if image.image_len() == 0 {
+        return Err(FormatError::NoMemory { format: "kdump" });
+    }
+    told.files = parts.len();
+    say(h, &told, &mut notes);
+    let (runs, table) = image.finish().map_err(|e| FormatError::built("kdump", e))?;
+    Ok(Opened {
+        layout: Layout {
+            format: "kdump".into(),
+            version: Some(h.version.to_string()),
+            runs,
+            arch: h.arch.map(str::to_owned),
+            dtb_hints,
+            notes,
+            gaps,
+            extents: Some(table.info.clone()),
+        },
+        table: Some(table),
+    })
 }
 
-/// Goes over the bitmaps and the descriptors. Gives the image and the pages of memory that were left out of it.
+/// What was met on the way.
+#[derive(Clone, Copy, Debug, Default)]
+struct Told {
+    files: usize,
+    /// Pages of memory that were left out when the dump was made.
+    left_out: u64,
+    /// Pages that the files lack.
+    cut: u64,
+    /// Pages that are in other files of a dump that was split.
+    elsewhere: u64,
+}
+
+/// Pages of a range that are not stored.
+#[derive(Clone, Copy, Debug, Default)]
+struct Without {
+    left_out: u64,
+    missing: u64,
+}
+
+/// Goes over the bitmaps and the descriptors of a range of pages; without `pages` over the bitmaps alone: the pages are missing.
 async fn lay_out(
     dump: &Dump<'_>,
     h: &Header,
-    pages: &mut Pages<'_>,
-) -> Result<(ImageBuilder, u64), FormatError> {
+    range: std::ops::Range<u64>,
+    mut pages: Option<&mut Pages<'_>>,
+    image: &mut ImageBuilder,
+) -> Result<Without, FormatError> {
     let mut dumped = Bits::new(dump, h.dumped.0, h.dumped.1);
     let mut memory = Bits::new(dump, h.memory, h.dumped.1);
     let mut descriptors = Descriptors {
@@ -512,12 +382,11 @@ async fn lay_out(
         bytes: Vec::new(),
         used: 0,
     };
-    let mut image = ImageBuilder::default();
     let zeros_left_out = h.dump_level == 1;
-    let mut left_out = 0;
+    let mut out = Without::default();
     let built = |e| FormatError::built("kdump", e);
-    let mut pfn = h.pages.start;
-    while pfn < h.pages.end {
+    let mut pfn = range.start;
+    while pfn < range.end {
         let (d, m) = (dumped.byte(pfn).await?, memory.byte(pfn).await?);
         if d | m == 0 {
             pfn = (pfn / 8 + 1) * 8;
@@ -530,19 +399,25 @@ async fn lay_out(
         pfn += 1;
         if d & bit == 0 {
             if m & bit != 0 {
-                left_out += 1;
+                out.left_out += 1;
                 if zeros_left_out {
                     image.zeros(pa, h.block).map_err(built)?;
                 }
             }
             continue;
         }
-        let page = match descriptors.next().await? {
-            Some(d) => pages.page(pa, d).await?,
+        let page = match &mut pages {
             None => {
-                pages.cut += 1;
+                out.missing += 1;
                 Page::Missing
             }
+            Some(pages) => match descriptors.next().await? {
+                Some(d) => pages.page(pa, d).await?,
+                None => {
+                    pages.cut += 1;
+                    Page::Missing
+                }
+            },
         };
         match page {
             Page::Stored(s) => image.stored(pa, h.block, s),
@@ -558,11 +433,12 @@ async fn lay_out(
             ));
         }
     }
-    Ok((image, left_out))
+    Ok(out)
 }
 
 /// What the user is to know of the dump.
-fn say(h: &Header, pages: &Pages<'_>, left_out: u64, notes: &mut Vec<String>) {
+fn say(h: &Header, told: &Told, notes: &mut Vec<String>) {
+    let left_out = told.left_out;
     if left_out > 0 && h.dump_level == 1 {
         note(notes, || {
             format!(
@@ -577,7 +453,11 @@ fn say(h: &Header, pages: &Pages<'_>, left_out: u64, notes: &mut Vec<String>) {
             )
         });
     }
-    if h.part {
+    if told.files > 1 {
+        note(notes, || {
+            format!("a dump that was split in {} files", told.files)
+        });
+    } else if h.part {
         note(notes, || {
             format!(
                 "one file of a dump that was split: it holds physical {:#x} to {:#x}",
@@ -586,12 +466,20 @@ fn say(h: &Header, pages: &Pages<'_>, left_out: u64, notes: &mut Vec<String>) {
             )
         });
     }
-    if pages.cut > 0 {
+    if told.elsewhere > 0 {
+        note(notes, || {
+            format!(
+                "{} pages are in other files of the dump, which are not beside it under the next numbers",
+                told.elsewhere
+            )
+        });
+    }
+    if told.cut > 0 {
         let why = if h.status & INCOMPLETE != 0 {
             "the dump was not finished, as it says itself"
         } else {
             "the dump is cut short"
         };
-        note(notes, || format!("{why}: {} pages are missing", pages.cut));
+        note(notes, || format!("{why}: {} pages are missing", told.cut));
     }
 }
