@@ -143,7 +143,7 @@ pub(crate) enum Command {
     Cat(CatArgs),
     /// Write every file of the page cache into a folder.
     #[command(
-        after_help = "Examples:\n  ramsift recover image.mem:/var/log recovered/\n  ramsift recover image.mem dumps/ --view linux/procdump --pid 812"
+        after_help = "Examples:\n  ramsift recover image.mem:/var/log recovered/\n  ramsift recover win.dmp:/C:/Users recovered/\n  ramsift recover image.mem dumps/ --view linux/procdump --pid 812"
     )]
     Recover(RecoverArgs),
     /// Say whose memory physical addresses are in.
@@ -166,7 +166,7 @@ pub(crate) enum Command {
         after_help = "Examples:\n  ramsift grep password image.mem\n  ramsift grep -e \"https?://[a-z.]+/gate\" web01.mem-083e2862b5a4 --pid 812"
     )]
     Grep(GrepArgs),
-    /// Write the memory of processes as ELF cores.
+    /// Write the memory of processes: of Linux as ELF cores, of Windows as minidumps.
     #[command(
         after_help = "Examples:\n  ramsift procdump image.mem 812\n  ramsift procdump web01.mem-083e2862b5a4 812 900 --to dumps/"
     )]

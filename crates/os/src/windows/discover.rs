@@ -97,9 +97,9 @@ impl System for Windows {
             Purpose::Processes => "windows/pslist",
             Purpose::CrossView => "windows/psxview",
             Purpose::CachedFiles => "windows/dumpfiles",
-            Purpose::ProcessCores | Purpose::Logins | Purpose::Clock => {
-                return None;
-            }
+            Purpose::ProcessCores => "windows/procdump",
+            Purpose::Clock => "windows/info",
+            Purpose::Logins => return None,
         };
         self.views().iter().find(|v| v.name == name)
     }

@@ -16,6 +16,7 @@ mod kernel_modules;
 mod lists;
 mod machine;
 mod memory;
+mod minidump;
 mod names;
 mod nearest;
 mod object;
@@ -81,7 +82,9 @@ const FIRST: [&str; 4] = [
 ];
 
 /// Views whose content belongs to processes.
-const BY_PROCESS: [&str; 1] = ["windows/pedump"];
+const BY_PROCESS: [&str; 2] = ["windows/pedump", "windows/procdump"];
+/// Views whose content is recovered only where somebody asks for it.
+const ON_REQUEST: [&str; 1] = ["windows/procdump"];
 
 /// The views as others know them.
 static SHARED: LazyLock<Vec<View>> = LazyLock::new(|| {
@@ -90,7 +93,7 @@ static SHARED: LazyLock<Vec<View>> = LazyLock::new(|| {
         meaning: v.meaning,
         columns: v.columns,
         recovers: v.recover.is_some(),
-        on_request: false,
+        on_request: ON_REQUEST.contains(&v.name),
         by_process: BY_PROCESS.contains(&v.name),
         first: FIRST.contains(&v.name),
     };

@@ -300,3 +300,122 @@ fn images_of_processes_and_drivers_are_rebuilt() {
         });
     }
 }
+
+#[test]
+fn processes_are_dumped_as_minidumps() {
+    for m in machines() {
+        m.ask(|machine| {
+            let secret = &m.truth["story"]["secret"];
+            let pid = secret["pid"].as_i64().unwrap();
+            let own = recovered(m, machine, "windows/procdump", Some(pid));
+            assert_eq!(own.len(), 1, "{}", m.name);
+            assert_eq!(own[0].name, format!("{pid}.notepad.exe.dmp"), "{}", m.name);
+            let mut file = Vec::new();
+            let lost = own[0].content.write(machine.memory(), &mut file).unwrap();
+            assert_eq!(lost, [], "{}", m.name);
+            let word = |at: usize| u32::from_le_bytes(*file[at..].first_chunk().unwrap()) as usize;
+            let long = |at: usize| u64::from_le_bytes(*file[at..].first_chunk().unwrap());
+            // MINIDUMP_HEADER, MINIDUMP_DIRECTORY.
+            assert_eq!(&file[..4], b"MDMP");
+            assert_eq!(word(4) & 0xffff, 0xa793);
+            let directory = word(12);
+            let stream = |kind: usize| {
+                let all = (0..word(8)).map(|i| directory + i * 12);
+                let at = all.clone().find(|at| word(*at) == kind).unwrap();
+                (word(at + 8), word(at + 4))
+            };
+            // SystemInfoStream: AMD64, version and build.
+            let (at, len) = stream(7);
+            assert_eq!((len >= 56, word(at) & 0xffff), (true, 9));
+            assert_eq!(
+                Some(word(at + 16) as u64),
+                m.truth["build"].as_u64(),
+                "{}",
+                m.name
+            );
+            // ThreadListStream: records of 48 bytes.
+            let p = m.processes().find(|p| p["pid"] == pid).unwrap();
+            let (at, len) = stream(3);
+            assert_eq!(len, 4 + 48 * word(at));
+            let mut threads: Vec<usize> = (0..word(at)).map(|i| word(at + 4 + i * 48)).collect();
+            let mut want: Vec<usize> = p["threads"]
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|t| t["tid"].as_u64().unwrap() as usize)
+                .collect();
+            threads.sort();
+            want.sort();
+            assert_eq!(threads, want, "{}", m.name);
+            // ModuleListStream: records of 108 bytes; names are MINIDUMP_STRINGs.
+            let (at, len) = stream(4);
+            assert_eq!(len, 4 + 108 * word(at));
+            let module = |i: usize| {
+                let at = at + 4 + i * 108;
+                let name = word(at + 20);
+                let units = file[name + 4..name + 4 + word(name)].chunks_exact(2);
+                let units: Vec<u16> = units.map(|u| u16::from_le_bytes([u[0], u[1]])).collect();
+                (
+                    long(at),
+                    word(at + 8) as u64,
+                    String::from_utf16(&units).unwrap(),
+                )
+            };
+            let modules: Vec<_> = (0..word(at)).map(module).collect();
+            let own = p["modules"].as_array().unwrap().iter();
+            let want: Vec<_> = own
+                .map(|l| {
+                    (
+                        l["base"].as_u64().unwrap(),
+                        l["size"].as_u64().unwrap(),
+                        text(&l["path"]),
+                    )
+                })
+                .collect();
+            assert_eq!(modules, want, "{}", m.name);
+            // MemoryInfoListStream: one for each reserved area.
+            let (at, _) = stream(16);
+            assert_eq!((word(at), word(at + 4)), (16, 48));
+            assert_eq!(
+                long(at + 8) as usize,
+                p["vads"].as_array().unwrap().len(),
+                "{}",
+                m.name
+            );
+            // Memory64ListStream: the secret, and the page that was on its way out.
+            let (at, len) = stream(9);
+            let count = long(at) as usize;
+            assert_eq!(len, 16 + 16 * count);
+            let from = long(at + 8) as usize;
+            let read = |va: u64, n: usize| {
+                let mut base = from;
+                for i in 0..count {
+                    let (start, len) = (long(at + 16 + i * 16), long(at + 24 + i * 16));
+                    if (start..start + len).contains(&va) {
+                        let at = base + (va - start) as usize;
+                        return Some(file[at..at + n].to_vec());
+                    }
+                    base += len as usize;
+                }
+                None
+            };
+            let page = read(secret["va"].as_u64().unwrap(), 4096).unwrap();
+            let wanted = text(&secret["text"]);
+            assert!(
+                page.windows(wanted.len()).any(|w| w == wanted.as_bytes()),
+                "{}",
+                m.name
+            );
+            let page = read(secret["transition_va"].as_u64().unwrap(), 15).unwrap();
+            assert_eq!(page, b"TRANSITION-PAGE", "{}", m.name);
+            assert_eq!(
+                read(secret["pagefile_va"].as_u64().unwrap(), 1),
+                None,
+                "{}",
+                m.name
+            );
+            let total: u64 = (0..count).map(|i| long(at + 24 + i * 16)).sum();
+            assert_eq!(from + total as usize, file.len(), "{}", m.name);
+        });
+    }
+}

@@ -70,11 +70,11 @@ const MAPPED: &[Column] = &[
 ];
 
 /// A library.
-struct Library {
-    base: u64,
-    size: u64,
-    name: String,
-    path: String,
+pub(super) struct Library {
+    pub(super) base: u64,
+    pub(super) size: u64,
+    pub(super) name: String,
+    pub(super) path: String,
     bits: u64,
     loaded: Option<i64>,
     physical: Option<u64>,
@@ -107,7 +107,8 @@ fn records(
     Ok(walk.items)
 }
 
-fn libraries(
+/// The libraries of a process by load order, 64-bit ones first.
+pub(super) fn libraries(
     k: &Kernel<'_>,
     p: &Process<'_>,
     doubts: &mut Vec<String>,

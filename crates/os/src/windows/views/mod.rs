@@ -16,6 +16,7 @@ mod modules;
 mod network;
 mod object_scans;
 mod pedump;
+mod procdump;
 mod pslist;
 mod psscan;
 mod pstree;
@@ -59,6 +60,7 @@ pub(super) const ALL: &[WindowsView] = &[
     hollowprocesses::HOLLOWPROCESSES,
     pedump::PEDUMP,
     verinfo::VERINFO,
+    procdump::PROCDUMP,
     modules::MODULES,
     modscan::MODSCAN,
     modscan::UNLOADEDMODULES,

@@ -2,6 +2,7 @@
 //!
 //! Source: the public type `_EPROCESS`.
 
+use super::tokens;
 use crate::table::{Column, Kind, Table, Value, column};
 use crate::windows::objects;
 use crate::windows::process::Process;
@@ -41,38 +42,113 @@ const COLUMNS: &[Column] = &[
     column("physical", Kind::Hex, "physical address of its _EPROCESS"),
 ];
 
-/// Processes of the system: name, folder below that of the system, and the names of those that create it (none: any).
-const OF_SYSTEM: [(&str, &[&str], &[&str]); 9] = [
-    ("smss.exe", &["system32"], &["System", "smss.exe"]),
-    ("csrss.exe", &["system32"], &["smss.exe"]),
-    ("wininit.exe", &["system32"], &["smss.exe"]),
-    ("winlogon.exe", &["system32"], &["smss.exe"]),
-    ("services.exe", &["system32"], &["wininit.exe"]),
-    ("lsass.exe", &["system32"], &["wininit.exe"]),
-    ("lsm.exe", &["system32"], &["wininit.exe"]),
-    (
-        "svchost.exe",
-        &["system32", "syswow64"],
-        &["services.exe", "svchost.exe", "MsMpEng.exe"],
-    ),
-    ("spoolsv.exe", &["system32"], &["services.exe"]),
+/// The session that a process of the system is in.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Session {
+    /// That of services.
+    Services,
+    /// One of users.
+    Users,
+    Any,
+}
+
+/// A process of the system.
+struct OfSystem {
+    name: &'static str,
+    /// Folders below that of the system.
+    folders: &'static [&'static str],
+    /// Names of those that create it.
+    parents: &'static [&'static str],
+    /// Accounts of those in the session of services.
+    users: &'static [&'static str],
+    session: Session,
+}
+
+const fn of_system(
+    name: &'static str,
+    parents: &'static [&'static str],
+    session: Session,
+) -> OfSystem {
+    OfSystem {
+        name,
+        folders: &["system32"],
+        parents,
+        users: &["S-1-5-18"],
+        session,
+    }
+}
+
+/// Services run as the system, or as one of two accounts of less rights. In sessions of users they may run as these.
+const SERVICES: [&str; 3] = ["S-1-5-18", "S-1-5-19", "S-1-5-20"];
+
+const OF_SYSTEM: [OfSystem; 9] = [
+    of_system("smss.exe", &["System", "smss.exe"], Session::Any),
+    of_system("csrss.exe", &["smss.exe"], Session::Any),
+    of_system("wininit.exe", &["smss.exe"], Session::Services),
+    of_system("winlogon.exe", &["smss.exe"], Session::Users),
+    of_system("services.exe", &["wininit.exe"], Session::Services),
+    of_system("lsass.exe", &["wininit.exe"], Session::Services),
+    of_system("lsm.exe", &["wininit.exe"], Session::Services),
+    OfSystem {
+        folders: &["system32", "syswow64"],
+        users: &SERVICES,
+        ..of_system(
+            "svchost.exe",
+            &["services.exe", "svchost.exe", "MsMpEng.exe"],
+            Session::Any,
+        )
+    },
+    of_system("spoolsv.exe", &["services.exe"], Session::Services),
 ];
 
-/// What does not fit a process of the system by its name: where its program lies, and who created it. A creator that has
-/// ended is no reason, nor is a path that is not known.
-fn misfit(name: &str, path: Option<&str>, parent: Option<&str>) -> Option<String> {
-    let (_, folders, parents) = OF_SYSTEM.iter().find(|s| s.0.eq_ignore_ascii_case(name))?;
-    if let Some(path) = path {
+/// What is known of a process by which it is judged.
+#[derive(Clone, Copy, Default)]
+struct Seen<'s> {
+    name: &'s str,
+    pid: i64,
+    path: Option<&'s str>,
+    parent: Option<&'s str>,
+    user: Option<&'s str>,
+    session: Option<u64>,
+}
+
+/// What does not fit a process of the system by its name: where its program lies, who created it, on whose behalf it acts, its
+/// session and its number. A creator that has ended is no reason, nor is what is not known.
+fn misfit(p: &Seen<'_>) -> Option<String> {
+    if p.name == "System" && p.pid != 4 {
+        return Some("has not the number 4".into());
+    }
+    let own = OF_SYSTEM
+        .iter()
+        .find(|s| s.name.eq_ignore_ascii_case(p.name))?;
+    if let Some(path) = p.path {
         let low = path.to_ascii_lowercase();
         let ends =
-            |f: &&str| low.ends_with(&format!("\\windows\\{f}\\{}", name.to_ascii_lowercase()));
-        if !folders.iter().any(ends) {
+            |f: &&str| low.ends_with(&format!("\\windows\\{f}\\{}", p.name.to_ascii_lowercase()));
+        if !own.folders.iter().any(ends) {
             return Some(format!("runs from {path}"));
         }
     }
-    let parent = parent?;
-    let fits = parents.iter().any(|p| p.eq_ignore_ascii_case(parent));
-    (!fits).then(|| format!("was created by {parent}"))
+    let parents = own.parents;
+    if let Some(parent) = p
+        .parent
+        .filter(|p| !parents.iter().any(|o| o.eq_ignore_ascii_case(p)))
+    {
+        return Some(format!("was created by {parent}"));
+    }
+    let of_services = p.session.is_none_or(|s| s == 0);
+    if let Some(user) = p.user.filter(|u| !own.users.contains(u))
+        && (of_services || own.users.len() == 1)
+    {
+        return Some(format!("runs as {user}"));
+    }
+    let fits = match own.session {
+        Session::Services => of_services,
+        Session::Users => p.session != Some(0),
+        Session::Any => true,
+    };
+    let session = p.session.unwrap_or(0);
+    (!fits).then(|| format!("is in session {session}"))
 }
 
 fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
@@ -90,7 +166,18 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
         let (start, exit) = (row[8].clone(), row[9].clone());
         out.push(row);
         let (name, path) = (p.name(), p.path(k));
-        if let Some(why) = misfit(&name, path.as_deref(), parent_of(p).as_deref()) {
+        let parent = parent_of(p);
+        // The token of one that has ended is gone.
+        let user = tokens::user(k, p).filter(|_| !p.has_ended());
+        let seen = Seen {
+            name: &name,
+            pid: p.pid,
+            path: path.as_deref(),
+            parent: parent.as_deref(),
+            user: user.as_deref(),
+            session: p.session(k),
+        };
+        if let Some(why) = misfit(&seen) {
             let reason = format!(
                 "{} has the name of a process of the system and {why}",
                 p.label()
@@ -148,18 +235,89 @@ mod tests {
     #[test]
     fn processes_of_the_system_have_their_places() {
         let root = "\\Device\\HarddiskVolume3\\Windows\\";
-        let of = |name: &str, path: &str, parent: Option<&str>| misfit(name, Some(path), parent);
         let own = format!("{root}System32\\svchost.exe");
-        assert_eq!(of("svchost.exe", &own, Some("services.exe")), None);
-        assert_eq!(of("svchost.exe", &own, None), None);
+        let host = Seen {
+            name: "svchost.exe",
+            pid: 812,
+            path: Some(&own),
+            parent: Some("services.exe"),
+            user: Some("S-1-5-20"),
+            session: Some(0),
+        };
+        assert_eq!(misfit(&host), None);
+        assert_eq!(
+            misfit(&Seen {
+                parent: None,
+                ..host
+            }),
+            None
+        );
         let narrow = format!("{root}SysWOW64\\svchost.exe");
-        assert_eq!(of("SVCHOST.EXE", &narrow, Some("services.exe")), None);
-        let e = of("svchost.exe", &own, Some("explorer.exe")).expect("odd");
+        let of = |p: Seen<'_>| misfit(&p).unwrap_or_default();
+        let upper = Seen {
+            name: "SVCHOST.EXE",
+            path: Some(&narrow),
+            ..host
+        };
+        assert_eq!(misfit(&upper), None);
+        let e = of(Seen {
+            parent: Some("explorer.exe"),
+            ..host
+        });
         assert!(e.contains("created by explorer.exe"), "{e}");
+        // Users have services of their own, in their sessions.
+        let user = Some("S-1-5-21-1-2-3-1001");
+        let e = of(Seen { user, ..host });
+        assert!(e.contains("runs as S-1-5-21"), "{e}");
+        let session = Some(2);
+        assert_eq!(
+            misfit(&Seen {
+                user,
+                session,
+                ..host
+            }),
+            None
+        );
         let temp = format!("{root}Temp\\lsass.exe");
-        let e = of("lsass.exe", &temp, Some("wininit.exe")).expect("odd");
+        let lsass = Seen {
+            name: "lsass.exe",
+            path: None,
+            parent: Some("wininit.exe"),
+            user: Some("S-1-5-18"),
+            ..host
+        };
+        assert_eq!(misfit(&lsass), None);
+        let e = of(Seen {
+            path: Some(&temp),
+            ..lsass
+        });
         assert!(e.contains("runs from"), "{e}");
-        assert_eq!(of("notepad.exe", &temp, Some("services.exe")), None);
-        assert_eq!(misfit("lsass.exe", None, Some("wininit.exe")), None);
+        let e = of(Seen { session, ..lsass });
+        assert!(e.contains("session 2"), "{e}");
+        let e = of(Seen {
+            user: Some("S-1-5-19"),
+            ..lsass
+        });
+        assert!(e.contains("runs as S-1-5-19"), "{e}");
+        let logon = Seen {
+            name: "winlogon.exe",
+            path: None,
+            parent: None,
+            ..lsass
+        };
+        assert!(of(logon).contains("session 0"));
+        let other = Seen {
+            name: "notepad.exe",
+            path: Some(&temp),
+            ..host
+        };
+        assert_eq!(misfit(&other), None);
+        let system = Seen {
+            name: "System",
+            pid: 4,
+            ..Seen::default()
+        };
+        assert_eq!(misfit(&system), None);
+        assert!(misfit(&Seen { pid: 940, ..system }).is_some());
     }
 }

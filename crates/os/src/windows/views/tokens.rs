@@ -183,6 +183,11 @@ fn profiles(k: &Kernel<'_>) -> Result<HashMap<String, String>, WindowsError> {
     Ok(out)
 }
 
+/// The user of a process.
+pub(super) fn user(k: &Kernel<'_>, p: &Process<'_>) -> Option<String> {
+    groups(k, p).ok()?.into_iter().next().map(|(sid, _)| sid)
+}
+
 fn sids(k: &Kernel<'_>) -> Result<Table, WindowsError> {
     let mut out = Table::new(SIDS);
     // Each process has a token of its own.
