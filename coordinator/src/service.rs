@@ -31,7 +31,9 @@ pub enum Submitted {
 }
 
 /// Jobs looked at side by side.
-const LOOKS: usize = 32;
+const LOOKS: usize = 64;
+/// Complete jobs that are kept in mind, a KiB each.
+const LISTED: usize = 20_000;
 
 /// Changes when a coordinator that stands by has taken a job or a wish to end one.
 pub(crate) const NEWS: &str = "leases/news";
@@ -60,6 +62,8 @@ pub(crate) struct Inner {
     pub(crate) reigns: AtomicBool,
     /// The highest epoch that states were seen with.
     pub(crate) used_epoch: AtomicU64,
+    /// Jobs that are complete, which nothing changes any more: a list of a thousand need not read each of them again.
+    complete: Mutex<BTreeMap<String, JobProgress>>,
     /// Digests of rule sets that were looked at.
     pub(crate) good_rules: Mutex<BTreeSet<String>>,
 }
@@ -83,6 +87,7 @@ impl Coordinator {
             active: Mutex::default(),
             reigns: AtomicBool::new(false),
             used_epoch: AtomicU64::new(0),
+            complete: Mutex::default(),
             good_rules: Mutex::default(),
         };
         Self {
@@ -201,6 +206,25 @@ impl Coordinator {
         })
     }
 
+    /// A job of the store, for a list.
+    async fn listed(&self, job: String) -> Result<JobProgress, StoreError> {
+        if let Some(p) = lock(&self.inner.complete).get(&job) {
+            return Ok(p.clone());
+        }
+        let p = self.stored(&job, false).await?;
+        let complete = [JobPhase::Complete, JobPhase::CompleteWithGaps];
+        if p.state
+            .as_ref()
+            .is_some_and(|s| complete.contains(&s.phase()))
+        {
+            let mut all = lock(&self.inner.complete);
+            if all.len() < LISTED {
+                all.insert(job, p.clone());
+            }
+        }
+        Ok(p)
+    }
+
     /// Progress of a job as it changes, when this coordinator runs it.
     pub fn subscribe(&self, job: &str) -> Option<watch::Receiver<JobProgress>> {
         let p = lock(&self.inner.progress);
@@ -214,7 +238,7 @@ impl Coordinator {
             .map(|job| async move {
                 match self.subscribe(&job) {
                     Some(w) => Ok(w.borrow().clone()),
-                    None => self.stored(&job, false).await,
+                    None => self.listed(job).await,
                 }
             })
             .buffered(LOOKS);

@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use ramsift_mask::MaskedUrl;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -101,6 +101,17 @@ impl ClientSecurity {
         url: &MaskedUrl,
         tune: impl FnOnce(Endpoint) -> Endpoint,
     ) -> Result<AuthChannel, SecurityError> {
+        self.channel_to(setting, url, None, tune)
+    }
+
+    /// The same, to one of the addresses that the host's name stands for.
+    pub(crate) fn channel_to(
+        &self,
+        setting: &str,
+        url: &MaskedUrl,
+        address: Option<SocketAddr>,
+        tune: impl FnOnce(Endpoint) -> Endpoint,
+    ) -> Result<AuthChannel, SecurityError> {
         let wrong = |why: &str| SecurityError(format!("{setting} {url}: {why}"));
         let uri: Uri = url
             .reveal()
@@ -128,6 +139,7 @@ impl ClientSecurity {
         let connector = Connector {
             host: host.trim_matches(['[', ']']).to_owned(),
             port,
+            address,
             setting: setting.into(),
             tls: if tls {
                 Some(Arc::new(self.tls()?))
@@ -229,6 +241,8 @@ fn of_the_system() -> RootCertStore {
 struct Connector {
     host: String,
     port: u16,
+    /// Where to connect; `None`: wherever the host's name leads.
+    address: Option<SocketAddr>,
     setting: Arc<str>,
     tls: Option<Arc<Reloaded<ClientConfig>>>,
     /// It shows a certificate.
@@ -237,7 +251,10 @@ struct Connector {
 
 impl Connector {
     async fn connect(self) -> io::Result<Wire> {
-        let socket = TcpStream::connect((self.host.as_str(), self.port)).await?;
+        let socket = match self.address {
+            Some(a) => TcpStream::connect(a).await?,
+            None => TcpStream::connect((self.host.as_str(), self.port)).await?,
+        };
         socket.set_nodelay(true)?;
         let Some(tls) = &self.tls else {
             return Ok(Wire::Plain(socket));

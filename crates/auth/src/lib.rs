@@ -23,6 +23,7 @@ mod access;
 mod client;
 mod files;
 mod listener;
+mod replicas;
 mod roles;
 mod server;
 mod tokens;
@@ -32,6 +33,7 @@ pub use client::{
     AuthChannel, ClientSecurity, ClientSettings, Credentials, describe, is_refusal, is_untrusted,
 };
 pub use listener::{Connection, Peer};
+pub use replicas::Replicas;
 pub use roles::{Role, may_call};
 pub use server::{ServerSecurity, ServerSettings};
 

@@ -3,7 +3,7 @@
 use crate::tables::{accepted, from_ipc, to_ipc};
 use arrow::array::RecordBatch;
 use async_trait::async_trait;
-use ramsift_auth::{AuthChannel, ClientSecurity, SecurityError, describe, is_refusal};
+use ramsift_auth::{AuthChannel, ClientSecurity, Replicas, SecurityError, describe, is_refusal};
 use ramsift_mask::MaskedUrl;
 use ramsift_proto::MAX_MESSAGE;
 use ramsift_proto::v1::aggregator_client::AggregatorClient;
@@ -11,7 +11,8 @@ use ramsift_proto::v1::report_part::Part;
 use ramsift_proto::v1::{CheckReporterRequest, ReportPart, TableBatch, TaskReport};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tonic::metadata::{MetadataKey, MetadataValue};
 
@@ -78,9 +79,8 @@ pub trait Reporter: Send + Sync + fmt::Debug {
 #[derive(Clone, Debug)]
 pub struct RemoteReporter {
     at: MaskedUrl,
-    security: ClientSecurity,
-    /// Replaced when the aggregator refuses who it is with: a new connection shows new certificates.
-    channel: Arc<Mutex<AuthChannel>>,
+    /// Reports go to each aggregator in turn.
+    aggregators: Arc<Replicas>,
 }
 
 impl RemoteReporter {
@@ -89,16 +89,20 @@ impl RemoteReporter {
     pub fn new(at: &MaskedUrl, security: &ClientSecurity) -> Result<Self, SecurityError> {
         Ok(Self {
             at: at.clone(),
-            security: security.clone(),
-            channel: Arc::new(Mutex::new(open(at, security)?)),
+            aggregators: Arc::new(Replicas::new(security, "aggregator.url", at, |e| {
+                e.connect_timeout(Duration::from_secs(5))
+                    .http2_keep_alive_interval(Duration::from_secs(20))
+            })?),
         })
     }
 
-    fn client(&self) -> AggregatorClient<AuthChannel> {
-        let channel = self.channel.lock().unwrap_or_else(PoisonError::into_inner);
-        AggregatorClient::new(channel.clone())
+    /// A client of the aggregator whose turn it is.
+    async fn client(&self) -> Result<(SocketAddr, AggregatorClient<AuthChannel>), ReportError> {
+        let (at, channel) = self.aggregators.next().await.map_err(|e| self.error(e))?;
+        let client = AggregatorClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE)
-            .max_encoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        Ok((at, client))
     }
 
     fn error(&self, detail: impl fmt::Display) -> ReportError {
@@ -109,11 +113,12 @@ impl RemoteReporter {
         }
     }
 
-    fn failed(&self, status: &tonic::Status) -> ReportError {
+    fn failed(&self, at: SocketAddr, status: &tonic::Status) -> ReportError {
         let refused = is_refusal(status);
-        // A file that can't be used by now leaves the channel as it is.
-        if refused && let Ok(new) = open(&self.at, &self.security) {
-            *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = new;
+        if refused {
+            self.aggregators.renew();
+        } else {
+            self.aggregators.silent(at);
         }
         ReportError {
             at: self.at.to_string(),
@@ -121,13 +126,6 @@ impl RemoteReporter {
             refused,
         }
     }
-}
-
-fn open(at: &MaskedUrl, security: &ClientSecurity) -> Result<AuthChannel, SecurityError> {
-    security.channel("aggregator.url", at, |e| {
-        e.connect_timeout(Duration::from_secs(5))
-            .http2_keep_alive_interval(Duration::from_secs(20))
-    })
 }
 
 /// Rows of one message at most, so that none comes near [`MAX_MESSAGE`].
@@ -216,11 +214,9 @@ impl Reporter for RemoteReporter {
             }
         }
         request.set_timeout(Duration::from_secs(300));
-        let ack = self
-            .client()
-            .report(request)
-            .await
-            .map_err(|e| self.failed(&e))?;
+        let (at, mut client) = self.client().await?;
+        let ack = client.report(request).await;
+        let ack = ack.map_err(|e| self.failed(at, &e))?;
         let ack = ack.into_inner();
         Ok(if ack.accepted {
             Ack::Durable
@@ -232,7 +228,8 @@ impl Reporter for RemoteReporter {
     async fn check(&self) -> Result<(), ReportError> {
         let mut request = tonic::Request::new(CheckReporterRequest {});
         request.set_timeout(Duration::from_secs(30));
-        let checked = self.client().check_reporter(request).await;
-        checked.map(|_| ()).map_err(|e| self.failed(&e))
+        let (at, mut client) = self.client().await?;
+        let checked = client.check_reporter(request).await;
+        checked.map(|_| ()).map_err(|e| self.failed(at, &e))
     }
 }
