@@ -580,13 +580,11 @@ mod tests {
         let gib = |n: u64| n << 30;
         for (machine, len, want) in [
             ("pc-i440fx-7.2", gib(2), vec![(0, 0, gib(2))]),
-            ("pc-i440fx-7.2", gib(3), vec![(0, 0, gib(3))]),
             (
                 "pc-i440fx-7.2",
                 gib(8),
                 vec![(0, 0, gib(3)), (gib(3), gib(4), gib(5))],
             ),
-            ("pc-q35-7.2", gib(2), vec![(0, 0, gib(2))]),
             (
                 "pc-q35-7.2",
                 gib(3),
