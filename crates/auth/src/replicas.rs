@@ -7,6 +7,7 @@ use crate::{AuthChannel, ClientSecurity, SecurityError};
 use http::Uri;
 use ramsift_mask::MaskedUrl;
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::fmt;
 use std::future::Future;
 use std::io;
@@ -126,11 +127,11 @@ impl Replicas {
         };
         s.channels.retain(|a, _| found.contains(a));
         for a in found {
-            if !s.channels.contains_key(&a) {
+            if let Entry::Vacant(new) = s.channels.entry(a) {
                 let channel = self
                     .security
                     .channel_to(self.setting, &self.url, Some(a), self.tune);
-                s.channels.insert(a, channel.map_err(|e| e.to_string())?);
+                new.insert(channel.map_err(|e| e.to_string())?);
             }
         }
         s.looked_up = Some(Instant::now());
@@ -159,7 +160,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     fn two(_: String, port: u16) -> Found {
-        let at = |last| SocketAddr::from(([127, 0, 0, last], port));
+        let at = move |last| SocketAddr::from(([127, 0, 0, last], port));
         Box::pin(async move { Ok(vec![at(1), at(2)]) })
     }
 
