@@ -46,7 +46,7 @@ impl Fleet {
             ("aggregator", Proxy::to(cluster.ports[1])),
         ];
         let [s3, broker, ledger, aggregator] = &links;
-        let by_links = vec![
+        let by_links = [
             (
                 "RAMSIFT_S3_ENDPOINT",
                 format!("http://127.0.0.1:{}", s3.1.port()),
