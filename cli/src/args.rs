@@ -111,7 +111,9 @@ pub(crate) enum Command {
         reason: String,
     },
     /// Run a job again that failed or was cancelled; what it had settled stays.
-    #[command(after_help = "Examples:\n  ramsift retry 001764000000-1a2b3c4d")]
+    #[command(
+        after_help = "Examples:\n  ramsift retry 001764000000-1a2b3c4d\n  ramsift retry 001764000000-1a2b3c4d && ramsift watch 001764000000-1a2b3c4d"
+    )]
     Retry {
         /// The job.
         job: String,

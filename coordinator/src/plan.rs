@@ -115,6 +115,7 @@ impl Planned {
 
 /// Opens a capture and plans its job. Reads a few KiB of one that holds memory as it is; of one that packs it, what tells where.
 pub async fn plan(sources: &Sources, spec: JobSpec) -> Result<Planned, PlanError> {
+    parameters(&spec).map_err(PlanError::Parameters)?;
     let source = sources.open(&spec.source).await?;
     plan_of(sources, source, spec, None).await
 }

@@ -1,6 +1,6 @@
 //! Captures that come compressed or in an archive: unpacked once, into the job's folder of the store, before the job is planned.
 
-use crate::plan::{PlanError, Planned, plan_of};
+use crate::plan::{PlanError, Planned, parameters, plan_of};
 use ramsift_layers::container::{self, Kind, Limits, Unpacked};
 use ramsift_layers::format::HEAD_LEN;
 use ramsift_layers::source::{SourceError, Sources};
@@ -58,6 +58,8 @@ pub(crate) async fn plan(
     spec: JobSpec,
     how: &Unpacking,
 ) -> Result<Planned, PlanError> {
+    // Before anything is unpacked in vain.
+    parameters(&spec).map_err(PlanError::Parameters)?;
     let source = sources.open(&spec.source).await?;
     if !is_container(source.as_ref()).await? {
         return plan_of(sources, source, spec, None).await;

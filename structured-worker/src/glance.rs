@@ -157,15 +157,6 @@ fn look(memory: &CachedPhys, near: &CachedPhys, layout: &Layout) -> Glance {
     }
 }
 
-/// The release in a banner of Linux: the first one in its read-only data has no build number, and nothing else can be told by it.
-fn weak_release(a: &Anchor) -> Option<String> {
-    let text = String::from_utf8_lossy(&a.data);
-    let rest = text
-        .strip_prefix("Linux version ")
-        .filter(|_| a.kind == "linux_banner")?;
-    rest.split_whitespace().next().map(str::to_owned)
-}
-
 /// What the kernel in an image calls itself. `near` reads no more than what is asked for.
 fn banner(
     memory: &CachedPhys,
@@ -185,7 +176,8 @@ fn banner(
         }
         found.extend(more);
         let d = discover(&input(near, &layout.runs, layout, &found, None));
-        if let Some(name) = name_of(&d).or_else(|| found.iter().find_map(weak_release)) {
+        let release = |a: &Anchor| SYSTEMS.iter().find_map(|s| s.release_in(a));
+        if let Some(name) = name_of(&d).or_else(|| found.iter().find_map(release)) {
             return Some(name);
         }
     }

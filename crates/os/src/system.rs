@@ -37,6 +37,11 @@ pub trait System: Send + Sync {
     /// Kinds of anchors of which a new one makes it worth to try whether the kernel can be opened now.
     fn telling_anchors(&self) -> &'static [&'static str];
 
+    /// What an anchor alone tells of the kernel's release, which is less than discovery wants of it.
+    fn release_in(&self, _anchor: &Anchor) -> Option<String> {
+        None
+    }
+
     /// Opens the kernel of the first confirmed page table.
     fn open<'a>(
         &self,

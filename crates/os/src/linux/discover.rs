@@ -85,6 +85,15 @@ impl System for Linux {
         }
     }
 
+    /// The first banner in the kernel's read-only data has no build number, and nothing else can be told by it.
+    fn release_in(&self, anchor: &Anchor) -> Option<String> {
+        let text = String::from_utf8_lossy(&anchor.data);
+        let rest = text
+            .strip_prefix("Linux version ")
+            .filter(|_| anchor.kind == "linux_banner")?;
+        rest.split_whitespace().next().map(str::to_owned)
+    }
+
     fn telling_anchors(&self) -> &'static [&'static str] {
         &["vmcoreinfo", "swapper"]
     }
