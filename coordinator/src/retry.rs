@@ -28,22 +28,35 @@ pub enum RetryError {
     },
 }
 
+/// The state of a job that can run again, and its tag.
+pub(crate) async fn ended(
+    objects: &dyn Objects,
+    job: &str,
+) -> Result<(JobState, String), RetryError> {
+    let (state, etag): (JobState, _) = read(objects, &Keys::new(job).state()).await?;
+    let phase = state.phase();
+    if matches!(phase, JobPhase::Failed | JobPhase::Cancelled) {
+        return Ok((state, etag));
+    }
+    let hint = if phase.is_final() {
+        ": submit the capture again for a new job"
+    } else {
+        ""
+    };
+    Err(RetryError::Phase {
+        job: job.to_owned(),
+        phase: phase.name(),
+        hint,
+    })
+}
+
 /// Takes away what ended a job: fatal reports, its cancellation, the frozen list of what was to be sealed. Reports of tasks
 /// that are settled stay. Then the job is queued again, unless another has changed its state meanwhile.
-pub(crate) async fn queue_again(objects: &dyn Objects, job: &str) -> Result<(), RetryError> {
-    let keys = Keys::new(job);
-    let (state, etag): (JobState, _) = read(objects, &keys.state()).await?;
-    let phase = state.phase();
-    if !matches!(phase, JobPhase::Failed | JobPhase::Cancelled) {
-        let hint = if phase.is_final() {
-            ": submit the capture again for a new job"
-        } else {
-            ""
-        };
-        let phase = phase.name();
-        let job = job.to_owned();
-        return Err(RetryError::Phase { job, phase, hint });
-    }
+pub(crate) async fn queue_again(
+    objects: &dyn Objects,
+    (state, etag): (JobState, String),
+) -> Result<(), StoreError> {
+    let keys = Keys::new(&state.job);
     clear(objects, &keys).await?;
     let queued = JobState {
         phase: JobPhase::Queued.into(),
@@ -51,10 +64,9 @@ pub(crate) async fn queue_again(objects: &dyn Objects, job: &str) -> Result<(), 
         updated_micros: now_micros(),
         ..state
     };
-    let put = objects
+    objects
         .put_over(&keys.state(), to_json(&queued)?, &etag)
-        .await;
-    put.map_err(StoreError::from)?;
+        .await?;
     Ok(())
 }
 

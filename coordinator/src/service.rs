@@ -6,7 +6,7 @@ use crate::lanes;
 use crate::lease::{Lease, Watch};
 use crate::metrics::Metrics;
 use crate::reign::Reign;
-use crate::retry::{RETRIES, RetryError, queue_again};
+use crate::retry::{RETRIES, RetryError, ended, queue_again};
 use crate::{Config, Deps};
 use futures::StreamExt;
 use prost::Message as _;
@@ -142,9 +142,10 @@ impl Coordinator {
     /// Has a job that failed or was cancelled run again: what it settled stays.
     pub async fn retry(&self, job: &str) -> Result<(), RetryError> {
         let objects = self.inner.deps.objects.as_ref();
+        let ended = ended(objects, job).await?;
         // Workers would drop tasks of a job that the ledger calls closed.
         self.inner.deps.ledger.forget(job).await?;
-        queue_again(objects, job).await?;
+        queue_again(objects, ended).await?;
         self.forget_the_end(job);
         // Whoever runs jobs has put this one aside.
         let note = format!("{RETRIES}{job}");
@@ -302,12 +303,12 @@ impl Coordinator {
                 return Ok(());
             };
             epoch = lease.epoch();
-            inner
-                .config
-                .agreement
-                .store(inner.deps.objects.as_ref())
-                .await?;
             keeper = Some(tokio::spawn(keep(lease, length / 3, lost.clone())));
+            let agreement = &inner.config.agreement;
+            if let Err(e) = agreement.store(inner.deps.objects.as_ref()).await {
+                // Others compare with what was said before; the lease that is held must not be left alone for it.
+                tracing::warn!(error = %e, "what services must have in common was not stored");
+            }
         }
         inner.deps.readiness.ready("store");
         inner.reigns.store(true, Ordering::Relaxed);
