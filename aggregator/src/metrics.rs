@@ -3,8 +3,8 @@
 use crate::commit::Inner;
 use crate::finalise::FinaliseError;
 use ramsift_store::{Ack, Manifest};
-use ramsift_telemetry::{Counter, Histogram, KeyValue, Reading, bytes, count, observe, seconds};
-use std::sync::{Arc, Weak};
+use ramsift_telemetry::{Counter, Histogram, KeyValue, bytes, count, observe_of, seconds};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Instruments, made once.
@@ -89,32 +89,28 @@ impl Metrics {
 
 /// Tells metrics what waits in memory.
 pub(crate) fn observe_aggregator(inner: &Arc<Inner>) {
-    let of = |what: fn(&Inner) -> f64| {
-        let inner: Weak<Inner> = Arc::downgrade(inner);
-        move |tell: &Reading<'_>| {
-            if let Some(i) = inner.upgrade() {
-                tell(what(&i), &[]);
-            }
-        }
-    };
-    observe(
+    observe_of(
+        inner,
         "ramsift_aggregator_memory_bytes",
         "bytes of rows in memory, from a report's first part to the end of its commit",
-        of(|i| i.memory().0 as f64),
+        |i, tell| tell(i.memory().0 as f64, &[]),
     );
-    observe(
+    observe_of(
+        inner,
         "ramsift_aggregator_memory_limit_bytes",
         "bytes of rows that may be in memory; above that, reports are refused for now",
-        of(|i| i.memory().1 as f64),
+        |i, tell| tell(i.memory().1 as f64, &[]),
     );
-    observe(
+    observe_of(
+        inner,
         "ramsift_aggregator_reports_waiting",
         "reports that wait for others to share a commit with",
-        of(|i| i.reports().0 as f64),
+        |i, tell| tell(i.reports().0 as f64, &[]),
     );
-    observe(
+    observe_of(
+        inner,
         "ramsift_aggregator_reports_committing",
         "reports whose commit has begun",
-        of(|i| i.reports().1 as f64),
+        |i, tell| tell(i.reports().1 as f64, &[]),
     );
 }

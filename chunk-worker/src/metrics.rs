@@ -2,8 +2,8 @@
 
 use crate::Worker;
 use ramsift_queue::Lane;
-use ramsift_telemetry::{Counter, Histogram, KeyValue, Reading, bytes, count, observe, seconds};
-use std::sync::{Arc, Weak};
+use ramsift_telemetry::{Counter, Histogram, KeyValue, bytes, count, observe_of, seconds};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Instruments, made once.
@@ -107,35 +107,30 @@ impl Metrics {
 
 /// Tells metrics what the worker does at the moment.
 pub(crate) fn observe_worker(worker: &Arc<Worker>) {
-    let of = |what: fn(&Worker, &Reading<'_>)| {
-        let worker: Weak<Worker> = Arc::downgrade(worker);
-        move |tell: &Reading<'_>| {
-            if let Some(w) = worker.upgrade() {
-                what(&w, tell);
-            }
-        }
-    };
-    observe(
+    observe_of(
+        worker,
         "ramsift_slots",
         "tasks that the worker can work on at once",
-        of(|w, tell| tell(w.config.slots.max(1) as f64, &[])),
+        |w, tell| tell(w.config.slots.max(1) as f64, &[]),
     );
-    observe(
+    observe_of(
+        worker,
         "ramsift_slots_busy",
         "tasks that the worker works on",
-        of(|w, tell| {
+        |w, tell| {
             let free = w.slots.available_permits();
             tell(w.config.slots.max(1).saturating_sub(free) as f64, &[]);
-        }),
+        },
     );
-    observe(
+    observe_of(
+        worker,
         "ramsift_gate_closed",
         "1 for each reason for which the worker takes no tasks: a suspect runs, or an outage lasts",
-        of(|w, tell| {
+        |w, tell| {
             for (why, closed) in w.gate.closed_for() {
                 let why = KeyValue::new("why", why);
                 tell(f64::from(u8::from(closed)), &[why]);
             }
-        }),
+        },
     );
 }

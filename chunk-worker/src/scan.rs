@@ -167,15 +167,23 @@ pub(crate) fn scan(
         }
     }
     let hash = hash_of(ctx, slab, &file);
+    finish(rows, yara, hash, cpu)
+}
+
+/// What a chunk gave, of which the work began at `begun` of this thread's time.
+fn finish(
+    rows: Rows<'_>,
+    yara: Option<YaraPass<'_>>,
+    hash: String,
+    begun: Duration,
+) -> Result<Scanned, ScanError> {
     let (rule_matches, rule_gaps) = yara.map(|y| y.told.finish()).unwrap_or_default();
-    let rows = rows.finish().map_err(ScanError::Store)?;
-    let cpu = thread_cpu().saturating_sub(cpu);
     Ok(Scanned {
-        rows,
+        rows: rows.finish().map_err(ScanError::Store)?,
         hash,
         rule_matches,
         rule_gaps,
-        cpu,
+        cpu: thread_cpu().saturating_sub(begun),
     })
 }
 
@@ -198,16 +206,7 @@ pub(crate) fn scan_hole(
         h.update_zeros(file.end - file.start);
         h.finish()
     });
-    let (rule_matches, rule_gaps) = yara.map(|y| y.told.finish()).unwrap_or_default();
-    let rows = rows.finish().map_err(ScanError::Store)?;
-    let cpu = thread_cpu().saturating_sub(cpu);
-    Ok(Scanned {
-        rows,
-        hash,
-        rule_matches,
-        rule_gaps,
-        cpu,
-    })
+    finish(rows, yara, hash, cpu)
 }
 
 /// A window whose core is zeros that the container holds no bytes of: there is nothing to look at.

@@ -2,9 +2,9 @@
 
 use crate::service::lock;
 use ramsift_queue::{Lane, LaneState};
-use ramsift_telemetry::{Counter, KeyValue, Reading, count, observe};
+use ramsift_telemetry::{Counter, KeyValue, Reading, count, observe_of};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex};
 
 /// What the active coordinator knows.
 #[derive(Clone, Debug, Default)]
@@ -41,14 +41,14 @@ fn lane(l: Lane) -> [KeyValue; 1] {
 
 /// A gauge of what the active coordinator knows.
 fn gauge(
-    of: &Weak<Mutex<Option<Active>>>,
+    of: &Arc<Mutex<Option<Active>>>,
     name: &'static str,
     description: &'static str,
     ask: impl Fn(&Active, &Reading<'_>) + Send + Sync + 'static,
 ) {
-    let of = of.clone();
-    observe(name, description, move |tell| {
-        let active = of.upgrade().and_then(|a| lock(&a).clone());
+    observe_of(of, name, description, move |active, tell| {
+        // A copy, so that the loop need not wait for who reads metrics.
+        let active = lock(active).clone();
         if let Some(a) = active {
             ask(&a, tell);
         }
@@ -58,61 +58,56 @@ fn gauge(
 impl Metrics {
     pub(crate) fn new() -> Self {
         let active: Arc<Mutex<Option<Active>>> = Arc::default();
-        let of = Arc::downgrade(&active);
-        let standby = of.clone();
-        observe(
+        observe_of(
+            &active,
             "ramsift_coordinator_active",
             "1 for the coordinator that runs jobs, 0 for one that stands by",
-            move |tell| {
-                if let Some(a) = standby.upgrade() {
-                    tell(f64::from(u8::from(lock(&a).is_some())), &[]);
-                }
-            },
+            |a, tell| tell(f64::from(u8::from(lock(a).is_some())), &[]),
         );
         gauge(
-            &of,
+            &active,
             "ramsift_coordinator_lease_epoch",
             "number of the lease that the active coordinator holds",
             |a, tell| tell(a.epoch as f64, &[]),
         );
         gauge(
-            &of,
+            &active,
             "ramsift_coordinator_backlog_bytes",
             "bytes of unsettled chunk tasks of all jobs",
             |a, tell| tell(a.backlog as f64, &[]),
         );
         gauge(
-            &of,
+            &active,
             "ramsift_coordinator_active_jobs",
             "jobs that have not ended",
             |a, tell| tell(a.jobs as f64, &[]),
         );
         gauge(
-            &of,
+            &active,
             "ramsift_coordinator_waiting_jobs",
             "jobs that wait for something that is missing; ramsift status says for what",
             |a, tell| tell(a.waiting_jobs as f64, &[]),
         );
         gauge(
-            &of,
+            &active,
             "ramsift_coordinator_oldest_job_seconds",
             "age of the oldest job that has not ended",
             |a, tell| tell(a.oldest_job, &[]),
         );
         gauge(
-            &of,
+            &active,
             "ramsift_coordinator_longest_eta_seconds",
             "longest time to go of any job at its present speed; below 0: not known",
             |a, tell| tell(a.longest_eta, &[]),
         );
         gauge(
-            &of,
+            &active,
             "ramsift_coordinator_tasks_out",
             "tasks that were published and are not settled",
             |a, tell| a.out.iter().for_each(|(l, n)| tell(*n as f64, &lane(*l))),
         );
         gauge(
-            &of,
+            &active,
             "ramsift_queue_oldest_message_seconds",
             "age of the oldest task that is not settled, while messages wait in the lane",
             |a, tell| {
@@ -122,7 +117,7 @@ impl Metrics {
             },
         );
         gauge(
-            &of,
+            &active,
             "ramsift_queue_messages",
             "messages that wait in the lane; those in lane dead are dead letters",
             |a, tell| {
@@ -132,7 +127,7 @@ impl Metrics {
             },
         );
         gauge(
-            &of,
+            &active,
             "ramsift_queue_consumers",
             "subscriptions to the lane",
             |a, tell| {

@@ -1,8 +1,8 @@
 //! Metrics of the structured worker.
 
 use crate::Worker;
-use ramsift_telemetry::{Counter, Histogram, KeyValue, Reading, count, observe, seconds};
-use std::sync::{Arc, OnceLock, Weak};
+use ramsift_telemetry::{Counter, Histogram, KeyValue, count, observe_of, seconds};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 /// Instruments, made once.
@@ -74,34 +74,29 @@ pub(crate) fn view(name: &'static str, status: &'static str, taken: Duration) {
 
 /// Tells metrics what the worker does at the moment.
 pub(crate) fn observe_worker(worker: &Arc<Worker>) {
-    let of = |what: fn(&Worker, &Reading<'_>)| {
-        let worker: Weak<Worker> = Arc::downgrade(worker);
-        move |tell: &Reading<'_>| {
-            if let Some(w) = worker.upgrade() {
-                what(&w, tell);
-            }
-        }
-    };
-    observe(
+    observe_of(
+        worker,
         "ramsift_slots",
         "tasks that the worker can work on at once",
-        of(|w, tell| tell(w.config.slots.max(1) as f64, &[])),
+        |w, tell| tell(w.config.slots.max(1) as f64, &[]),
     );
-    observe(
+    observe_of(
+        worker,
         "ramsift_slots_busy",
         "tasks that the worker works on",
-        of(|w, tell| {
+        |w, tell| {
             let busy = w.busy.load(std::sync::atomic::Ordering::Relaxed);
             tell(busy as f64, &[]);
-        }),
+        },
     );
-    observe(
+    observe_of(
+        worker,
         "ramsift_gate_closed",
         "1 for each reason for which the worker takes no tasks: an outage lasts",
-        of(|w, tell| {
+        |w, tell| {
             let closed = w.outage.borrow().is_some();
             let why = KeyValue::new("why", "outage");
             tell(f64::from(u8::from(closed)), &[why]);
-        }),
+        },
     );
 }

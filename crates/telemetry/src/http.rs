@@ -1,6 +1,6 @@
 //! `/livez`, `/readyz` and `/metrics`, which every service answers.
 
-use crate::instruments::observe;
+use crate::instruments::observe_of;
 use axum::Router;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
@@ -9,7 +9,7 @@ use opentelemetry::KeyValue;
 use prometheus::{Encoder, Registry, TextEncoder};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -62,26 +62,22 @@ async fn metrics() -> Result<impl axum::response::IntoResponse, (StatusCode, Str
 
 /// Tells metrics what keeps a service from being ready.
 fn observe_readiness(r: &Readiness) {
-    let of: Weak<Mutex<BTreeMap<&'static str, String>>> = Arc::downgrade(&r.blockers);
-    let ready = of.clone();
-    observe(
+    observe_of(
+        &r.blockers,
         "ramsift_ready",
         "1 when nothing keeps the service from working",
-        move |tell| {
-            if let Some(b) = ready.upgrade() {
-                let none = b.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-                tell(f64::from(u8::from(none)), &[]);
-            }
+        |b, tell| {
+            let none = b.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+            tell(f64::from(u8::from(none)), &[]);
         },
     );
-    observe(
+    observe_of(
+        &r.blockers,
         "ramsift_blocked",
         "1 for each part that keeps the service from working; /readyz says why",
-        move |tell| {
-            if let Some(b) = of.upgrade() {
-                for part in b.lock().unwrap_or_else(PoisonError::into_inner).keys() {
-                    tell(1.0, &[KeyValue::new("part", *part)]);
-                }
+        |b, tell| {
+            for part in b.lock().unwrap_or_else(PoisonError::into_inner).keys() {
+                tell(1.0, &[KeyValue::new("part", *part)]);
             }
         },
     );

@@ -4,6 +4,7 @@
 
 use opentelemetry::metrics::{Counter, Histogram};
 use opentelemetry::{KeyValue, global};
+use std::sync::Arc;
 
 /// Bounds of durations in seconds: from a request to an object store to a view of a large capture.
 const SECONDS: [f64; 15] = [
@@ -38,10 +39,25 @@ pub fn seconds(name: &'static str, description: &'static str) -> Histogram<f64> 
 /// Takes values of a gauge, each with its labels.
 pub type Reading<'a> = dyn Fn(f64, &[KeyValue]) + 'a;
 
+/// A gauge of what `of` knows, as long as that lives.
+pub fn observe_of<T: Send + Sync + 'static>(
+    of: &Arc<T>,
+    name: &'static str,
+    description: &'static str,
+    ask: impl Fn(&T, &Reading<'_>) + Send + Sync + 'static,
+) {
+    let of = Arc::downgrade(of);
+    observe(name, description, move |tell| {
+        if let Some(of) = of.upgrade() {
+            ask(&of, tell);
+        }
+    });
+}
+
 /// A gauge that is asked whenever metrics are read; what it does not tell then is not there.
 ///
-/// It is asked until the process ends: let it hold no more than a weak reference.
-pub fn observe(
+/// It is asked until the process ends, so it must hold nothing alive.
+fn observe(
     name: &'static str,
     description: &'static str,
     ask: impl Fn(&Reading<'_>) + Send + Sync + 'static,

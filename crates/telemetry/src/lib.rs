@@ -11,7 +11,7 @@ mod shown;
 
 pub use context::{Carrier, current, extract, failed, inject, link, set_parent};
 pub use http::{Readiness, serve};
-pub use instruments::{Reading, bytes, count, observe, seconds};
+pub use instruments::{Reading, bytes, count, observe_of, seconds};
 pub use opentelemetry::KeyValue;
 pub use opentelemetry::metrics::{Counter, Histogram};
 pub use shown::{Plain, Shown, commands, shown_bytes, shown_json, shown_lines};
