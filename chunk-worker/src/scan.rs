@@ -148,17 +148,31 @@ pub(crate) fn scan(
             all_zero(worker, w, yara.is_some(), &mut rows);
             continue;
         }
-        let (data, bad) = if ctx.image.extents().is_some() {
+        let (data, bad, unread) = if ctx.image.extents().is_some() {
             let bad = slab.unpack(&ctx.image, w, &mut unpacked);
-            let bad = Handle::current().block_on(bad).map_err(ScanError::Source)?;
-            (Cow::Borrowed(unpacked.as_slice()), bad)
+            let mut bad = Handle::current().block_on(bad).map_err(ScanError::Source)?;
+            let unread = bad.iter().map(|b| b.0.clone()).collect();
+            bad.retain_mut(|(r, _)| {
+                *r = r.start.max(w.core.start)..r.end.min(w.core.end);
+                r.start < r.end
+            });
+            (Cow::Borrowed(unpacked.as_slice()), bad, unread)
         } else {
             let data = Handle::current()
                 .block_on(slab.window(ctx.source.as_ref(), w))
                 .map_err(ScanError::Source)?;
-            (data, bad_in(ctx, slab, &w.core))
+            let unread = bad_in(ctx, slab, &w.span).into_iter().map(|b| b.0);
+            (data, bad_in(ctx, slab, &w.core), unread.collect())
         };
-        let sparse = carve(worker, ctx, w, &data, &bad, &mut budget, &mut rows)?;
+        let sparse = carve(
+            worker,
+            ctx,
+            w,
+            &data,
+            (&bad, unread),
+            &mut budget,
+            &mut rows,
+        )?;
         if let Some(y) = &mut yara {
             y.window(worker, w, &data, &bad, &sparse, &mut rows);
         }
@@ -252,7 +266,7 @@ fn carve(
     ctx: &JobContext,
     w: &ChunkWindow,
     data: &[u8],
-    bad: &[(Range<u64>, String)],
+    (bad, unread): (&[(Range<u64>, String)], Vec<Range<u64>>),
     budget: &mut u64,
     rows: &mut Rows<'_>,
 ) -> Result<Vec<Range<u64>>, ScanError> {
@@ -264,7 +278,7 @@ fn carve(
         .runs
         .to_phys(ImageOffset(w.core.start))
         .map_or(0, |p| p.0);
-    rows.set_delta(pa.wrapping_sub(w.core.start));
+    rows.set_window(pa.wrapping_sub(w.core.start), unread);
     let at = |image: u64| usize::try_from(image - w.span.start).unwrap_or(usize::MAX);
     let window = Window {
         data,

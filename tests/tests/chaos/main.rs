@@ -130,7 +130,13 @@ fn every_job_of_a_storm_ends_as_if_nothing_had_happened() {
             &p.image,
             vec!["--rules".into(), rules],
         ),
-        Evidence::new(&fleet, "machine.raw", &capture().image, Vec::new()),
+        Evidence::new(
+            &fleet,
+            "machine.raw",
+            &capture().image,
+            // Copies go over the worker's disk, which is full at times.
+            vec!["--copy-artifacts".into(), "all".into()],
+        ),
     ];
     fleet.start();
     let results: Arc<dyn Objects> = Arc::new(fleet.objects("results", "r"));

@@ -328,9 +328,11 @@ fn what_a_full_disk_could_not_take_is_a_gap_and_everything_else_is_there() {
     let (whole, less) = (dir.path().join("whole"), dir.path().join("less"));
     let full = dir.path().join("full");
     std::fs::create_dir(&full).expect("a folder");
-    ok(&scan(&c.image, &whole, &[]));
+    let copies = ["--copy-artifacts", "all"];
+    ok(&scan(&c.image, &whole, &copies));
     let mut small = command();
     small.arg("scan").arg(&c.image).arg("--out").arg(&less);
+    small.args(copies);
     small
         .arg("--set")
         .arg(format!("worker.spill={}", full.display()));
