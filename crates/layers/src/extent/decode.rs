@@ -4,7 +4,7 @@
 //! constant); RFC 1950 (zlib); RFC 8878 (zstd).
 
 use super::xpress::{self, Huffman};
-use super::{Codec, lzo};
+use super::{Codec, lzo, vm_compress};
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::inflate_flags::{
     TINFL_FLAG_PARSE_ZLIB_HEADER, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
@@ -85,6 +85,7 @@ impl Decoder {
             }
             // What they stand for has no end of its own: they fill what there is to fill.
             Codec::Xpress => xpress::plain(data, out).map(|()| want)?,
+            Codec::VmCompress => vm_compress::unpack(data, out)?,
             Codec::XpressHuffman => self.huffman.unpack(data, out).map(|()| want)?,
         };
         if n != want {

@@ -20,6 +20,7 @@ mod decode;
 mod lzo;
 mod read;
 mod table;
+mod vm_compress;
 mod windows;
 mod xpress;
 
@@ -57,10 +58,12 @@ pub enum Codec {
     Xpress,
     /// Xpress: LZ77 with Huffman codes.
     XpressHuffman,
+    /// Pages one by one, as saved states of Hyper-V have them: words that fill them, Xpress, as they are.
+    VmCompress,
 }
 
 impl Codec {
-    const ALL: [Self; 10] = [
+    const ALL: [Self; 11] = [
         Self::Raw,
         Self::Zero,
         Self::SnappyFrame,
@@ -71,6 +74,7 @@ impl Codec {
         Self::Zstd,
         Self::Xpress,
         Self::XpressHuffman,
+        Self::VmCompress,
     ];
 
     fn number(self) -> u8 {
@@ -94,6 +98,7 @@ impl Codec {
             Self::Zstd => "zstd",
             Self::Xpress => "xpress",
             Self::XpressHuffman => "xpress huffman",
+            Self::VmCompress => "Hyper-V block",
         }
     }
 }

@@ -276,7 +276,7 @@ mod tests {
             assert_eq!(plain(&packed[..cut], &mut out), Err(CUT), "{cut}");
         }
         assert_eq!(plain(&packed, &mut [0; 299]), Err(LONG));
-        assert_eq!(plain(&hex("ffffff1f6162631f00"), &mut out), Err(FAR));
+        assert_eq!(plain(&hex("ffffff1f6162631800"), &mut out), Err(FAR));
     }
 
     /// The examples of MS-XCA 3.2.

@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 pub(crate) mod dumps;
 #[path = "hiber.rs"]
 pub(crate) mod hiber;
+#[path = "hyperv.rs"]
+pub(crate) mod hyperv;
 #[path = "machines.rs"]
 pub(crate) mod machines;
 
@@ -210,6 +212,14 @@ fn of_machines() -> Vec<Vec<u8>> {
         }
     }
     all.extend([0x128, 0xe0].map(|length| hiber::legacy(&m, hiber::Hiber::of(length))));
+    for (packed, objects) in [(true, 200), (true, 3)] {
+        let s = hyperv::State {
+            packed,
+            objects,
+            log: 0,
+        };
+        all.push(hyperv::vmrs(&m, s, 0x1aa_a000));
+    }
     let mut wiped = hiber::legacy(&m, hiber::Hiber::of(0x128));
     wiped[..4096].fill(0);
     all.push(wiped);
