@@ -120,7 +120,6 @@ const KINDS: &[&str] = &[
     "elf",
     "evtx_chunk",
     "image_section",
-    "image_section",
     "jar",
     "jpeg",
     "module",
