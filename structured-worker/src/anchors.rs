@@ -228,7 +228,9 @@ pub(crate) async fn stream(
     plan: &Plan,
     means: &Means,
 ) -> Result<Vec<Anchor>, SourceError> {
-    let layout = plan.layout.clone();
+    let mut layout = plan.layout.clone();
+    // These bytes are the image's alone.
+    layout.page_files.clear();
     let means = means.clone();
     let done = tokio::task::spawn_blocking(move || {
         let Some(carvers) = carvers() else {

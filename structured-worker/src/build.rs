@@ -4,7 +4,7 @@ use crate::alone::{self, Found};
 use crate::lists::Asked;
 use crate::parts::{Collector, Opened, Part};
 use crate::{SHA256, Trouble, Worker, anchors, sha256};
-use ramsift_layers::{ImageReader, SourceError};
+use ramsift_layers::{ImageReader, RunMap, SourceError};
 use ramsift_os::discover::{Anchor, Discovery, discover};
 use ramsift_os::input::ViewInput;
 use ramsift_os::machine::is_whole;
@@ -50,6 +50,11 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
         Ok(i) => i,
         Err(e) => return no_record(worker, task, &e),
     };
+    let opened = worker.deps.sources.open_page_files(&plan.layout.page_files);
+    let image = match opened.await {
+        Ok(files) => image.with_page_files(files),
+        Err(e) => return gone(worker, task, e),
+    };
     // The first part looks for the kernel; the others take what it found.
     let known = match part {
         Part::System => None,
@@ -74,7 +79,7 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
     }
     match built {
         Ok(Built::Rows(report, anchors)) => {
-            if let Err(e) = source.check_pin().await {
+            if let Err(e) = image.check_pin().await {
                 return gone(worker, task, e);
             }
             if part.finds_the_kernel() {
@@ -158,7 +163,7 @@ async fn on_kernel(
     let means = worker.config.means.clone();
     // All views together read most of a capture.
     let near = worker.config.disk.source(&task.job, image.stored());
-    let near = image.over(near).bytes();
+    let near = image.over(near).paged_bytes();
     let cache = means.cache / worker.config.slots.max(1) as u64;
     let work = move || {
         let around = near.worth();
@@ -201,7 +206,9 @@ async fn on_kernel(
             bytes_read: opened.is_some().then(|| memory.bytes_read()),
             ..found
         };
-        build_part(part, opened.as_deref(), &input, &d, found, &mut collector)
+        let machine = opened.as_deref();
+        let paged = memory.runs();
+        build_part(part, machine, &input, paged, &d, found, &mut collector)
             .map_err(Ended::Store)?;
         drop(opened);
         if let Some(e) = memory.take_trouble() {
@@ -228,13 +235,19 @@ fn build_part(
     part: Part,
     machine: Option<&dyn Machine>,
     input: &ViewInput<'_>,
+    paged: &RunMap,
     d: &Discovery,
     found: SystemRow,
     rows: &mut Collector,
 ) -> Result<(), String> {
     if let Some(machine) = machine {
         let runs = input.runs;
-        part.build(Opened { machine, runs }, rows)?;
+        let of = Opened {
+            machine,
+            runs,
+            paged,
+        };
+        part.build(of, rows)?;
     }
     if part.finds_the_kernel() {
         let row = SystemRow {

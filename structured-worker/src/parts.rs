@@ -6,6 +6,7 @@ use crate::lists::{Asked, Lists};
 use crate::metrics;
 use crate::rows;
 use arrow::array::RecordBatch;
+use ramsift_layers::page_file::place_of;
 use ramsift_layers::run::RunMap;
 use ramsift_os::Machine;
 use ramsift_os::content::Recovered;
@@ -113,6 +114,8 @@ impl Part {
 pub(crate) struct Opened<'m> {
     pub(crate) machine: &'m dyn Machine,
     pub(crate) runs: &'m RunMap,
+    /// The same, and those of page files behind them: lists of memory count in these.
+    pub(crate) paged: &'m RunMap,
 }
 
 /// Rows on their way into a report.
@@ -263,7 +266,7 @@ impl Collector {
 
     /// Lists the memory of processes for the rules.
     fn memory(&mut self, of: Opened<'_>) -> Result<(), String> {
-        let runs = of.runs;
+        let runs = of.paged;
         let started = Instant::now();
         let (mut doubts, mut failed, mut next) = (Vec::new(), None, 0);
         let (asked, lists) = (&self.asked, &mut self.lists);
@@ -321,7 +324,7 @@ impl Collector {
                 of.machine
                     .recover(view, None, doubts, &mut |r| {
                         let extents = r.content.extents().to_vec();
-                        match lists.cached(number, r.name, extents, of.runs, asked) {
+                        match lists.cached(number, r.name, extents, of.paged, asked) {
                             Ok(()) => {
                                 number = number.saturating_add(1);
                                 ControlFlow::Continue(())
@@ -513,7 +516,9 @@ fn store(
         kind: r.kind,
         name: Some(r.name.clone()),
         image_offset: at,
-        physical_address: first.filter(|_| image.is_some()).map(|e| e.pa.0),
+        physical_address: first
+            .filter(|e| image.is_some() || place_of(e.pa.0).is_some())
+            .map(|e| e.pa.0),
         complete: Some(gap.is_none()),
         gap,
         fields: Some(fields.to_string()),

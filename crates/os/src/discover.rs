@@ -141,6 +141,7 @@ mod tests {
             dtb_hints: &[],
             anchors,
             symbols: None,
+            page_files: &[],
         }
     }
 

@@ -1,6 +1,7 @@
 //! What whoever looks for a kernel, or builds a view of it, may read.
 
 use crate::discover::Anchor;
+use ramsift_layers::page_file::PageFile;
 use ramsift_layers::run::RunMap;
 use ramsift_layers::translate::PhysRead;
 use ramsift_symbols::store::Files;
@@ -20,6 +21,9 @@ pub struct ViewInput<'a> {
     pub anchors: &'a [Anchor],
     /// Where symbol files are looked for when a kernel does not carry its own.
     pub symbols: Option<&'a dyn KernelSymbols>,
+    /// Page files of the captured system. Their pages are in `memory` at the addresses of [`ramsift_layers::page_file`], and
+    /// not among the `runs`.
+    pub page_files: &'a [PageFile],
 }
 
 /// Symbol files, found by the exact banner of the kernel that they are for.

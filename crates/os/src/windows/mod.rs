@@ -23,6 +23,7 @@ mod object;
 mod objects;
 mod open;
 mod page;
+mod page_files;
 mod pe;
 mod process;
 mod registry;
@@ -143,6 +144,12 @@ impl<'a> Kernel<'a> {
     /// Which physical memory there is.
     pub fn runs(&self) -> &RunMap {
         &self.runs
+    }
+
+    /// Pages of the image and of page files at hand: no more can be anybody's own.
+    fn pages(&self) -> usize {
+        let pages = self.runs.image_len() / 4096 + self.space.page_files().pages();
+        usize::try_from(pages).unwrap_or(usize::MAX)
     }
 
     /// The object of a type at an address of the kernel's.

@@ -1,5 +1,6 @@
 //! From what discovery confirmed to a kernel that can be read.
 
+use super::page_files::{self, PageFiles};
 use super::space::Entries;
 use super::{Kernel, Space, WindowsError, image, lists, nearest};
 use crate::discover::Discovery;
@@ -8,6 +9,7 @@ use ramsift_layers::translate::{Shape, X86_64, X86_64_LA57};
 use ramsift_symbols::SymbolTable;
 use ramsift_symbols::layouts::{LayoutError, Layouts};
 use std::cell::OnceCell;
+use std::rc::Rc;
 
 /// Why a kernel that was found can't be read.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -79,9 +81,13 @@ pub(super) fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a
     };
     let mut kernel = make(symbols);
     kernel.cookie = cookie(&kernel);
-    let entries = entries(&kernel);
+    let entries = Entries {
+        page_files: Rc::new(PageFiles::new(input.page_files)),
+        ..entries(&kernel)
+    };
     kernel.space = Space::new(input.memory, shape, table.dtb.0).with_entries(entries);
     fits(&kernel).map_err(|why| OpenError::Misfit { key, why })?;
+    page_files::examine(&kernel);
     Ok(kernel)
 }
 
@@ -143,6 +149,7 @@ fn entries(k: &Kernel<'_>) -> Entries {
     Entries {
         invalid_mask: mask.unwrap_or(0),
         page_file_low,
+        ..Entries::default()
     }
 }
 

@@ -202,6 +202,7 @@ impl Capture {
             dtb_hints: &[],
             anchors: &self.anchors,
             symbols: None,
+            page_files: &[],
         }
     }
 

@@ -108,6 +108,7 @@ impl Torn<'_> {
             dtb_hints: &[],
             anchors: &anchors,
             symbols: None,
+            page_files: &[],
         };
         let d = discover(&input);
         if let Some(why) = d.impossible {

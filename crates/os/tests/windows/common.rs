@@ -132,6 +132,7 @@ impl Made {
             dtb_hints: &[],
             anchors,
             symbols: None,
+            page_files: &[],
         }
     }
 

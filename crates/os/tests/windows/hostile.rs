@@ -142,6 +142,7 @@ fn layouts_of_another_family_are_refused() {
             let symbols = Wrong(wrong.1);
             let input = ViewInput {
                 symbols: Some(&symbols),
+                page_files: &[],
                 ..made.input(&anchors)
             };
             let d = discover(&input);

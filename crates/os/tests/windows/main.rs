@@ -7,6 +7,7 @@ mod files;
 mod frames;
 mod hostile;
 mod kernel;
+mod paging;
 mod processes;
 mod registry;
 mod views;

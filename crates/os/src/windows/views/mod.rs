@@ -15,6 +15,7 @@ mod modscan;
 mod modules;
 mod network;
 mod object_scans;
+mod pagefiles;
 mod pedump;
 mod procdump;
 mod pslist;
@@ -61,6 +62,7 @@ pub(super) const ALL: &[WindowsView] = &[
     pedump::PEDUMP,
     verinfo::VERINFO,
     procdump::PROCDUMP,
+    pagefiles::PAGEFILES,
     modules::MODULES,
     modscan::MODSCAN,
     modscan::UNLOADEDMODULES,
