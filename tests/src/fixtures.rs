@@ -190,6 +190,8 @@ pub(crate) fn folder() -> PathBuf {
 pub struct WindowsMachine {
     /// The raw image, without a low stub.
     pub image: PathBuf,
+    /// Its page file, which lies beside the image.
+    pub page_file: PathBuf,
     /// The same as a bitmap crash dump.
     pub dump: PathBuf,
     /// What was put into it.
@@ -206,7 +208,7 @@ pub fn windows_machine() -> &'static WindowsMachine {
             .args(["-B", "-m", "winsynth", "--layouts"])
             .arg(root.join("../crates/symbols/data/windows-x64.json.xz"))
             .args(["--guid", "606FF669409B00F7FC8C61A9C1670129"])
-            .args(["--seed", "11", "--bmp", "--no-low-stub", "--out"])
+            .args(["--seed", "11", "--bmp", "--no-low-stub", "--page-out", "--out"])
             .arg(&stem)
             .current_dir(root.join("fixtures/windows"))
             .output()
@@ -216,6 +218,7 @@ pub fn windows_machine() -> &'static WindowsMachine {
         let text = std::fs::read(stem.with_extension("truth.json")).expect("truth");
         WindowsMachine {
             image: stem.with_extension("raw"),
+            page_file: stem.with_extension("pagefile.sys"),
             dump: stem.with_extension("bmp.dmp"),
             truth: serde_json::from_slice(&text).expect("JSON"),
         }
