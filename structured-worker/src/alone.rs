@@ -115,6 +115,7 @@ pub(crate) fn input<'i>(
         anchors,
         symbols,
         page_files: &layout.page_files,
+        pool: None,
     }
 }
 

@@ -6,7 +6,7 @@ use crate::parts::{Collector, Opened, Part};
 use crate::{SHA256, Trouble, Worker, anchors, sha256};
 use ramsift_layers::{ImageReader, RunMap, SourceError};
 use ramsift_os::discover::{Anchor, Discovery, discover};
-use ramsift_os::input::ViewInput;
+use ramsift_os::input::{PoolScan, ViewInput};
 use ramsift_os::machine::is_whole;
 use ramsift_os::{Machine, open};
 use ramsift_proto::v1::task::Work;
@@ -64,7 +64,12 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
             Err(e) => return no_record(worker, task, &e),
         },
     };
-    let mut built = on_kernel(worker, task, &plan, &image, part, known).await;
+    // The chunks went over all of memory: what they saw of pools is not looked for again.
+    let pool = match late(task) {
+        true => Some(anchors::pool(objects, &keys, &plan.layout.runs).await?),
+        false => None,
+    };
+    let mut built = on_kernel(worker, task, &plan, &image, part, (known, pool)).await;
     if let Ok(Built::Elsewhere) = built {
         if plan.spec.unstructured {
             // The chunks' anchors tell when they are all in.
@@ -75,7 +80,7 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
             Err(e) => return gone(worker, task, e),
         };
         let known = Some((anchors, BY_PASS));
-        built = on_kernel(worker, task, &plan, &image, part, known).await;
+        built = on_kernel(worker, task, &plan, &image, part, (known, None)).await;
     }
     match built {
         Ok(Built::Rows(report, anchors)) => {
@@ -100,6 +105,11 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
         }
         Err(Ended::Panic(why)) => Ok(failed(worker, task, format!("the view failed: {why}"))),
     }
+}
+
+/// Whether a part waited for the chunks, to use what they told of pool memory.
+fn late(task: &Task) -> bool {
+    matches!(&task.work, Some(Work::View(v)) if v.view.starts_with(view::LATE))
 }
 
 /// What led to the kernel, where no known place did.
@@ -149,7 +159,7 @@ async fn on_kernel(
     plan: &Plan,
     image: &ImageReader,
     part: Part,
-    known: Option<(Vec<Anchor>, &'static str)>,
+    (known, pool): (Option<(Vec<Anchor>, &'static str)>, Option<PoolScan>),
 ) -> Result<Built, Ended> {
     let mut header = header(worker, task);
     let mut collector = Collector::new(
@@ -182,7 +192,10 @@ async fn on_kernel(
                 Found::Trouble(e) => return Ok(Built::Trouble(e)),
             },
         };
-        let input = alone::input(&memory, &runs, &layout, &anchors, symbols);
+        let input = ViewInput {
+            pool: pool.as_ref(),
+            ..alone::input(&memory, &runs, &layout, &anchors, symbols)
+        };
         let base = (runs != layout.runs).then(|| runs.runs().first().map_or(0, |r| r.pa));
         let found = SystemRow {
             physical_base: base,

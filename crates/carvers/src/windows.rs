@@ -50,7 +50,11 @@ pub const POOL_TAGS: [[u8; 4]; 18] = [
 pub fn top_tables(data: &[u8], physical: u64, core: &Range<usize>) -> Vec<usize> {
     let mut out = Vec::new();
     let skip = usize::try_from(physical.wrapping_neg() % PAGE).unwrap_or(0);
-    let first = skip + core.start.saturating_sub(skip).next_multiple_of(PAGE as usize);
+    let first = skip
+        + core
+            .start
+            .saturating_sub(skip)
+            .next_multiple_of(PAGE as usize);
     for at in (first..core.end.min(data.len())).step_by(PAGE as usize) {
         let Some(page) = data.get(at..at + PAGE as usize) else {
             break;
@@ -81,7 +85,9 @@ pub fn pool_headers(
 ) -> (Vec<usize>, bool) {
     // Most chunks begin with a letter that no tag has.
     let mut letters = [false; 256];
-    POOL_TAGS.iter().for_each(|t| letters[usize::from(t[0])] = true);
+    POOL_TAGS
+        .iter()
+        .for_each(|t| letters[usize::from(t[0])] = true);
     let mut out = Vec::new();
     let skip = usize::try_from(physical.wrapping_neg() % HEADER as u64).unwrap_or(0);
     let first = skip + core.start.saturating_sub(skip).next_multiple_of(HEADER);
@@ -99,6 +105,56 @@ pub fn pool_headers(
         }
     }
     (out, true)
+}
+
+/// What one window of a pass found of pool headers, as the anchor [`POOL`] tells it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PoolHeaders {
+    /// Bytes that were looked at, from the anchor's place on.
+    pub len: u64,
+    /// Places of headers, from the anchor's place on.
+    pub at: Vec<u32>,
+}
+
+/// The kind of the anchors that tell of [`PoolHeaders`].
+pub const POOL: &str = "pool_headers";
+/// The kind of the anchors that are [`top_tables`].
+pub const TOP_TABLE: &str = "top_table";
+/// Headers that one anchor tells of at most: memory can be full of tags.
+pub const MOST_HEADERS: usize = 1 << 18;
+
+impl PoolHeaders {
+    /// The headers in the core of a window; where there are too many, those of its first part.
+    pub fn find(data: &[u8], physical: u64, core: &Range<usize>) -> Self {
+        let (found, all) = pool_headers(data, physical, core, MOST_HEADERS);
+        let end = match found.last() {
+            Some(last) if !all => *last,
+            _ => core.end,
+        };
+        let at = found
+            .iter()
+            .map_while(|at| u32::try_from(at - core.start).ok());
+        Self {
+            len: end.saturating_sub(core.start) as u64,
+            at: at.collect(),
+        }
+    }
+
+    /// As bytes: the length, then the places, little-endian.
+    pub fn encode(&self) -> Vec<u8> {
+        let places = self.at.iter().flat_map(|a| a.to_le_bytes());
+        self.len.to_le_bytes().into_iter().chain(places).collect()
+    }
+
+    /// From bytes; `None` if they are none of it.
+    pub fn decode(bytes: &[u8]) -> Option<Self> {
+        let (len, rest) = bytes.split_first_chunk::<8>()?;
+        let (places, more) = rest.as_chunks::<4>();
+        let len = u64::from_le_bytes(*len);
+        let at: Vec<u32> = places.iter().map(|p| u32::from_le_bytes(*p)).collect();
+        let inside = at.iter().all(|a| u64::from(*a) < len);
+        (more.is_empty() && inside).then_some(Self { len, at })
+    }
 }
 
 #[cfg(test)]
@@ -124,12 +180,16 @@ mod tests {
         assert_eq!(top_tables(&data, 0x7000_0000, &(0..8192)), []);
         assert_eq!(top_tables(&data, 0x7100_0000, &(0..data.len())), []);
         // Bytes that begin within a page.
-        assert_eq!(top_tables(&data[100..], 0x7000_0064, &(0..data.len())), [8092]);
+        assert_eq!(
+            top_tables(&data[100..], 0x7000_0064, &(0..data.len())),
+            [8092]
+        );
         let mut lacks = data.clone();
         lacks[8192 + SHARED_DATA * 8] = 0x62;
         assert_eq!(top_tables(&lacks, 0x7000_0000, &(0..data.len())), []);
         // Two entries that lead to it are a page full of the same number.
-        data[8192 + 8 * 301..8192 + 8 * 302].copy_from_slice(&(0x63 | 0x7000_2000u64).to_le_bytes());
+        data[8192 + 8 * 301..8192 + 8 * 302]
+            .copy_from_slice(&(0x63 | 0x7000_2000u64).to_le_bytes());
         assert_eq!(top_tables(&data, 0x7000_0000, &(0..data.len())), []);
     }
 
@@ -140,11 +200,40 @@ mod tests {
             data[at + 4..at + 8].copy_from_slice(b"Thre");
         }
         data[128 + 4..128 + 8].copy_from_slice(b"Pro\xe3");
-        assert_eq!(pool_headers(&data, 0, &(0..4096), 9), (vec![0, 64, 128, 4080], true));
-        assert_eq!(pool_headers(&data, 0, &(16..4080), 9), (vec![64, 128], true));
-        assert_eq!(pool_headers(&data, 0, &(0..4096), 3), (vec![0, 64, 128], false));
+        assert_eq!(
+            pool_headers(&data, 0, &(0..4096), 9),
+            (vec![0, 64, 128, 4080], true)
+        );
+        assert_eq!(
+            pool_headers(&data, 0, &(16..4080), 9),
+            (vec![64, 128], true)
+        );
+        assert_eq!(
+            pool_headers(&data, 0, &(0..4096), 3),
+            (vec![0, 64, 128], false)
+        );
         // By physical address, whatever the buffer begins with.
         assert_eq!(pool_headers(&data, 15, &(0..4096), 9), (vec![65], true));
         assert_eq!(pool_headers(&[], 0, &(0..10), 9), (vec![], true));
+    }
+
+    #[test]
+    fn headers_are_told_as_bytes_and_read_back() {
+        let mut data = vec![0; 4096];
+        data[68..72].copy_from_slice(b"File");
+        let found = PoolHeaders::find(&data, 0x1000, &(32..4096));
+        assert_eq!(
+            found,
+            PoolHeaders {
+                len: 4064,
+                at: vec![32]
+            }
+        );
+        assert_eq!(PoolHeaders::decode(&found.encode()), Some(found.clone()));
+        assert_eq!(PoolHeaders::decode(&found.encode()[1..]), None);
+        assert_eq!(
+            PoolHeaders::decode(&[1, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0]),
+            None
+        );
     }
 }

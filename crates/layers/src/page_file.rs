@@ -10,7 +10,7 @@
 //! ```
 
 use crate::run::{Run, RunMap};
-use crate::source::{ByteSource, JoinedSource, SourcePin};
+use crate::source::{ByteSource, JoinedSource, SourceError, SourcePin, Sources};
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
@@ -117,6 +117,73 @@ pub fn runs_with(runs: &RunMap, files: &[PageFile], bytes: u64) -> RunMap {
     }
     // Two files of one number can't both be laid out.
     RunMap::new(out).unwrap_or_else(|_| runs.clone())
+}
+
+impl Sources {
+    /// Opens the pinned versions of page files, in their order.
+    pub async fn open_page_files(
+        &self,
+        files: &[PageFile],
+    ) -> Result<Vec<Arc<dyn ByteSource>>, SourceError> {
+        let mut out = Vec::with_capacity(files.len());
+        for f in files {
+            out.push(self.open_pinned(&f.pin).await?);
+        }
+        Ok(out)
+    }
+
+    /// Page files that are called as such beside a capture: `pagefile.sys`, that of the capture's own name, and numbered ones as
+    /// far as they follow one another. What may not be read is left out.
+    pub async fn page_files_beside(
+        &self,
+        pin: &SourcePin,
+    ) -> Result<Vec<(PageFile, Arc<dyn ByteSource>)>, SourceError> {
+        let first = match pin {
+            SourcePin::Parts { parts } => parts.first().map(ToString::to_string),
+            SourcePin::Ram { .. } => None,
+            one => Some(one.to_string()),
+        };
+        let Some(name) = first else {
+            return Ok(Vec::new());
+        };
+        let base = name.rfind('/').map_or(0, |i| i + 1);
+        let (folder, file) = name.split_at(base);
+        let stem = file.rsplit_once('.').map_or(file, |(stem, _)| stem);
+        let mut out: Vec<(PageFile, Arc<dyn ByteSource>)> = Vec::new();
+        for before in [format!("{folder}{stem}."), folder.to_owned()] {
+            for number in 0..MOST {
+                let mut names = vec![format!("{before}pagefile_{number}.sys")];
+                if number == 0 {
+                    names.insert(0, format!("{before}pagefile.sys"));
+                }
+                let mut found = None;
+                for name in names.iter().filter(|n| **n != pin.to_string()) {
+                    match self.open(name).await {
+                        Ok(s) => {
+                            found = Some(s);
+                            break;
+                        }
+                        Err(e @ SourceError::Unavailable { .. }) => return Err(e),
+                        Err(_) => {}
+                    }
+                }
+                let Some(source) = found else {
+                    // The first may lack a number of its own.
+                    if number > 0 { break } else { continue }
+                };
+                let file = PageFile {
+                    number,
+                    pin: source.pin().clone(),
+                    found: true,
+                };
+                out.push((file, source));
+            }
+            if !out.is_empty() {
+                break;
+            }
+        }
+        Ok(out)
+    }
 }
 
 #[cfg(test)]

@@ -142,6 +142,7 @@ mod tests {
             anchors,
             symbols: None,
             page_files: &[],
+            pool: None,
         }
     }
 

@@ -37,6 +37,7 @@ pub use open::OpenError;
 pub use space::{PageError, Space};
 
 use crate::content::Recovered;
+use crate::input::PoolScan;
 use crate::table::{Column, Table};
 use crate::view::View;
 use ramsift_layers::PhysAddr;
@@ -82,6 +83,23 @@ const FIRST: [&str; 4] = [
     "windows/cmdline",
 ];
 
+/// Views that look for objects in pool memory.
+const SCANS: [&str; 13] = [
+    "windows/psscan",
+    "windows/psxview",
+    "windows/thrdscan",
+    "windows/mutantscan",
+    "windows/symlinkscan",
+    "windows/modscan",
+    "windows/driverscan",
+    "windows/driverirp",
+    "windows/devicetree",
+    "windows/netscan",
+    "windows/filescan",
+    "windows/dumpfiles",
+    "windows/hivescan",
+];
+
 /// Views whose content belongs to processes.
 const BY_PROCESS: [&str; 2] = ["windows/pedump", "windows/procdump"];
 /// Views whose content is recovered only where somebody asks for it.
@@ -97,6 +115,7 @@ static SHARED: LazyLock<Vec<View>> = LazyLock::new(|| {
         on_request: ON_REQUEST.contains(&v.name),
         by_process: BY_PROCESS.contains(&v.name),
         first: FIRST.contains(&v.name),
+        scans: SCANS.contains(&v.name),
     };
     VIEWS.iter().map(shared).collect()
 });
@@ -116,6 +135,8 @@ pub struct Kernel<'a> {
     runs: RunMap,
     /// What the numbers of types in objects' headers are mixed with, from Windows 10 on.
     cookie: Option<u8>,
+    /// What a pass that others made found of pool memory.
+    pool: Option<PoolScan>,
     /// What a scan of all memory gave.
     scanned: OnceCell<scan::Scanned>,
 }

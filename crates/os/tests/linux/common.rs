@@ -203,6 +203,7 @@ impl Capture {
             anchors: &self.anchors,
             symbols: None,
             page_files: &[],
+            pool: None,
         }
     }
 

@@ -109,6 +109,7 @@ impl Torn<'_> {
             anchors: &anchors,
             symbols: None,
             page_files: &[],
+            pool: None,
         };
         let d = discover(&input);
         if let Some(why) = d.impossible {

@@ -134,6 +134,7 @@ impl Made {
             anchors,
             symbols: None,
             page_files: &[],
+            pool: None,
         }
     }
 

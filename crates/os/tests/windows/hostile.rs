@@ -143,6 +143,7 @@ fn layouts_of_another_family_are_refused() {
             let input = ViewInput {
                 symbols: Some(&symbols),
                 page_files: &[],
+                pool: None,
                 ..made.input(&anchors)
             };
             let d = discover(&input);

@@ -11,6 +11,7 @@ mod files;
 mod handles;
 mod hollowprocesses;
 mod info;
+mod inline_hooks;
 mod modscan;
 mod modules;
 mod network;
@@ -70,6 +71,7 @@ pub(super) const ALL: &[WindowsView] = &[
     driver_functions::DRIVERIRP,
     driver_functions::DEVICETREE,
     ssdt::SSDT,
+    inline_hooks::INLINE_HOOKS,
     callbacks::CALLBACKS,
     bigpools::BIGPOOLS,
     network::NETSCAN,
