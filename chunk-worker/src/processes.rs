@@ -216,7 +216,7 @@ fn report(
     let first = f.matches.iter().find(|(m, _)| Some(m.offset) == f.first);
     let at = first.map_or(0, |(_, row)| row.image_offset);
     let length = first.map_or(0, |(m, _)| m.len);
-    let physical = first.and_then(|_| ctx.plan.layout.runs.to_phys(ImageOffset(at)));
+    let physical = first.and_then(|_| ctx.paged_runs.to_phys(ImageOffset(at)));
     let window = first.and_then(|(_, row)| {
         let (address, window) = found.windows.get(&(row.unit, rule))?;
         (*address == row.address).then_some(window.as_slice())

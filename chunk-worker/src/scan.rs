@@ -6,7 +6,8 @@ use crate::coverage::CoreCoverage;
 use crate::read::Slab;
 use crate::sink::{Av, Collected, Rows};
 use crate::virus;
-use ramsift_carvers::api::{MoreError, ReadMore, Window};
+use ramsift_carvers::api::{Anchor, MoreError, ReadMore, Sink, Window};
+use ramsift_carvers::windows::{self, PoolHeaders};
 use ramsift_engines::yara::{ChunkMatches, ChunkScanner, ScanLimits, Unfinished, UnfinishedReason};
 use ramsift_layers::chunk::ChunkWindow;
 use ramsift_layers::hash::PieceHasher;
@@ -145,7 +146,7 @@ pub(crate) fn scan(
     let mut unpacked = Vec::new();
     for w in windows {
         if w.zero {
-            all_zero(worker, w, yara.is_some(), &mut rows);
+            all_zero(worker, ctx, w, yara.is_some(), &mut rows);
             continue;
         }
         let (data, bad, unread) = if ctx.image.extents().is_some() {
@@ -213,7 +214,7 @@ pub(crate) fn scan_hole(
     let mut rows = rows(worker, ctx, attempt);
     let yara = YaraPass::new(worker, ctx);
     for w in windows {
-        all_zero(worker, w, yara.is_some(), &mut rows);
+        all_zero(worker, ctx, w, yara.is_some(), &mut rows);
     }
     let hasher = PieceHasher::new(&file, ctx.source.len());
     let hash = hasher.map_or_else(String::new, |mut h| {
@@ -224,7 +225,14 @@ pub(crate) fn scan_hole(
 }
 
 /// A window whose core is zeros that the container holds no bytes of: there is nothing to look at.
-fn all_zero(worker: &Worker, w: &ChunkWindow, yara: bool, rows: &mut Rows<'_>) {
+fn all_zero(worker: &Worker, ctx: &JobContext, w: &ChunkWindow, yara: bool, rows: &mut Rows<'_>) {
+    if ctx.plan.spec.structured {
+        let none = PoolHeaders {
+            len: w.core.end - w.core.start,
+            at: Vec::new(),
+        };
+        tell_headers(w, &none, rows);
+    }
     let mut coverage = CoreCoverage::new(w.core.clone());
     coverage.sparse(std::slice::from_ref(&w.core));
     coverage.write("carvers", &mut rows.coverage);
@@ -260,6 +268,31 @@ fn bad_in(ctx: &JobContext, slab: &Slab, core: &Range<u64>) -> Vec<(Range<u64>, 
     out
 }
 
+/// Tells what may be a kernel's top table, and where pool memory has the tags of objects: views of Windows need both, and make
+/// no pass of their own then. `pa` is the physical address of the core's first byte.
+fn marks_of_windows(w: &ChunkWindow, data: &[u8], pa: u64, rows: &mut Rows<'_>) {
+    let at = |image: u64| usize::try_from(image - w.span.start).unwrap_or(usize::MAX);
+    let core = at(w.core.start)..at(w.core.end);
+    let physical = pa.wrapping_sub(core.start as u64);
+    let found = PoolHeaders::find(data, physical, &core);
+    tell_headers(w, &found, rows);
+    for table in windows::top_tables(data, physical, &core) {
+        rows.anchor(&Anchor {
+            kind: windows::TOP_TABLE,
+            offset: ImageOffset(w.span.start + table as u64),
+            data: &[],
+        });
+    }
+}
+
+fn tell_headers(w: &ChunkWindow, found: &PoolHeaders, rows: &mut Rows<'_>) {
+    rows.anchor(&Anchor {
+        kind: windows::POOL,
+        offset: ImageOffset(w.core.start),
+        data: &found.encode(),
+    });
+}
+
 /// All carvers over one window. Returns the sparse ranges.
 fn carve(
     worker: &Worker,
@@ -287,6 +320,9 @@ fn carve(
         core_end: at(w.core.end),
         image_len: w.stretch_end,
     };
+    if ctx.plan.spec.structured {
+        marks_of_windows(w, data, pa, rows);
+    }
     let mut follow = Follow {
         ctx,
         bytes: ctx.image.bytes(),

@@ -434,7 +434,7 @@ async fn memory(
     };
     let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
     let near = worker.config.disk.source(&task.job, &ctx.source);
-    let near = ctx.image.over(near).bytes();
+    let near = ctx.image.over(near).paged_bytes();
     let done = in_slot(worker, task, move || {
         memory::search(&w, &c, near.as_ref(), &list, &mut buffer.bytes, &a)
     })

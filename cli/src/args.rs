@@ -26,6 +26,10 @@ pub(crate) struct Args {
     /// Where results lie: a folder, or s3://bucket/prefix (setting store.url).
     #[arg(long, global = true, value_name = "STORE")]
     pub(crate) store: Option<String>,
+    /// A page file of the captured system, as PATH or s3:// URL, or NUMBER=PATH where it is not the first; may be repeated.
+    /// Without it those are taken that lie beside the capture (pagefile.sys, IMAGE.pagefile.sys, pagefile_1.sys).
+    #[arg(long = "pagefile", global = true, value_name = "[N=]PATH")]
+    pub(crate) page_files: Vec<String>,
     /// Listen for other machines without TLS or without knowing who calls, and send tokens over plain HTTP: where everyone
     /// in the network may do everything.
     #[arg(long, global = true)]

@@ -227,6 +227,8 @@ pub(crate) struct Clamd {
 pub(crate) struct Scan {
     pub(crate) chunk_size: u64,
     pub(crate) overlap: u64,
+    /// Page files of the captured system; empty: those beside the capture.
+    pub(crate) page_files: Vec<String>,
 }
 
 impl Default for Scan {
@@ -234,6 +236,7 @@ impl Default for Scan {
         Self {
             chunk_size: 64 << 20,
             overlap: 1 << 20,
+            page_files: Vec::new(),
         }
     }
 }

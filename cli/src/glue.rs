@@ -178,6 +178,7 @@ pub(crate) fn spec(config: &Config, args: &JobArgs, source: &str) -> Result<JobS
         unstructured: args.only != Some(Only::Structured),
         chunk_size: config.scan.chunk_size,
         overlap: config.scan.overlap,
+        page_files: config.scan.page_files.clone(),
         timezone: args.timezone.clone().unwrap_or_default(),
         carvers: args.carvers.clone(),
         hash: args.hash.clone().unwrap_or_default(),

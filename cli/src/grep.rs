@@ -19,6 +19,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use arrow::array::{ArrayRef, RecordBatch, StringArray, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use futures::StreamExt;
+use ramsift_layers::page_file::place_of;
 use ramsift_layers::{ByteSource, FileOffset, ImageOffset, PhysAddr};
 use ramsift_os::Machine;
 use ramsift_os::content::Extent;
@@ -320,7 +321,10 @@ async fn processes(
         let listed = machine
             .resident(&mut doubts, &mut |unit| {
                 for s in stretches(&unit) {
-                    if pids.is_empty() && s.windows(2).all(|w| w[0].pa.0 + w[0].len == w[1].pa.0) {
+                    // What is in a page file is not in the image.
+                    let paged = s.iter().any(|x| place_of(x.pa.0).is_some());
+                    let joined = s.windows(2).all(|w| w[0].pa.0 + w[0].len == w[1].pa.0);
+                    if pids.is_empty() && joined && !paged {
                         continue;
                     }
                     let len: u64 = s.iter().map(|x| x.len).sum();
@@ -345,7 +349,7 @@ async fn processes(
                             rest -= x.len;
                         }
                         let Some((pa, address)) = first else { continue };
-                        if pids.is_empty() && whole {
+                        if pids.is_empty() && whole && place_of(pa).is_none() {
                             continue;
                         }
                         let list = found.entry(unit.number).or_default();

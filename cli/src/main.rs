@@ -91,6 +91,10 @@ async fn run(args: Args) -> Result<u8> {
     if let Some(store) = &args.store {
         config.store.url.clone_from(store);
     }
+    config
+        .scan
+        .page_files
+        .extend(args.page_files.iter().cloned());
     if args.insecure {
         config.server.insecure = true;
         config.client.insecure = true;

@@ -2,7 +2,7 @@
 //! worker after the other.
 
 use crate::Deps;
-use crate::plan::parameters;
+use crate::plan::{named_page_files, parameters};
 use crate::service::{Inner, lock};
 use ramsift_layers::SourceError;
 use ramsift_proto::v1::JobSpec;
@@ -100,6 +100,11 @@ pub(crate) async fn check(inner: &Inner, spec: &JobSpec) -> Result<(), SubmitErr
     // Whether it can be read now is found out when the job is planned.
     if let Err(e @ SourceError::Refused { .. }) = deps.sources.check(&spec.source).await {
         return Err(SubmitError::Invalid(e.to_string()));
+    }
+    for (_, path) in named_page_files(spec).map_err(SubmitError::Invalid)? {
+        if let Err(e @ SourceError::Refused { .. }) = deps.sources.check(path).await {
+            return Err(SubmitError::Invalid(e.to_string()));
+        }
     }
     if !spec.rules_digest.is_empty() {
         rules(inner, deps, &spec.rules_digest).await?;

@@ -2,6 +2,7 @@
 
 use crate::parts::Opened;
 use crate::rows;
+use ramsift_layers::page_file::place_of;
 use ramsift_layers::run::RunMap;
 use ramsift_os::content::{Content, Recovered};
 use ramsift_store::packs::{Hashed, Meta, PackWriter, Spool};
@@ -62,7 +63,9 @@ pub(crate) fn store(
         kind: r.kind,
         name: Some(r.name.clone()),
         image_offset: at,
-        physical_address: first.filter(|_| image.is_some()).map(|e| e.pa.0),
+        physical_address: first
+            .filter(|e| image.is_some() || place_of(e.pa.0).is_some())
+            .map(|e| e.pa.0),
         complete: Some(gap.is_none()),
         gap,
         fields: Some(fields.to_string()),

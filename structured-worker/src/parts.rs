@@ -51,6 +51,8 @@ pub(crate) enum Part {
     Anchored,
     /// Builds the other views.
     Views,
+    /// Builds those views that scan all of memory, where that was left out of the others.
+    Scans,
     /// Recovers content: cached files, modules, programs in memory.
     Content,
     /// Lists the memory of processes for the rules.
@@ -61,16 +63,18 @@ pub(crate) enum Part {
 
 impl Part {
     /// The part that a view of a job is.
-    pub(crate) fn of(view: &str) -> Option<Self> {
+    pub(crate) fn of(name: &str) -> Option<Self> {
         let all = [
             Self::System,
             Self::Anchored,
             Self::Views,
+            Self::Scans,
             Self::Content,
             Self::Memory,
             Self::Frames,
         ];
-        all.into_iter().find(|p| p.name() == view)
+        let name = name.strip_prefix(view::LATE).unwrap_or(name);
+        all.into_iter().find(|p| p.name() == name)
     }
 
     /// Whether it looks for the kernel that the others take.
@@ -83,6 +87,7 @@ impl Part {
             Self::System => view::SYSTEM,
             Self::Anchored => view::ANCHORED,
             Self::Views => view::VIEWS,
+            Self::Scans => view::SCANS,
             Self::Content => view::CONTENT,
             Self::Memory => view::MEMORY,
             Self::Frames => view::FRAMES,
@@ -94,10 +99,14 @@ impl Part {
         match self {
             Self::System | Self::Anchored => {
                 out.views(of, &|v| v.first)?;
-                out.ask_for_the_rest();
+                out.ask_for_the_rest(of.machine.system().scans_pools());
                 Ok(())
             }
-            Self::Views => out.views(of, &|v| !v.first),
+            Self::Views => {
+                let waits = out.asked.lines && of.machine.system().scans_pools();
+                out.views(of, &|v| !v.first && !(waits && v.scans))
+            }
+            Self::Scans => out.views(of, &|v| v.scans),
             Self::Content => out.artifacts(of),
             Self::Memory => out.memory(of),
             Self::Frames => out.frames(of),
@@ -110,6 +119,8 @@ impl Part {
 pub(crate) struct Opened<'m> {
     pub(crate) machine: &'m dyn Machine,
     pub(crate) runs: &'m RunMap,
+    /// The same, and those of page files behind them: lists of memory count in these.
+    pub(crate) paged: &'m RunMap,
 }
 
 /// Rows on their way into a report.
@@ -129,7 +140,7 @@ pub(crate) struct Collector {
     views: Vec<ViewRow>,
     coverage: CoverageBuilder,
     /// Parts to be done next.
-    more: Vec<&'static str>,
+    more: Vec<String>,
 }
 
 impl Collector {
@@ -263,7 +274,7 @@ impl Collector {
 
     /// Lists the memory of processes for the rules.
     fn memory(&mut self, of: Opened<'_>) -> Result<(), String> {
-        let runs = of.runs;
+        let runs = of.paged;
         let started = Instant::now();
         let (mut doubts, mut failed, mut next) = (Vec::new(), None, 0);
         let (asked, lists) = (&self.asked, &mut self.lists);
@@ -321,7 +332,7 @@ impl Collector {
                 of.machine
                     .recover(view, None, doubts, &mut |r| {
                         let extents = r.content.extents().to_vec();
-                        match lists.cached(number, r.name, extents, of.runs, asked) {
+                        match lists.cached(number, r.name, extents, of.paged, asked) {
                             Ok(()) => {
                                 number = number.saturating_add(1);
                                 ControlFlow::Continue(())
@@ -422,17 +433,29 @@ impl Collector {
         Ok(())
     }
 
-    /// Asks for the parts that can be done now that the kernel is known.
-    fn ask_for_the_rest(&mut self) {
-        let more = [Part::Views, Part::Content, Part::Frames];
+    /// Asks for the parts that can be done now that the kernel is known. Where the chunks look for objects in pool memory, what
+    /// needs these waits for them.
+    fn ask_for_the_rest(&mut self, scans_pools: bool) {
+        let waits = scans_pools && self.asked.lines;
         let memory = (self.asked.memory || self.asked.lines).then_some(Part::Memory);
-        self.more = more.into_iter().chain(memory).map(Part::name).collect();
+        let scans = waits.then_some(Part::Scans);
+        let late = [Part::Content, Part::Frames]
+            .into_iter()
+            .chain(memory)
+            .chain(scans);
+        let name = |p: Part| match waits {
+            true => format!("{}{}", view::LATE, p.name()),
+            false => p.name().to_owned(),
+        };
+        self.more = std::iter::once(Part::Views.name().to_owned())
+            .chain(late.map(name))
+            .collect();
     }
 
     /// What is asked for by what was built.
     pub(crate) fn wishes(&mut self) -> Option<Wishes> {
         let mut w = self.lists.finish();
-        w.views = self.more.iter().map(|v| (*v).to_owned()).collect();
+        w.views.clone_from(&self.more);
         (w.memory + w.files > 0 || !w.views.is_empty()).then_some(w)
     }
 
