@@ -4,7 +4,7 @@ use crate::{Config, Deps};
 use ramsift_carvers::{CarverOptions, CarverSet};
 use ramsift_engines::yara::RuleSet;
 use ramsift_layers::source::{SourceError, Sources};
-use ramsift_layers::{ByteSource, ImageReader};
+use ramsift_layers::{ByteSource, ImageReader, RunMap};
 use ramsift_store::image;
 use ramsift_store::job::{self, rules_key};
 use ramsift_store::{Keys, Objects, Plan, StoreError};
@@ -57,8 +57,10 @@ pub struct JobContext {
     pub keys: Keys,
     /// The evidence, pinned, as it is stored.
     pub source: Arc<dyn ByteSource>,
-    /// The image that it stands for.
+    /// The image that it stands for, with its page files.
     pub image: ImageReader,
+    /// The runs of the image, and those of its page files behind them: lists of processes' memory count in these.
+    pub paged_runs: RunMap,
     /// The carvers that the plan asks for.
     pub carvers: CarverSet,
     /// Those of them that look for lines, names and addresses; they run over pages in their order, too.
@@ -117,6 +119,12 @@ impl JobCache {
         };
         let source = self.sources.open_pinned(&plan.pin).await?;
         let image = image::reader(&self.objects, &keys, &plan, source.clone()).await?;
+        let files = self
+            .sources
+            .open_page_files(&plan.layout.page_files)
+            .await?;
+        let image = image.with_page_files(files);
+        let paged_runs = plan.layout.paged_runs(image.paged_bytes().len());
         let options = carver_options(&plan, self.max_artifact)?;
         let unusable = |e: ramsift_carvers::CarverError| ContextError::Unusable(e.to_string());
         let carvers = CarverSet::new(options.clone()).map_err(unusable)?;
@@ -143,6 +151,7 @@ impl JobCache {
             keys,
             source,
             image,
+            paged_runs,
             carvers,
             line_carvers,
             rules,

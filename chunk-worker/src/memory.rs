@@ -103,7 +103,7 @@ impl Plan {
 
     /// What is to be read, into a buffer that begins at `base`.
     fn wanted(&self, ctx: &JobContext, base: usize) -> Vec<Wanted> {
-        let runs = &ctx.plan.layout.runs;
+        let runs = &ctx.paged_runs;
         let of = |p: &Place| {
             let (image, at) = (p.image, base + p.at);
             let pieces = runs.pieces(image..image.saturating_add(p.len as u64));

@@ -42,10 +42,11 @@ struct Spots<'a> {
 }
 
 impl<'a> Spots<'a> {
-    /// Whether a range of the buffer touches an end of physically adjacent bytes.
+    /// Whether a range of the buffer touches an end of physically adjacent bytes, or lies in a page file, which no chunk has.
     fn touches(&self, r: &Range<usize>) -> bool {
+        let image = self.ctx.plan.layout.runs.image_len();
         let first = self.plan.place(r.start);
-        first.is_some_and(|p| r.start == p.at || r.end >= p.at + p.len)
+        first.is_some_and(|p| p.image >= image || r.start == p.at || r.end >= p.at + p.len)
     }
 
     /// Where a range of the buffer lies.
@@ -63,7 +64,7 @@ impl<'a> Spots<'a> {
             .map(inside)
             .collect();
         let image_offset = pieces.first()?.0;
-        let physical = self.ctx.plan.layout.runs.to_phys(ImageOffset(image_offset));
+        let physical = self.ctx.paged_runs.to_phys(ImageOffset(image_offset));
         Some(Ordered {
             name: self.name,
             image_offset,
@@ -121,10 +122,11 @@ pub(crate) fn viruses(
 ) -> Result<(), String> {
     for stretch in &plan.stretches {
         let core = plan.core.start.max(stretch.start)..plan.core.end.min(stretch.end);
-        // One place is one piece of the image: nothing in it crosses anything.
+        // One place is one piece of the image: nothing in it crosses anything. What lies in a page file no chunk has.
+        let image = ctx.plan.layout.runs.image_len();
         let apart = plan
             .place(stretch.start)
-            .is_some_and(|p| p.at + p.len < stretch.end);
+            .is_some_and(|p| p.image >= image || p.at + p.len < stretch.end);
         if core.is_empty() || !apart {
             continue;
         }
@@ -138,7 +140,10 @@ pub(crate) fn viruses(
         };
         for h in hits {
             let r = stretch.start + h.range.start..stretch.start + h.range.end;
-            let whole = plan.place(r.start).is_some_and(|p| r.end <= p.at + p.len);
+            let image = ctx.plan.layout.runs.image_len();
+            let whole = plan
+                .place(r.start)
+                .is_some_and(|p| p.image < image && r.end <= p.at + p.len);
             if let Some(place) = (!whole).then(|| spots.of(&r)).flatten() {
                 let engine = &av.clamd.version().engine;
                 rows.virus_in_order(

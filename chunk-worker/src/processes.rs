@@ -28,7 +28,7 @@ const NAMED: usize = 64;
 struct Found {
     rows: BTreeMap<(u32, u32, u32, u64), MemoryMatchRow>,
     /// Rules with more matches than are held.
-    capped: BTreeSet<u32>,
+    capped: BTreeSet<(u32, Option<u32>)>,
     /// Bytes around the first match of a rule in a unit.
     windows: BTreeMap<(u32, u32), (u64, Vec<u8>)>,
 }
@@ -43,7 +43,7 @@ impl Found {
             *first = (m.address, window);
         }
         if self.rows.len() >= MATCHES {
-            self.capped.insert(m.rule);
+            self.capped.insert((m.rule, None));
             return;
         }
         self.rows.insert((m.unit, m.rule, m.pattern, m.address), m);
@@ -216,7 +216,7 @@ fn report(
     let first = f.matches.iter().find(|(m, _)| Some(m.offset) == f.first);
     let at = first.map_or(0, |(_, row)| row.image_offset);
     let length = first.map_or(0, |(m, _)| m.len);
-    let physical = first.and_then(|_| ctx.plan.layout.runs.to_phys(ImageOffset(at)));
+    let physical = first.and_then(|_| ctx.paged_runs.to_phys(ImageOffset(at)));
     let window = first.and_then(|(_, row)| {
         let (address, window) = found.windows.get(&(row.unit, rule))?;
         (*address == row.address).then_some(window.as_slice())

@@ -6,7 +6,8 @@ use crate::coverage::CoreCoverage;
 use crate::read::Slab;
 use crate::sink::{Av, Collected, Rows};
 use crate::virus;
-use ramsift_carvers::api::{MoreError, ReadMore, Window};
+use ramsift_carvers::api::{Anchor, MoreError, ReadMore, Sink, Window};
+use ramsift_carvers::windows::{self, PoolHeaders};
 use ramsift_engines::yara::{ChunkMatches, ChunkScanner, ScanLimits, Unfinished, UnfinishedReason};
 use ramsift_layers::chunk::ChunkWindow;
 use ramsift_layers::hash::PieceHasher;
@@ -145,20 +146,34 @@ pub(crate) fn scan(
     let mut unpacked = Vec::new();
     for w in windows {
         if w.zero {
-            all_zero(worker, w, yara.is_some(), &mut rows);
+            all_zero(worker, ctx, w, yara.is_some(), &mut rows);
             continue;
         }
-        let (data, bad) = if ctx.image.extents().is_some() {
+        let (data, bad, unread) = if ctx.image.extents().is_some() {
             let bad = slab.unpack(&ctx.image, w, &mut unpacked);
-            let bad = Handle::current().block_on(bad).map_err(ScanError::Source)?;
-            (Cow::Borrowed(unpacked.as_slice()), bad)
+            let mut bad = Handle::current().block_on(bad).map_err(ScanError::Source)?;
+            let unread = bad.iter().map(|b| b.0.clone()).collect();
+            bad.retain_mut(|(r, _)| {
+                *r = r.start.max(w.core.start)..r.end.min(w.core.end);
+                r.start < r.end
+            });
+            (Cow::Borrowed(unpacked.as_slice()), bad, unread)
         } else {
             let data = Handle::current()
                 .block_on(slab.window(ctx.source.as_ref(), w))
                 .map_err(ScanError::Source)?;
-            (data, bad_in(ctx, slab, &w.core))
+            let unread = bad_in(ctx, slab, &w.span).into_iter().map(|b| b.0);
+            (data, bad_in(ctx, slab, &w.core), unread.collect())
         };
-        let sparse = carve(worker, ctx, w, &data, &bad, &mut budget, &mut rows)?;
+        let sparse = carve(
+            worker,
+            ctx,
+            w,
+            &data,
+            (&bad, unread),
+            &mut budget,
+            &mut rows,
+        )?;
         if let Some(y) = &mut yara {
             y.window(worker, w, &data, &bad, &sparse, &mut rows);
         }
@@ -199,7 +214,7 @@ pub(crate) fn scan_hole(
     let mut rows = rows(worker, ctx, attempt);
     let yara = YaraPass::new(worker, ctx);
     for w in windows {
-        all_zero(worker, w, yara.is_some(), &mut rows);
+        all_zero(worker, ctx, w, yara.is_some(), &mut rows);
     }
     let hasher = PieceHasher::new(&file, ctx.source.len());
     let hash = hasher.map_or_else(String::new, |mut h| {
@@ -210,7 +225,14 @@ pub(crate) fn scan_hole(
 }
 
 /// A window whose core is zeros that the container holds no bytes of: there is nothing to look at.
-fn all_zero(worker: &Worker, w: &ChunkWindow, yara: bool, rows: &mut Rows<'_>) {
+fn all_zero(worker: &Worker, ctx: &JobContext, w: &ChunkWindow, yara: bool, rows: &mut Rows<'_>) {
+    if ctx.plan.spec.structured {
+        let none = PoolHeaders {
+            len: w.core.end - w.core.start,
+            at: Vec::new(),
+        };
+        tell_headers(w, &none, rows);
+    }
     let mut coverage = CoreCoverage::new(w.core.clone());
     coverage.sparse(std::slice::from_ref(&w.core));
     coverage.write("carvers", &mut rows.coverage);
@@ -246,13 +268,38 @@ fn bad_in(ctx: &JobContext, slab: &Slab, core: &Range<u64>) -> Vec<(Range<u64>, 
     out
 }
 
+/// Tells what may be a kernel's top table, and where pool memory has the tags of objects: views of Windows need both, and make
+/// no pass of their own then. `pa` is the physical address of the core's first byte.
+fn marks_of_windows(w: &ChunkWindow, data: &[u8], pa: u64, rows: &mut Rows<'_>) {
+    let at = |image: u64| usize::try_from(image - w.span.start).unwrap_or(usize::MAX);
+    let core = at(w.core.start)..at(w.core.end);
+    let physical = pa.wrapping_sub(core.start as u64);
+    let found = PoolHeaders::find(data, physical, &core);
+    tell_headers(w, &found, rows);
+    for table in windows::top_tables(data, physical, &core) {
+        rows.anchor(&Anchor {
+            kind: windows::TOP_TABLE,
+            offset: ImageOffset(w.span.start + table as u64),
+            data: &[],
+        });
+    }
+}
+
+fn tell_headers(w: &ChunkWindow, found: &PoolHeaders, rows: &mut Rows<'_>) {
+    rows.anchor(&Anchor {
+        kind: windows::POOL,
+        offset: ImageOffset(w.core.start),
+        data: &found.encode(),
+    });
+}
+
 /// All carvers over one window. Returns the sparse ranges.
 fn carve(
     worker: &Worker,
     ctx: &JobContext,
     w: &ChunkWindow,
     data: &[u8],
-    bad: &[(Range<u64>, String)],
+    (bad, unread): (&[(Range<u64>, String)], Vec<Range<u64>>),
     budget: &mut u64,
     rows: &mut Rows<'_>,
 ) -> Result<Vec<Range<u64>>, ScanError> {
@@ -264,7 +311,7 @@ fn carve(
         .runs
         .to_phys(ImageOffset(w.core.start))
         .map_or(0, |p| p.0);
-    rows.set_delta(pa.wrapping_sub(w.core.start));
+    rows.set_window(pa.wrapping_sub(w.core.start), unread);
     let at = |image: u64| usize::try_from(image - w.span.start).unwrap_or(usize::MAX);
     let window = Window {
         data,
@@ -273,6 +320,9 @@ fn carve(
         core_end: at(w.core.end),
         image_len: w.stretch_end,
     };
+    if ctx.plan.spec.structured {
+        marks_of_windows(w, data, pa, rows);
+    }
     let mut follow = Follow {
         ctx,
         bytes: ctx.image.bytes(),

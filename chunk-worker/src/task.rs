@@ -359,8 +359,10 @@ async fn perform(
             let (list, _): (FileList, _) = job::read(worker.deps.objects.as_ref(), &work.list)
                 .await
                 .map_err(|e| Trouble::of_store(&e, false))?;
+            let near = worker.config.disk.source(&task.job, &ctx.source);
+            let near = ctx.image.over(near).bytes();
             in_slot(worker, task, move || {
-                recovered::inspect(&w, &c, &list, &a).map_err(ScanError::Store)
+                recovered::inspect(&w, &c, near.as_ref(), &list, &a)
             })
             .await
         }
@@ -432,7 +434,7 @@ async fn memory(
     };
     let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
     let near = worker.config.disk.source(&task.job, &ctx.source);
-    let near = ctx.image.over(near).bytes();
+    let near = ctx.image.over(near).paged_bytes();
     let done = in_slot(worker, task, move || {
         memory::search(&w, &c, near.as_ref(), &list, &mut buffer.bytes, &a)
     })

@@ -31,6 +31,7 @@ pub(crate) struct Config {
     pub(crate) worker: Worker,
     pub(crate) symbols: Symbols,
     pub(crate) rules: Rules,
+    pub(crate) artifacts: Artifacts,
     pub(crate) http: Http,
     pub(crate) log: Log,
 }
@@ -226,6 +227,8 @@ pub(crate) struct Clamd {
 pub(crate) struct Scan {
     pub(crate) chunk_size: u64,
     pub(crate) overlap: u64,
+    /// Page files of the captured system; empty: those beside the capture.
+    pub(crate) page_files: Vec<String>,
 }
 
 impl Default for Scan {
@@ -233,6 +236,7 @@ impl Default for Scan {
         Self {
             chunk_size: 64 << 20,
             overlap: 1 << 20,
+            page_files: Vec::new(),
         }
     }
 }
@@ -367,6 +371,15 @@ impl Default for Worker {
             grace_seconds: 25,
         }
     }
+}
+
+/// Artifacts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Artifacts {
+    /// Those that are copied into the store although the capture has them: kinds with commas between them, or `all`;
+    /// empty: none.
+    pub(crate) copy: String,
 }
 
 /// YARA rules.

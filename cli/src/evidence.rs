@@ -82,6 +82,7 @@ pub(crate) async fn of_path(config: &Config, name: &str) -> Result<Evidence> {
         structured: true,
         chunk_size: config.scan.chunk_size,
         overlap: config.scan.overlap,
+        page_files: config.scan.page_files.clone(),
         ..JobSpec::default()
     };
     let source = sources.open(name).await?;
@@ -190,9 +191,21 @@ impl NamedJob {
         };
         let keys = Keys::new(job);
         let image = image::reader(&self.objects, &keys, &self.plan, source).await?;
+        let mut plan = self.plan;
+        let files = match sources.open_page_files(&plan.layout.page_files).await {
+            Ok(files) => files,
+            Err(e) => {
+                tell!(
+                    "without the page files of job {job}: {}",
+                    Shown(e.to_string())
+                );
+                plan.layout.page_files.clear();
+                Vec::new()
+            }
+        };
         Ok(Evidence {
-            image,
-            plan: self.plan,
+            image: image.with_page_files(files),
+            plan,
             passing: false,
             job: Some((self.objects, self.job)),
         })

@@ -178,6 +178,7 @@ pub(crate) fn spec(config: &Config, args: &JobArgs, source: &str) -> Result<JobS
         unstructured: args.only != Some(Only::Structured),
         chunk_size: config.scan.chunk_size,
         overlap: config.scan.overlap,
+        page_files: config.scan.page_files.clone(),
         timezone: args.timezone.clone().unwrap_or_default(),
         carvers: args.carvers.clone(),
         hash: args.hash.clone().unwrap_or_default(),
@@ -190,6 +191,10 @@ pub(crate) fn spec(config: &Config, args: &JobArgs, source: &str) -> Result<JobS
         host: host(),
         submitted_micros: now_micros(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        copy_artifacts: {
+            let own = args.copy_artifacts.as_deref();
+            crate::artifacts::copies(own.unwrap_or(&config.artifacts.copy))?
+        },
         matches: Some(args.matches.clone())
             .filter(|m| m == "all")
             .unwrap_or_default(),

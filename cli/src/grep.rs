@@ -10,6 +10,7 @@
 //! processes and files. With `--pid` everything in those processes is told, with its virtual address.
 
 use crate::args::{Format, GrepArgs};
+use crate::artifacts::{COLUMNS, Stored};
 use crate::config::Config;
 use crate::evidence::{self, Evidence, Named};
 use crate::terminal::{Shown, count, shown_bytes, tell};
@@ -18,6 +19,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use arrow::array::{ArrayRef, RecordBatch, StringArray, UInt64Array};
 use arrow::datatypes::{DataType, Field, Schema};
 use futures::StreamExt;
+use ramsift_layers::page_file::place_of;
 use ramsift_layers::{ByteSource, FileOffset, ImageOffset, PhysAddr};
 use ramsift_os::Machine;
 use ramsift_os::content::Extent;
@@ -319,7 +321,10 @@ async fn processes(
         let listed = machine
             .resident(&mut doubts, &mut |unit| {
                 for s in stretches(&unit) {
-                    if pids.is_empty() && s.windows(2).all(|w| w[0].pa.0 + w[0].len == w[1].pa.0) {
+                    // What is in a page file is not in the image.
+                    let paged = s.iter().any(|x| place_of(x.pa.0).is_some());
+                    let joined = s.windows(2).all(|w| w[0].pa.0 + w[0].len == w[1].pa.0);
+                    if pids.is_empty() && joined && !paged {
                         continue;
                     }
                     let len: u64 = s.iter().map(|x| x.len).sum();
@@ -344,7 +349,7 @@ async fn processes(
                             rest -= x.len;
                         }
                         let Some((pa, address)) = first else { continue };
-                        if pids.is_empty() && whole {
+                        if pids.is_empty() && whole && place_of(pa).is_none() {
                             continue;
                         }
                         let list = found.entry(unit.number).or_default();
@@ -451,18 +456,17 @@ async fn files(e: &Evidence, p: &Patterns, a: &GrepArgs, limit: usize) -> Result
     if !there.iter().any(|n| n == "artifacts") {
         return Ok(Vec::new());
     }
-    let sql = "SELECT name, object, object_offset, size, image_offset FROM artifacts WHERE kind = 'cached_file' AND size > 4096 \
-               ORDER BY object, object_offset";
+    let sql = format!(
+        "SELECT name, image_offset, {COLUMNS} FROM artifacts WHERE kind = 'cached_file' AND size > 4096 \
+         ORDER BY object, object_offset, image_offset"
+    );
     let mut out = Vec::new();
-    for r in crate::overview::texts(&t, sql).await {
-        let (Ok(at), Ok(size), Ok(image)) = (
-            r[2].parse::<u64>(),
-            r[3].parse::<u64>(),
-            r[4].parse::<u64>(),
-        ) else {
+    for r in crate::overview::rows_of_query(&t, &sql).await? {
+        let (Some(Ok(image)), Some(row)) = (r.get(1).map(|i| i.parse::<u64>()), r.get(2..)) else {
             continue;
         };
-        let data = objects.get_range(&r[1], at..at + size).await?;
+        let stored = Stored::of(row)?;
+        let data = stored.content(objects.as_ref(), Some(e)).await?;
         for h in hits(p, a.regex, &data) {
             let torn = h.at as u64 / PAGE != (h.at + h.len - 1) as u64 / PAGE;
             if torn && out.len() < limit {

@@ -1,6 +1,7 @@
 //! The one binary: embedded scans, the four services, and what users ask of results.
 
 mod args;
+mod artifacts;
 mod capture;
 mod client;
 mod config;
@@ -90,6 +91,10 @@ async fn run(args: Args) -> Result<u8> {
     if let Some(store) = &args.store {
         config.store.url.clone_from(store);
     }
+    config
+        .scan
+        .page_files
+        .extend(args.page_files.iter().cloned());
     if args.insecure {
         config.server.insecure = true;
         config.client.insecure = true;

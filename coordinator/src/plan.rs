@@ -4,7 +4,8 @@ use crate::unpacked::FromContainer;
 use ramsift_layers::container::ContainerError;
 use ramsift_layers::extent::Table;
 use ramsift_layers::format::{self, ContainerGap, FormatError, Opened};
-use ramsift_layers::source::{SourceError, Sources};
+use ramsift_layers::page_file::{self, PageFile};
+use ramsift_layers::source::{SourceError, SourcePin, Sources};
 use ramsift_layers::{ByteSource, ChunkParams, ImageReader};
 use ramsift_proto::v1::JobSpec;
 use ramsift_proto::view;
@@ -100,6 +101,8 @@ pub struct Planned {
     pub source: Arc<dyn ByteSource>,
     /// The table of extents that is to lie beside the plan, where the container packs its memory.
     pub table: Option<Table>,
+    /// Page files of the captured system, in the order of the layout.
+    pub page_files: Vec<Arc<dyn ByteSource>>,
 }
 
 impl Planned {
@@ -109,7 +112,8 @@ impl Planned {
             layout: self.plan.layout.clone(),
             table: self.table.clone(),
         };
-        opened.reader(self.source.clone()).await
+        let reader = opened.reader(self.source.clone()).await?;
+        Ok(reader.with_page_files(self.page_files.clone()))
     }
 }
 
@@ -149,6 +153,24 @@ pub async fn plan_of(
         }
     }
     let pin = source.pin().clone();
+    let (named, page_files) = page_files(sources, &spec, from.map_or(&pin, |f| &f.container))
+        .await?
+        .into_iter()
+        .unzip();
+    layout.page_files = named;
+    for f in &layout.page_files {
+        let how = if f.found {
+            "found beside the capture"
+        } else {
+            "named"
+        };
+        layout.notes.push(format!(
+            "page file {}: {} of {} bytes, {how}; views say whether it is this machine's",
+            f.number,
+            f.pin,
+            f.pin.size()
+        ));
+    }
     let mut views = Vec::new();
     if spec.structured {
         views.push(view::SYSTEM.to_owned());
@@ -184,7 +206,46 @@ pub async fn plan_of(
         plan,
         source,
         table,
+        page_files,
     })
+}
+
+/// The page files that a job names, or those beside its capture.
+async fn page_files(
+    sources: &Sources,
+    spec: &JobSpec,
+    capture: &SourcePin,
+) -> Result<Vec<(PageFile, Arc<dyn ByteSource>)>, PlanError> {
+    if !spec.structured {
+        return Ok(Vec::new());
+    }
+    if spec.page_files.is_empty() {
+        return Ok(sources.page_files_beside(capture).await?);
+    }
+    let mut out: Vec<(PageFile, Arc<dyn ByteSource>)> = Vec::new();
+    for (number, path) in named_page_files(spec).map_err(PlanError::Parameters)? {
+        let source = sources.open(path).await?;
+        let file = PageFile {
+            number,
+            pin: source.pin().clone(),
+            found: false,
+        };
+        out.push((file, source));
+    }
+    Ok(out)
+}
+
+/// Numbers and names of the page files that a job names.
+pub(crate) fn named_page_files(spec: &JobSpec) -> Result<Vec<(u8, &str)>, String> {
+    let mut out: Vec<(u8, &str)> = Vec::new();
+    for (i, text) in spec.page_files.iter().enumerate() {
+        let (number, path) = page_file::named(text, i)?;
+        if out.iter().any(|(n, _)| *n == number) {
+            return Err(format!("two page files have the number {number}"));
+        }
+        out.push((number, path));
+    }
+    Ok(out)
 }
 
 #[cfg(test)]

@@ -25,6 +25,8 @@ pub mod view {
     pub const ANCHORED: &str = "anchored";
     /// Every view that is not among the first lists.
     pub const VIEWS: &str = "views";
+    /// Every view that looks for objects in all of memory, where the chunks do that.
+    pub const SCANS: &str = "scans";
     /// Recovers content.
     pub const CONTENT: &str = "content";
     /// Lists the memory of processes.
@@ -34,10 +36,14 @@ pub mod view {
     /// The evidence's SHA-256.
     pub const SHA256: &str = "sha256";
 
+    /// What the name of a part begins with that is built only when every chunk has been scanned, since it uses what they
+    /// report of objects in memory: `late-content`.
+    pub const LATE: &str = "late-";
+
     /// Whether a view is built only when every chunk has been scanned: it uses what they report, or
     /// nobody waits for it.
     pub fn waits_for_chunks(name: &str) -> bool {
-        matches!(name, ANCHORED | SHA256)
+        matches!(name, ANCHORED | SHA256) || name.starts_with(LATE)
     }
 }
 

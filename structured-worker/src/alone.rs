@@ -114,10 +114,12 @@ pub(crate) fn input<'i>(
         dtb_hints: &layout.dtb_hints,
         anchors,
         symbols,
+        page_files: &layout.page_files,
+        pool: None,
     }
 }
 
-/// Physical memory of a capture, of whose image `source` are the bytes, and its runs: those of the container, unless the kernel says that
+/// Physical memory of a capture, of whose image and page files `source` are the bytes, and its runs: those of the container, unless the kernel says that
 /// the memory of a raw image begins elsewhere. Must be called where blocking is allowed.
 pub(crate) fn memory(
     source: Arc<dyn ByteSource>,
@@ -125,7 +127,7 @@ pub(crate) fn memory(
     anchors: &[Anchor],
     cache: u64,
 ) -> (CachedPhys, RunMap) {
-    let memory = CachedPhys::new(source.clone(), layout.runs.clone(), cache);
+    let memory = CachedPhys::new(source.clone(), layout.paged_runs(source.len()), cache);
     let base = raw_base(&input(&memory, &layout.runs, layout, anchors, None));
     match base.map(|b| layout.runs.moved_up(b)) {
         Some(Ok(runs)) => (CachedPhys::new(source, runs.clone(), cache), runs),
@@ -143,7 +145,7 @@ pub(crate) enum Found {
     Trouble(SourceError),
 }
 
-/// Looks at the known places of a capture, of whose image `source` are the bytes. Must be called where blocking is allowed.
+/// Looks at the known places of a capture, of whose image and page files `source` are the bytes. Must be called where blocking is allowed.
 pub(crate) fn at_known_places(
     source: Arc<dyn ByteSource>,
     layout: &Layout,
@@ -151,7 +153,8 @@ pub(crate) fn at_known_places(
     around: u64,
     symbols: Option<&dyn KernelSymbols>,
 ) -> Found {
-    let memory = CachedPhys::new(source, layout.runs.clone(), cache).around(around);
+    let runs = layout.paged_runs(source.len());
+    let memory = CachedPhys::new(source, runs, cache).around(around);
     let found = anchors::at_known_places(&memory, layout, symbols);
     // What looked like unreadable memory may have been a source that failed.
     match (memory.take_trouble(), found) {
@@ -180,16 +183,17 @@ pub async fn with_machine<T: Send + 'static>(
 ) -> Result<Alone<T>, AloneError> {
     let known = record_of.map(known);
     let source = image.bytes();
-    let mut asked = on_kernel(&source, plan, known, &means, ask).await?;
+    let paged = image.paged_bytes();
+    let mut asked = on_kernel(&paged, plan, known, &means, ask).await?;
     if let Asked::Elsewhere(ask) = asked {
         let anchors = anchors::stream(source.clone(), plan, &means).await?;
         let found = record(&anchors);
-        asked = on_kernel(&source, plan, Some(anchors), &means, ask).await?;
+        asked = on_kernel(&paged, plan, Some(anchors), &means, ask).await?;
         if let Asked::Answered(a) = &mut asked {
             a.found = Some(found);
         }
     }
-    image.stored().check_pin().await?;
+    image.check_pin().await?;
     match asked {
         Asked::Answered(a) => Ok(*a),
         Asked::Elsewhere(_) => Err(AloneError::NoKernel("no kernel was found".into())),

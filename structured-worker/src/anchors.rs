@@ -1,9 +1,11 @@
 //! Anchors: from known places, from the reports of the chunk workers, or from a pass of our own.
 
 use crate::alone::{Means, input, memory};
+use arrow::array::RecordBatch;
 use ramsift_carvers::api::{
     self, Artifact, Event, Finding, LOOK_BEHIND, MoreError, ReadMore, Sink, Window,
 };
+use ramsift_carvers::windows::{self, POOL, PoolHeaders};
 use ramsift_carvers::{CarverOptions, CarverSet};
 use ramsift_layers::format::Layout;
 use ramsift_layers::run::RunMap;
@@ -12,7 +14,7 @@ use ramsift_layers::translate::PhysRead;
 use ramsift_layers::{ByteSource, FileOffset, ImageOffset, PhysAddr, SourceError};
 use ramsift_os::discover::{Anchor, discover};
 use ramsift_os::image::{KernelImage, anchors_beside, known_images};
-use ramsift_os::input::KernelSymbols;
+use ramsift_os::input::{KernelSymbols, PoolScan};
 use ramsift_os::{SYSTEMS, open};
 use ramsift_store::job;
 use ramsift_store::tables::{anchor_rows, name, read_segment};
@@ -24,8 +26,8 @@ use tokio::runtime::Handle;
 /// Anchors of one kind that are kept: hostile memory can be full of them.
 const PER_KIND: usize = 256;
 
-/// The anchors in the committed segments, each once, in image order.
-pub(crate) async fn reported(objects: &dyn Objects, keys: &Keys) -> Result<Vec<Anchor>, String> {
+/// The batches of anchors in the committed segments.
+async fn batches(objects: &dyn Objects, keys: &Keys) -> Result<Vec<RecordBatch>, String> {
     let mut out = Vec::new();
     for c in job::commits(objects, keys)
         .await
@@ -39,20 +41,54 @@ pub(crate) async fn reported(objects: &dyn Objects, keys: &Keys) -> Result<Vec<A
             .filter(|s| s.table == name::ANCHORS)
         {
             let (data, _) = objects.get(&s.key).await.map_err(|e| e.to_string())?;
-            for b in read_segment(data).map_err(|e| format!("{}: {e}", s.key))? {
-                out.extend(
-                    anchor_rows(&b)
-                        .into_iter()
-                        .map(|(kind, image_offset, _, data)| Anchor {
-                            kind,
-                            image_offset,
-                            data,
-                        }),
-                );
-            }
+            out.extend(read_segment(data).map_err(|e| format!("{}: {e}", s.key))?);
         }
     }
+    Ok(out)
+}
+
+/// The anchors in the committed segments, each once, in image order.
+pub(crate) async fn reported(objects: &dyn Objects, keys: &Keys) -> Result<Vec<Anchor>, String> {
+    let mut out = Vec::new();
+    for b in batches(objects, keys).await? {
+        out.extend(
+            anchor_rows(&b)
+                .into_iter()
+                .map(|(kind, image_offset, _, data)| Anchor {
+                    kind,
+                    image_offset,
+                    data,
+                }),
+        );
+    }
+    out.retain(|a| a.kind != POOL);
     Ok(thin(out))
+}
+
+/// What the chunks told of pool memory, in the committed segments; nothing of a job without chunks.
+pub(crate) async fn pool(
+    objects: &dyn Objects,
+    keys: &Keys,
+    runs: &RunMap,
+) -> Result<PoolScan, String> {
+    let mut out = Vec::new();
+    for b in batches(objects, keys).await? {
+        for (kind, image_offset, _, data) in anchor_rows(&b) {
+            let Some(found) = Some(data)
+                .filter(|_| kind == POOL)
+                .and_then(|d| PoolHeaders::decode(&d))
+            else {
+                continue;
+            };
+            // A window never crosses a hole in physical memory.
+            let Some(pa) = runs.to_phys(ImageOffset(image_offset)).map(|p| p.0) else {
+                continue;
+            };
+            let headers = found.at.iter().map(|at| pa + u64::from(*at));
+            out.push((pa..pa.saturating_add(found.len), headers.collect()));
+        }
+    }
+    Ok(PoolScan::new(out))
 }
 
 fn thin(mut all: Vec<Anchor>) -> Vec<Anchor> {
@@ -71,7 +107,8 @@ fn thin(mut all: Vec<Anchor>) -> Vec<Anchor> {
 struct Collect(Vec<Anchor>);
 
 impl Collect {
-    /// Scans bytes that lie at `base` in the image; anchors that begin in `core` count.
+    /// Scans bytes that lie at `base` in the image; anchors that begin in `core` count. With the physical address of the first
+    /// byte top tables are looked for too.
     fn scan(
         &mut self,
         carvers: &CarverSet,
@@ -79,6 +116,7 @@ impl Collect {
         base: u64,
         core: Range<u64>,
         image_len: u64,
+        physical: Option<u64>,
     ) {
         let offset = |o: u64| usize::try_from(o).unwrap_or(usize::MAX);
         let window = Window {
@@ -89,6 +127,16 @@ impl Collect {
             image_len,
         };
         carvers.scan(&window, &mut Nothing, self, &|| false);
+        if let Some(physical) = physical {
+            let core = window.core_start..window.core_end;
+            for at in windows::top_tables(data, physical, &core) {
+                self.0.push(Anchor {
+                    kind: windows::TOP_TABLE.to_owned(),
+                    image_offset: base + at as u64,
+                    data: Vec::new(),
+                });
+            }
+        }
     }
 }
 
@@ -190,6 +238,7 @@ pub(crate) fn of_image(memory: &CachedPhys, runs: &RunMap, image: &KernelImage) 
                     base,
                     at - from..end - from,
                     runs.image_len(),
+                    None,
                 );
             }
             at = end;
@@ -228,7 +277,9 @@ pub(crate) async fn stream(
     plan: &Plan,
     means: &Means,
 ) -> Result<Vec<Anchor>, SourceError> {
-    let layout = plan.layout.clone();
+    let mut layout = plan.layout.clone();
+    // These bytes are the image's alone.
+    layout.page_files.clear();
     let means = means.clone();
     let done = tokio::task::spawn_blocking(move || {
         let Some(carvers) = carvers() else {
@@ -256,7 +307,9 @@ pub(crate) async fn stream(
                         other => other?,
                     }
                 }
-                found.scan(&carvers, &buf, from, at - from..end - from, stretch.end);
+                let physical = runs.to_phys(ImageOffset(from)).map(|p| p.0);
+                let core = at - from..end - from;
+                found.scan(&carvers, &buf, from, core, stretch.end, physical);
                 // Worth a try when one of those that say where things are came in.
                 let tells = |a: &&Anchor| {
                     let mut kinds = SYSTEMS.iter().flat_map(|s| s.telling_anchors());

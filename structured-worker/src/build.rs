@@ -4,9 +4,9 @@ use crate::alone::{self, Found};
 use crate::lists::Asked;
 use crate::parts::{Collector, Opened, Part};
 use crate::{SHA256, Trouble, Worker, anchors, sha256};
-use ramsift_layers::{ImageReader, SourceError};
+use ramsift_layers::{ImageReader, RunMap, SourceError};
 use ramsift_os::discover::{Anchor, Discovery, discover};
-use ramsift_os::input::ViewInput;
+use ramsift_os::input::{PoolScan, ViewInput};
 use ramsift_os::machine::is_whole;
 use ramsift_os::{Machine, open};
 use ramsift_proto::v1::task::Work;
@@ -15,6 +15,7 @@ use ramsift_proto::{TaskId, view};
 use ramsift_store::image;
 use ramsift_store::job::{read, to_json};
 use ramsift_store::kernel::KernelRecord;
+use ramsift_store::packs::Copies;
 use ramsift_store::tables::{SystemRow, name, system_batch};
 use ramsift_store::{Keys, Plan, Report, StoreError};
 use ramsift_telemetry::current;
@@ -50,6 +51,11 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
         Ok(i) => i,
         Err(e) => return no_record(worker, task, &e),
     };
+    let opened = worker.deps.sources.open_page_files(&plan.layout.page_files);
+    let image = match opened.await {
+        Ok(files) => image.with_page_files(files),
+        Err(e) => return gone(worker, task, e),
+    };
     // The first part looks for the kernel; the others take what it found.
     let known = match part {
         Part::System => None,
@@ -59,7 +65,12 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
             Err(e) => return no_record(worker, task, &e),
         },
     };
-    let mut built = on_kernel(worker, task, &plan, &image, part, known).await;
+    // The chunks went over all of memory: what they saw of pools is not looked for again.
+    let pool = match late(task) {
+        true => Some(anchors::pool(objects, &keys, &plan.layout.runs).await?),
+        false => None,
+    };
+    let mut built = on_kernel(worker, task, &plan, &image, part, (known, pool)).await;
     if let Ok(Built::Elsewhere) = built {
         if plan.spec.unstructured {
             // The chunks' anchors tell when they are all in.
@@ -70,11 +81,11 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
             Err(e) => return gone(worker, task, e),
         };
         let known = Some((anchors, BY_PASS));
-        built = on_kernel(worker, task, &plan, &image, part, known).await;
+        built = on_kernel(worker, task, &plan, &image, part, (known, None)).await;
     }
     match built {
         Ok(Built::Rows(report, anchors)) => {
-            if let Err(e) = source.check_pin().await {
+            if let Err(e) = image.check_pin().await {
                 return gone(worker, task, e);
             }
             if part.finds_the_kernel() {
@@ -95,6 +106,11 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
         }
         Err(Ended::Panic(why)) => Ok(failed(worker, task, format!("the view failed: {why}"))),
     }
+}
+
+/// Whether a part waited for the chunks, to use what they told of pool memory.
+fn late(task: &Task) -> bool {
+    matches!(&task.work, Some(Work::View(v)) if v.view.starts_with(view::LATE))
 }
 
 /// What led to the kernel, where no known place did.
@@ -144,7 +160,7 @@ async fn on_kernel(
     plan: &Plan,
     image: &ImageReader,
     part: Part,
-    known: Option<(Vec<Anchor>, &'static str)>,
+    (known, pool): (Option<(Vec<Anchor>, &'static str)>, Option<PoolScan>),
 ) -> Result<Built, Ended> {
     let mut header = header(worker, task);
     let mut collector = Collector::new(
@@ -152,13 +168,16 @@ async fn on_kernel(
         Keys::new(&task.job),
         &header.attempt,
         Asked::of(plan),
-        worker.config.disk.folder().to_owned(),
+        (
+            worker.config.disk.folder().to_owned(),
+            Copies::parse(&plan.spec.copy_artifacts),
+        ),
     );
     let layout = plan.layout.clone();
     let means = worker.config.means.clone();
     // All views together read most of a capture.
     let near = worker.config.disk.source(&task.job, image.stored());
-    let near = image.over(near).bytes();
+    let near = image.over(near).paged_bytes();
     let cache = means.cache / worker.config.slots.max(1) as u64;
     let work = move || {
         let around = near.worth();
@@ -177,7 +196,10 @@ async fn on_kernel(
                 Found::Trouble(e) => return Ok(Built::Trouble(e)),
             },
         };
-        let input = alone::input(&memory, &runs, &layout, &anchors, symbols);
+        let input = ViewInput {
+            pool: pool.as_ref(),
+            ..alone::input(&memory, &runs, &layout, &anchors, symbols)
+        };
         let base = (runs != layout.runs).then(|| runs.runs().first().map_or(0, |r| r.pa));
         let found = SystemRow {
             physical_base: base,
@@ -201,7 +223,9 @@ async fn on_kernel(
             bytes_read: opened.is_some().then(|| memory.bytes_read()),
             ..found
         };
-        build_part(part, opened.as_deref(), &input, &d, found, &mut collector)
+        let machine = opened.as_deref();
+        let paged = memory.runs();
+        build_part(part, machine, &input, paged, &d, found, &mut collector)
             .map_err(Ended::Store)?;
         drop(opened);
         if let Some(e) = memory.take_trouble() {
@@ -228,13 +252,19 @@ fn build_part(
     part: Part,
     machine: Option<&dyn Machine>,
     input: &ViewInput<'_>,
+    paged: &RunMap,
     d: &Discovery,
     found: SystemRow,
     rows: &mut Collector,
 ) -> Result<(), String> {
     if let Some(machine) = machine {
         let runs = input.runs;
-        part.build(Opened { machine, runs }, rows)?;
+        let of = Opened {
+            machine,
+            runs,
+            paged,
+        };
+        part.build(of, rows)?;
     }
     if part.finds_the_kernel() {
         let row = SystemRow {

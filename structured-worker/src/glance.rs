@@ -53,7 +53,7 @@ pub async fn glance(
     means: Means,
     whole: bool,
 ) -> Result<Glance, AloneError> {
-    let (source, layout) = (image.bytes(), layout.clone());
+    let (source, paged, layout) = (image.bytes(), image.paged_bytes(), layout.clone());
     let seen = tokio::task::spawn_blocking(move || {
         let memory =
             CachedPhys::new(source.clone(), layout.runs.clone(), means.cache).around(AROUND);
@@ -67,7 +67,7 @@ pub async fn glance(
         }
         let symbols = means.symbols.as_deref();
         let (memory, anchors, place) = match at_known_places(
-            source,
+            paged,
             &layout,
             means.cache,
             0,

@@ -2,27 +2,27 @@
 //! no other along. What takes longest on a large machine are tasks of their own ([`Part`]), which several workers
 //! do at a time.
 
+use crate::artifacts::{Lost, store};
 use crate::lists::{Asked, Lists};
 use crate::metrics;
 use crate::rows;
 use arrow::array::RecordBatch;
 use ramsift_layers::run::RunMap;
 use ramsift_os::Machine;
-use ramsift_os::content::Recovered;
 use ramsift_os::table::Table;
 use ramsift_os::view::{Purpose, View};
 use ramsift_proto::v1::{ObjectRef, SegmentRef, Wishes};
 use ramsift_proto::view;
-use ramsift_store::packs::{Meta, PackWriter, Spool};
+use ramsift_store::packs::{Copies, PackWriter};
 use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
     CoverageBuilder, CoverageRow, EventsBuilder, FindingsBuilder, FrameRow, FramesBuilder, ViewRow,
-    detector_key, name, place_columns, row_id, sort_batch, views_batch, write_segment,
+    name, place_columns, sort_batch, views_batch, write_segment,
 };
 use ramsift_store::{Keys, Objects};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::runtime::Handle;
@@ -35,9 +35,6 @@ const LARGEST: u64 = 256 << 20;
 
 /// What recovers content, in the coverage: what this machine's disk could not take is a gap.
 const RECOVERY: &str = "recovered files";
-
-/// Holes that are named one by one.
-const HOLES: usize = 64;
 
 /// Stretches of the frame map that are taken together.
 const FRAMES: usize = 128 << 10;
@@ -54,6 +51,8 @@ pub(crate) enum Part {
     Anchored,
     /// Builds the other views.
     Views,
+    /// Builds those views that scan all of memory, where that was left out of the others.
+    Scans,
     /// Recovers content: cached files, modules, programs in memory.
     Content,
     /// Lists the memory of processes for the rules.
@@ -64,16 +63,18 @@ pub(crate) enum Part {
 
 impl Part {
     /// The part that a view of a job is.
-    pub(crate) fn of(view: &str) -> Option<Self> {
+    pub(crate) fn of(name: &str) -> Option<Self> {
         let all = [
             Self::System,
             Self::Anchored,
             Self::Views,
+            Self::Scans,
             Self::Content,
             Self::Memory,
             Self::Frames,
         ];
-        all.into_iter().find(|p| p.name() == view)
+        let name = name.strip_prefix(view::LATE).unwrap_or(name);
+        all.into_iter().find(|p| p.name() == name)
     }
 
     /// Whether it looks for the kernel that the others take.
@@ -86,6 +87,7 @@ impl Part {
             Self::System => view::SYSTEM,
             Self::Anchored => view::ANCHORED,
             Self::Views => view::VIEWS,
+            Self::Scans => view::SCANS,
             Self::Content => view::CONTENT,
             Self::Memory => view::MEMORY,
             Self::Frames => view::FRAMES,
@@ -97,10 +99,14 @@ impl Part {
         match self {
             Self::System | Self::Anchored => {
                 out.views(of, &|v| v.first)?;
-                out.ask_for_the_rest();
+                out.ask_for_the_rest(of.machine.system().scans_pools());
                 Ok(())
             }
-            Self::Views => out.views(of, &|v| !v.first),
+            Self::Views => {
+                let waits = out.asked.lines && of.machine.system().scans_pools();
+                out.views(of, &|v| !v.first && !(waits && v.scans))
+            }
+            Self::Scans => out.views(of, &|v| v.scans),
             Self::Content => out.artifacts(of),
             Self::Memory => out.memory(of),
             Self::Frames => out.frames(of),
@@ -113,6 +119,8 @@ impl Part {
 pub(crate) struct Opened<'m> {
     pub(crate) machine: &'m dyn Machine,
     pub(crate) runs: &'m RunMap,
+    /// The same, and those of page files behind them: lists of memory count in these.
+    pub(crate) paged: &'m RunMap,
 }
 
 /// Rows on their way into a report.
@@ -127,11 +135,12 @@ pub(crate) struct Collector {
     asked: Asked,
     /// Folder for recovered files on their way to the store.
     spill: PathBuf,
+    copies: Copies,
     lists: Lists,
     views: Vec<ViewRow>,
     coverage: CoverageBuilder,
     /// Parts to be done next.
-    more: Vec<&'static str>,
+    more: Vec<String>,
 }
 
 impl Collector {
@@ -140,11 +149,12 @@ impl Collector {
         keys: Keys,
         attempt: &str,
         asked: Asked,
-        spill: PathBuf,
+        (spill, copies): (PathBuf, Copies),
     ) -> Self {
         Self {
             asked,
             spill,
+            copies,
             lists: Lists::new(objects.clone(), Handle::current(), keys.lists(attempt)),
             objects,
             keys,
@@ -197,6 +207,7 @@ impl Collector {
             self.objects.clone(),
             self.keys.clone(),
             self.runtime.clone(),
+            self.copies.clone(),
         );
         let views = of.machine.system().views().iter();
         for view in views.filter(|v| v.recovers && !v.on_request) {
@@ -263,7 +274,7 @@ impl Collector {
 
     /// Lists the memory of processes for the rules.
     fn memory(&mut self, of: Opened<'_>) -> Result<(), String> {
-        let runs = of.runs;
+        let runs = of.paged;
         let started = Instant::now();
         let (mut doubts, mut failed, mut next) = (Vec::new(), None, 0);
         let (asked, lists) = (&self.asked, &mut self.lists);
@@ -321,7 +332,7 @@ impl Collector {
                 of.machine
                     .recover(view, None, doubts, &mut |r| {
                         let extents = r.content.extents().to_vec();
-                        match lists.cached(number, r.name, extents, of.runs, asked) {
+                        match lists.cached(number, r.name, extents, of.paged, asked) {
                             Ok(()) => {
                                 number = number.saturating_add(1);
                                 ControlFlow::Continue(())
@@ -422,17 +433,29 @@ impl Collector {
         Ok(())
     }
 
-    /// Asks for the parts that can be done now that the kernel is known.
-    fn ask_for_the_rest(&mut self) {
-        let more = [Part::Views, Part::Content, Part::Frames];
+    /// Asks for the parts that can be done now that the kernel is known. Where the chunks look for objects in pool memory, what
+    /// needs these waits for them.
+    fn ask_for_the_rest(&mut self, scans_pools: bool) {
+        let waits = scans_pools && self.asked.lines;
         let memory = (self.asked.memory || self.asked.lines).then_some(Part::Memory);
-        self.more = more.into_iter().chain(memory).map(Part::name).collect();
+        let scans = waits.then_some(Part::Scans);
+        let late = [Part::Content, Part::Frames]
+            .into_iter()
+            .chain(memory)
+            .chain(scans);
+        let name = |p: Part| match waits {
+            true => format!("{}{}", view::LATE, p.name()),
+            false => p.name().to_owned(),
+        };
+        self.more = std::iter::once(Part::Views.name().to_owned())
+            .chain(late.map(name))
+            .collect();
     }
 
     /// What is asked for by what was built.
     pub(crate) fn wishes(&mut self) -> Option<Wishes> {
         let mut w = self.lists.finish();
-        w.views = self.more.iter().map(|v| (*v).to_owned()).collect();
+        w.views.clone_from(&self.more);
         (w.memory + w.files > 0 || !w.views.is_empty()).then_some(w)
     }
 
@@ -471,55 +494,6 @@ impl Collector {
         let gaps = self.coverage.finish().map_err(|e| e.to_string())?;
         self.take(name::COVERAGE, gaps)
     }
-}
-
-/// Why content was not stored.
-enum Lost {
-    /// This machine's disk.
-    Here(String),
-    /// The object store.
-    Store(String),
-}
-
-/// Stores one recovered content and its row.
-fn store(
-    of: Opened<'_>,
-    view: &'static str,
-    r: &Recovered,
-    packs: &mut PackWriter,
-    spill: &Path,
-) -> Result<(), Lost> {
-    let mut spool = Spool::new(spill);
-    let lost = r
-        .content
-        .write(of.machine.memory(), &mut spool)
-        .map_err(|e| Lost::Here(format!("temporary file: {e}")))?;
-    let missing: u64 = lost.iter().map(|l| l.end - l.start).sum();
-    let size = r.content.size();
-    let gap = (missing > 0).then(|| format!("{missing} of {size} bytes are not in memory"));
-    let first = r.content.extents().first();
-    let image = first.and_then(|e| of.runs.from_phys(e.pa));
-    let holes: Vec<[u64; 2]> = lost.iter().take(HOLES).map(|l| [l.start, l.end]).collect();
-    let fields = serde_json::json!({
-        "object": format!("{:#x}", r.object),
-        "holes": holes,
-        "more_holes": lost.len().saturating_sub(HOLES),
-    });
-    let at = image.map_or(0, |i| i.0);
-    let path = format!("{}:{:#x}", r.name, r.object);
-    let meta = Meta {
-        id: row_id(detector_key(view, rows::VERSION), "view", &path, at, size),
-        detector: view,
-        kind: r.kind,
-        name: Some(r.name.clone()),
-        image_offset: at,
-        physical_address: first.filter(|_| image.is_some()).map(|e| e.pa.0),
-        complete: Some(gap.is_none()),
-        gap,
-        fields: Some(fields.to_string()),
-    };
-    let stored = packs.add_spooled(meta, spool);
-    stored.map(|_| ()).map_err(|e| Lost::Store(e.to_string()))
 }
 
 /// Does something that may meet a fault of this program: a panic costs that one thing alone.

@@ -190,6 +190,8 @@ pub(crate) fn folder() -> PathBuf {
 pub struct WindowsMachine {
     /// The raw image, without a low stub.
     pub image: PathBuf,
+    /// Its page file, which lies beside the image.
+    pub page_file: PathBuf,
     /// The same as a bitmap crash dump.
     pub dump: PathBuf,
     /// What was put into it.
@@ -200,24 +202,31 @@ pub struct WindowsMachine {
 pub fn windows_machine() -> &'static WindowsMachine {
     static MADE: OnceLock<WindowsMachine> = OnceLock::new();
     MADE.get_or_init(|| {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
         let stem = folder().join(format!("windows-{}", std::process::id()));
-        let done = Command::new("python3")
-            .args(["-B", "-m", "winsynth", "--layouts"])
-            .arg(root.join("../crates/symbols/data/windows-x64.json.xz"))
-            .args(["--guid", "606FF669409B00F7FC8C61A9C1670129"])
-            .args(["--seed", "11", "--bmp", "--no-low-stub", "--out"])
-            .arg(&stem)
-            .current_dir(root.join("fixtures/windows"))
-            .output()
-            .expect("python3 runs the generator of machines");
-        let told = String::from_utf8_lossy(&done.stderr);
-        assert!(done.status.success(), "{told}");
-        let text = std::fs::read(stem.with_extension("truth.json")).expect("truth");
-        WindowsMachine {
-            image: stem.with_extension("raw"),
-            dump: stem.with_extension("bmp.dmp"),
-            truth: serde_json::from_slice(&text).expect("JSON"),
-        }
+        make_windows(&stem, &["--bmp", "--no-low-stub", "--page-out"])
     })
+}
+
+/// A machine with these options of the generator; its files are called as `stem` says.
+pub fn make_windows(stem: &Path, options: &[&str]) -> WindowsMachine {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let done = Command::new("python3")
+        .args(["-B", "-m", "winsynth", "--layouts"])
+        .arg(root.join("../crates/symbols/data/windows-x64.json.xz"))
+        .args(["--guid", "606FF669409B00F7FC8C61A9C1670129", "--seed", "11"])
+        .args(options)
+        .arg("--out")
+        .arg(stem)
+        .current_dir(root.join("fixtures/windows"))
+        .output()
+        .expect("python3 runs the generator of machines");
+    let told = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success(), "{told}");
+    let text = std::fs::read(stem.with_extension("truth.json")).expect("truth");
+    WindowsMachine {
+        image: stem.with_extension("raw"),
+        page_file: stem.with_extension("pagefile.sys"),
+        dump: stem.with_extension("bmp.dmp"),
+        truth: serde_json::from_slice(&text).expect("JSON"),
+    }
 }

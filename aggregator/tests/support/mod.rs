@@ -62,6 +62,7 @@ pub(crate) fn plan() -> Plan {
             notes: Vec::new(),
             gaps: Vec::new(),
             extents: None,
+            page_files: Vec::new(),
         },
         chunks: ChunkParams {
             size: CHUNK,

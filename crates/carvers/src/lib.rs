@@ -15,6 +15,7 @@
 #![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failed test says where"))]
 
 pub mod api;
+pub mod windows;
 
 mod anchors;
 mod authority;

@@ -141,6 +141,8 @@ mod tests {
             dtb_hints: &[],
             anchors,
             symbols: None,
+            page_files: &[],
+            pool: None,
         }
     }
 

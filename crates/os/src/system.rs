@@ -49,6 +49,12 @@ pub trait System: Send + Sync {
         d: &Discovery,
     ) -> Result<Box<dyn Machine + 'a>, OpenError>;
 
+    /// Whether it has views that look for objects in pool memory, and use what a pass that others make found of it
+    /// ([`ViewInput::pool`]).
+    fn scans_pools(&self) -> bool {
+        false
+    }
+
     /// Its views, in the order in which a job builds them.
     fn views(&self) -> &'static [View];
 

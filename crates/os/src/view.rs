@@ -23,6 +23,11 @@ pub struct View {
     pub by_process: bool,
     /// Whether responders ask for it first: it is there while chunks are still being scanned.
     pub first: bool,
+    /// Whether it looks for objects in all of memory: in a job it waits for the chunks, where these do that
+    /// ([`System::scans_pools`]).
+    ///
+    /// [`System::scans_pools`]: crate::system::System::scans_pools
+    pub scans: bool,
 }
 
 /// What a view is for, where a command needs the one of a system that does it.

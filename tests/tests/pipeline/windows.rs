@@ -2,8 +2,9 @@
 
 use crate::distributed::{manifest, objects, submit, tables, upload};
 use crate::embedded::{self, ok, query};
+use ramsift_layers::page_file::place_of;
 use ramsift_store::LocalObjects;
-use ramsift_tests::fixtures::windows_machine;
+use ramsift_tests::fixtures::{make_windows, windows_machine};
 use ramsift_tests::program::{Cluster, command, run, scan};
 use ramsift_tests::{block_on, wait_for};
 use std::collections::BTreeSet;
@@ -31,7 +32,13 @@ fn a_scan_shows_what_the_intruder_left() {
     let (out, rules) = (dir.path().join("out"), dir.path().join("secret.yar"));
     let story = &m.truth["story"];
     let secret = story["secret"]["text"].as_str().expect("text");
-    let rule = format!("rule secret : critical {{ strings: $a = \"{secret}\" condition: $a }}");
+    // What a process wrote into the page file is its memory too.
+    let paged = &story["paged"]["table"];
+    let text = paged["text"].as_str().expect("text");
+    let rule = format!(
+        "rule secret : critical {{ strings: $a = \"{secret}\" condition: $a }}\n\
+         rule paged : critical {{ strings: $a = \"{text}\" condition: $a }}"
+    );
     std::fs::write(&rules, rule).expect("rule");
     let r = scan(&m.image, &out, &["--rules", &rules.display().to_string()]);
     assert_eq!(r.code, 0, "{}\n{}", r.out, r.err);
@@ -93,11 +100,30 @@ fn a_scan_shows_what_the_intruder_left() {
     let pid = story["secret"]["pid"].as_i64().expect("pid");
     let rows = query(
         &out,
-        "SELECT owner, virtual_address, fields FROM findings WHERE kind = 'yara' AND scope = 'process'",
+        "SELECT value, physical_address, fields FROM findings WHERE kind = 'yara' AND scope = 'process' ORDER BY value DESC",
     );
-    assert_eq!(rows.len(), 1, "{rows:?}");
+    assert_eq!(rows.len(), 2, "{rows:?}");
     let fields = rows[0]["fields"].as_str().expect("fields");
     assert!(fields.contains(&format!("\"pid\":{pid}")), "{fields}");
+    let fields = rows[1]["fields"].as_str().expect("fields");
+    for want in [
+        format!("\"pid\":{}", paged["pid"]),
+        format!("\"virtual_address\":{}", paged["va"]),
+    ] {
+        assert!(fields.contains(&want), "{want} {fields}");
+    }
+    let at = rows[1]["physical_address"].as_str().expect("address");
+    let at = u64::from_str_radix(at.trim_start_matches("0x"), 16).expect("hexadecimal");
+    assert_eq!(place_of(at).expect("in a page file").0, 0);
+    let rows = query(
+        &out,
+        "SELECT number, trust, missing FROM windows_pagefiles WHERE file IS NOT NULL",
+    );
+    assert_eq!(rows.len(), 1, "{rows:?}");
+    assert_eq!(
+        (&rows[0]["trust"], &rows[0]["missing"]),
+        (&"own".into(), &0.into())
+    );
     // The pages for people.
     let job = sealed.job.clone();
     let store = out.display().to_string();
@@ -115,6 +141,112 @@ fn a_scan_shows_what_the_intruder_left() {
     let r = run(command().args(["view", "linux/pslist", &image]));
     assert_eq!(r.code, 2, "{}{}", r.out, r.err);
     assert!(r.err.contains("a capture of windows"), "{}", r.err);
+}
+
+#[test]
+fn page_files_that_are_named_are_read_in_place_of_those_beside() {
+    let m = windows_machine();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let paged = &m.truth["story"]["paged"]["table"];
+    let (text, pid) = (
+        paged["text"].as_str().expect("text"),
+        paged["pid"].to_string(),
+    );
+    let image = dir.path().join("moved.raw");
+    std::fs::copy(&m.image, &image).expect("copied");
+    let image = image.display().to_string();
+    let grep = |more: &[&str]| {
+        run(command()
+            .args(["grep", text, &image, "--pid", &pid])
+            .args(more))
+    };
+    let r = grep(&[]);
+    assert!(!r.out.contains("PAGED-TABLE"), "{}", r.out);
+    let own = m.page_file.display().to_string();
+    let r = grep(&["--pagefile", &own]);
+    ok(&r);
+    assert!(r.out.contains("PAGED-TABLE"), "{}{}", r.out, r.err);
+    // Beside the capture it is found by its name.
+    std::fs::copy(&m.page_file, dir.path().join("pagefile.sys")).expect("copied");
+    let r = grep(&[]);
+    ok(&r);
+    assert!(r.out.contains("PAGED-TABLE"), "{}{}", r.out, r.err);
+    // One of another machine gives nothing.
+    let other = dir.path().join("other.sys");
+    std::fs::write(&other, vec![0x5a; 2 << 20]).expect("written");
+    let other = other.display().to_string();
+    let r = grep(&["--pagefile", &other]);
+    assert!(!r.out.contains("PAGED-TABLE"), "{}", r.out);
+    let r = run(command().args([
+        "view",
+        "pagefiles",
+        &image,
+        "--format",
+        "jsonl",
+        "--pagefile",
+        &other,
+    ]));
+    assert_eq!(r.code, 3, "{}{}", r.out, r.err);
+    assert!(
+        r.out.contains("\"foreign\"") && r.err.contains("another machine's"),
+        "{}{}",
+        r.out,
+        r.err
+    );
+    for (name, why) in [
+        ("/no/such.sys", "does not exist"),
+        ("17=x.sys", "names no page file"),
+    ] {
+        let r = run(command().args(["view", "pslist", &image, "--pagefile", name]));
+        assert_eq!(r.code, 2, "{}{}", r.out, r.err);
+        assert!(r.err.contains(why), "{}", r.err);
+    }
+    // A folder's page file is no capture of its own.
+    let out = dir.path().join("out");
+    let r = scan(dir.path(), &out, &["--only", "structured"]);
+    assert_eq!(r.code, 0, "{}{}", r.out, r.err);
+    assert!(r.err.contains("a page file"), "{}", r.err);
+}
+
+#[test]
+fn a_kernel_that_only_a_pass_leads_to_is_found_by_the_chunks() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let options = ["--no-low-stub", "--high-table", "--decoys"];
+    let m = make_windows(&dir.path().join("high"), &options);
+    let out = dir.path().join("out");
+    let r = scan(&m.image, &out, &[]);
+    assert_eq!(r.code, 0, "{}\n{}", r.out, r.err);
+    assert_eq!(embedded::manifest(&out).verdict.to_string(), "complete");
+    let rows = query(&out, "SELECT os, found_by FROM system");
+    assert_eq!(rows[0]["found_by"], "the anchors that chunks reported");
+    let rows = query(
+        &out,
+        "SELECT pid FROM windows_pslist WHERE \"exit\" IS NULL",
+    );
+    let all = m.truth["processes"].as_array().expect("processes");
+    let running = all
+        .iter()
+        .filter(|p| p["in_active_list"] == true && p["exit_time"].is_null());
+    assert_eq!(rows.len(), running.count());
+    // What waited for the chunks is what a view alone finds in a pass of its own.
+    let image = m.image.display().to_string();
+    for view in ["psscan", "filescan"] {
+        let r = run(command().args(["view", view, &image, "--format", "jsonl"]));
+        assert_eq!(r.code, 0, "{}{}", r.out, r.err);
+        let sql = format!("SELECT count(*) AS n FROM windows_{view}");
+        assert_eq!(query(&out, &sql)[0]["n"], r.out.lines().count(), "{view}");
+    }
+    // Views that scanned read the places that the chunks told of, not the image again.
+    let store = LocalObjects::open_existing(&out).expect("store");
+    let keys = ramsift_store::Keys::new(&embedded::manifest(&out).job);
+    let commits = block_on(ramsift_store::job::commits(&store, &keys)).expect("commits");
+    let scans = commits
+        .iter()
+        .flat_map(|c| &c.reports)
+        .find(|r| r.task == "view-late-scans");
+    let read = scans.expect("its report").bytes_read;
+    let size = std::fs::metadata(&m.image).expect("image").len();
+    assert!(read < size / 2, "{read} of {size}");
 }
 
 #[test]

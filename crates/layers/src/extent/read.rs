@@ -6,6 +6,7 @@
 
 use super::{Codec, Decoder, Extent, Extents};
 use crate::FileOffset;
+use crate::page_file;
 use crate::source::{ByteSource, SourceError, SourcePin};
 use async_trait::async_trait;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
@@ -22,6 +23,7 @@ const READS: usize = 4;
 pub struct ImageReader {
     stored: Arc<dyn ByteSource>,
     extents: Option<Arc<Extents>>,
+    page_files: Vec<Arc<dyn ByteSource>>,
 }
 
 impl ImageReader {
@@ -30,6 +32,7 @@ impl ImageReader {
         Self {
             stored,
             extents: None,
+            page_files: Vec::new(),
         }
     }
 
@@ -38,6 +41,7 @@ impl ImageReader {
         Self {
             stored,
             extents: Some(extents),
+            page_files: Vec::new(),
         }
     }
 
@@ -46,7 +50,35 @@ impl ImageReader {
         Self {
             stored,
             extents: self.extents.clone(),
+            page_files: self.page_files.clone(),
         }
+    }
+
+    /// The same capture with these page files, in the order of its layout.
+    pub fn with_page_files(mut self, files: Vec<Arc<dyn ByteSource>>) -> Self {
+        self.page_files = files;
+        self
+    }
+
+    /// Its page files.
+    pub fn page_files(&self) -> &[Arc<dyn ByteSource>] {
+        &self.page_files
+    }
+
+    /// What [`bytes`](Self::bytes) gives, with the page files behind it: what [`Layout::paged_runs`] counts in.
+    ///
+    /// [`Layout::paged_runs`]: crate::format::Layout::paged_runs
+    pub fn paged_bytes(&self) -> Arc<dyn ByteSource> {
+        page_file::behind(self.bytes(), &self.page_files)
+    }
+
+    /// Fails when the capture, or a page file, is no longer the pinned version.
+    pub async fn check_pin(&self) -> Result<(), SourceError> {
+        self.stored.check_pin().await?;
+        for f in &self.page_files {
+            f.check_pin().await?;
+        }
+        Ok(())
     }
 
     /// The file or object as it is.

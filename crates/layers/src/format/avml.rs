@@ -342,6 +342,7 @@ fn lay_out(
             notes,
             gaps,
             extents: Some(table.info.clone()),
+            page_files: Vec::new(),
         },
         table: Some(table),
     })

@@ -200,6 +200,7 @@ fn layout(
         notes,
         gaps,
         extents: None,
+        page_files: Vec::new(),
     }
     .into()
 }

@@ -377,6 +377,7 @@ impl ImageFormat for ElfCore {
             notes,
             gaps,
             extents: None,
+            page_files: Vec::new(),
         }
         .into())
     }

@@ -342,6 +342,7 @@ impl ImageFormat for Ewf {
                 notes,
                 gaps,
                 extents: Some(table.info.clone()),
+                page_files: Vec::new(),
             },
             table: Some(table),
         })

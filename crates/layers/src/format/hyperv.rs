@@ -266,6 +266,7 @@ impl ImageFormat for HyperV {
                 arch,
                 dtb_hints,
                 notes,
+                page_files: Vec::new(),
                 gaps: keys.gaps,
                 extents: Some(table.info.clone()),
             },

@@ -121,6 +121,7 @@ impl ImageFormat for Lime {
             notes,
             gaps,
             extents: None,
+            page_files: Vec::new(),
         }
         .into())
     }

@@ -146,6 +146,7 @@ impl ImageFormat for MachO {
             notes,
             gaps,
             extents: None,
+            page_files: Vec::new(),
         }
         .into())
     }

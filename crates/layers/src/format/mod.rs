@@ -27,6 +27,7 @@ mod xen_core;
 
 use crate::container::{self, Inside};
 use crate::extent::{BuildError, Extents, ImageReader, Table, TableInfo};
+use crate::page_file::{self, PageFile};
 use crate::run::{RunError, RunMap};
 use crate::source::{ByteSource, RamSource, SourceError};
 use async_trait::async_trait;
@@ -92,6 +93,16 @@ pub struct Layout {
     /// The table of the extents that hold the memory, where the container does not hold it as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub extents: Option<TableInfo>,
+    /// What the captured system wrote out of its memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub page_files: Vec<PageFile>,
+}
+
+impl Layout {
+    /// The runs, with those of page files behind them. `bytes` is the length of [`ImageReader::paged_bytes`].
+    pub fn paged_runs(&self, bytes: u64) -> RunMap {
+        page_file::runs_with(&self.runs, &self.page_files, bytes)
+    }
 }
 
 /// A container that was opened.
@@ -360,6 +371,12 @@ pub fn looks_like_capture(name: &str, head: &[u8], len: u64) -> Result<(), Strin
     }
     if let Some(inside) = container::peek(head, name) {
         return inside_is_capture(&inside);
+    }
+    if page_file::is_name(name) {
+        return Err(
+            "a page file: it is read with the capture beside it; name it alone to scan it as it is"
+                .into(),
+        );
     }
     refuse_known(head).map_err(|e| e.to_string())?;
     if head.starts_with(b"\x7fELF") {

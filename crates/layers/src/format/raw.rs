@@ -51,6 +51,7 @@ impl ImageFormat for Raw {
             notes,
             gaps,
             extents: None,
+            page_files: Vec::new(),
         }
         .into())
     }

@@ -533,6 +533,7 @@ impl ImageFormat for Savevm {
                 notes,
                 gaps: w.gaps,
                 extents: Some(table.info.clone()),
+                page_files: Vec::new(),
             },
             table: Some(table),
         })

@@ -330,6 +330,7 @@ impl State {
             notes,
             gaps,
             extents: None,
+            page_files: Vec::new(),
         }
         .into())
     }

@@ -264,6 +264,7 @@ impl ImageFormat for XenCore {
             notes,
             gaps,
             extents: None,
+            page_files: Vec::new(),
         }
         .into())
     }

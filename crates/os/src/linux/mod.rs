@@ -172,6 +172,7 @@ static SHARED: LazyLock<Vec<View>> = LazyLock::new(|| {
         on_request: v.on_request,
         by_process: BY_PROCESS.contains(&v.name),
         first: FIRST.contains(&v.name),
+        scans: false,
     };
     VIEWS.iter().map(shared).collect()
 });

@@ -21,6 +21,7 @@ use super::scan::scanned;
 use super::{Kernel, Object, WindowsError};
 use crate::content::{Content, Extent};
 use ramsift_layers::PhysAddr;
+use ramsift_layers::page_file::place_of;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 const PAGE: u64 = 4096;
@@ -313,10 +314,11 @@ fn pages(k: &Kernel<'_>, va: u64, count: u64, budget: &mut Budget) -> Vec<Option
 }
 
 impl Kernel<'_> {
-    /// The physical page of a prototype entry: it is in use, or on its way out and still there.
+    /// The physical page of a prototype entry: it is in use, or on its way out and still there, or in a page file at hand.
     pub(super) fn prototype(&self, entry: u64) -> Option<u64> {
         let pa = self.space.resident(entry)?;
-        self.runs().from_phys(PhysAddr(pa)).map(|_| pa)
+        let there = self.runs().from_phys(PhysAddr(pa)).is_some() || place_of(pa).is_some();
+        there.then_some(pa)
     }
 }
 

@@ -9,10 +9,12 @@ use crate::machine::{Machine, OpenError};
 use crate::page::{OverviewSection, ProcessSection};
 use crate::system::System;
 use crate::view::{Purpose, View};
-use ramsift_layers::Dtb;
 use ramsift_layers::translate::{PhysRead, X86_64, X86_64_LA57};
+use ramsift_layers::{Dtb, ImageOffset};
 
 const PAGE: u64 = 4096;
+/// Anchors that may be top tables: pages that lead to themselves and to where KUSER_SHARED_DATA is mapped.
+const TOP_TABLE: &str = "top_table";
 
 impl System for Windows {
     fn name(&self) -> &'static str {
@@ -20,7 +22,7 @@ impl System for Windows {
     }
 
     fn images(&self, memory: &dyn PhysRead, roots: &[u64]) -> Vec<KernelImage> {
-        let Some(f) = image::find(memory, roots) else {
+        let Some(f) = image::find(memory, roots, &[]) else {
             return Vec::new();
         };
         let shape = if f.five_levels { X86_64_LA57 } else { X86_64 };
@@ -55,7 +57,10 @@ impl System for Windows {
             return;
         }
         d.os = Some("windows");
-        let Some(f) = image::find(input.memory, input.dtb_hints) else {
+        let tables = of_kind(input, TOP_TABLE)
+            .filter_map(|a| input.runs.to_phys(ImageOffset(a.image_offset)));
+        let tables: Vec<u64> = tables.map(|pa| pa.0).collect();
+        let Some(f) = image::find(input.memory, input.dtb_hints, &tables) else {
             return;
         };
         tell(&f, d);
@@ -70,13 +75,13 @@ impl System for Windows {
     }
 
     fn unconfirmed(&self, _: &Discovery) -> String {
-        "a Windows kernel was found, but no page table that maps it: neither the container nor the first MiBs of memory \
-         lead to one"
+        "a Windows kernel was found, but no page table that maps it: neither the container, nor the first MiBs of memory, nor \
+         a table that maps itself lead to one"
             .into()
     }
 
     fn telling_anchors(&self) -> &'static [&'static str] {
-        &["rsds"]
+        &["rsds", TOP_TABLE]
     }
 
     fn open<'a>(
@@ -86,6 +91,10 @@ impl System for Windows {
     ) -> Result<Box<dyn Machine + 'a>, OpenError> {
         let kernel = super::open::open(input, d).map_err(OpenError::new)?;
         Ok(Box::new(kernel))
+    }
+
+    fn scans_pools(&self) -> bool {
+        true
     }
 
     fn views(&self) -> &'static [View] {

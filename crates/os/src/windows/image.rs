@@ -86,19 +86,29 @@ struct Candidate {
     inside: Option<u64>,
 }
 
-/// The kernel that known places lead to. `roots` are page tables that the container recorded.
-pub(super) fn find(memory: &dyn PhysRead, roots: &[u64]) -> Option<Found> {
+/// The kernel that known places lead to, else one of these `tables`, which a pass over memory found. `roots` are page tables that the
+/// container recorded.
+pub(super) fn find(memory: &dyn PhysRead, roots: &[u64], tables: &[u64]) -> Option<Found> {
     let recorded = roots.iter().map(|dtb| Candidate {
         dtb: *dtb & NUMBER,
         place: "the container's processor state",
         inside: None,
     });
-    let mut all: Vec<Candidate> = stub(memory).into_iter().chain(recorded).collect();
+    let all: Vec<Candidate> = stub(memory).into_iter().chain(recorded).collect();
     if let Some(found) = all.iter().find_map(|c| kernel(memory, c)) {
         return Some(found);
     }
-    all.clear();
-    low_tables(memory).find_map(|c| kernel(memory, &c))
+    let low = low_tables(memory).find_map(|c| kernel(memory, &c));
+    low.or_else(|| {
+        let found = tables.iter().filter(|pa| is_top_table(memory, **pa));
+        found
+            .map(|dtb| Candidate {
+                dtb: *dtb,
+                place: "a top table that maps itself",
+                inside: None,
+            })
+            .find_map(|c| kernel(memory, &c))
+    })
 }
 
 /// The page that processors start from.

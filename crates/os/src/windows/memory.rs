@@ -3,12 +3,13 @@
 //! ```text
 //! valid entry                  a page of the process, or of a section that it touched
 //! transition                   a page of the process on its way out
+//! in a page file               a page that was written out, where the file is at hand
 //! prototype                    the entry of the section that counts
 //! ```
 //!
 //! Source: as in `space.rs`.
 
-use super::Space;
+use super::{PageError, Space};
 use ramsift_layers::PhysAddr;
 use std::ops::Range;
 
@@ -26,12 +27,13 @@ const PAGE: u64 = 4096;
 const NUMBER: u64 = 0x0000_ffff_ffff_f000;
 const PRESENT: u64 = 1;
 const LARGE: u64 = 1 << 7;
+const PROTOTYPE: u64 = 1 << 10;
 
 struct Visit<'v> {
     space: &'v Space<'v>,
     range: &'v Range<u64>,
     budget: &'v mut usize,
-    visit: &'v mut dyn FnMut(Place) -> bool,
+    visit: &'v mut dyn FnMut(Result<Place, PageError>) -> bool,
     unread: usize,
 }
 
@@ -43,6 +45,16 @@ pub(super) fn places(
     range: &Range<u64>,
     budget: &mut usize,
     visit: &mut dyn FnMut(Place) -> bool,
+) -> usize {
+    places_and_lacks(space, range, budget, &mut |m| m.map_or(true, &mut *visit))
+}
+
+/// The same, and why pages are not there that entries tell of.
+pub(super) fn places_and_lacks(
+    space: &Space<'_>,
+    range: &Range<u64>,
+    budget: &mut usize,
+    visit: &mut dyn FnMut(Result<Place, PageError>) -> bool,
 ) -> usize {
     let mut v = Visit {
         space,
@@ -58,7 +70,13 @@ pub(super) fn places(
 
 impl Visit<'_> {
     fn tell(&mut self, place: Place) {
-        if !(self.visit)(place) {
+        if !(self.visit)(Ok(place)) {
+            *self.budget = 0;
+        }
+    }
+
+    fn lacks(&mut self, why: PageError) {
+        if !(self.visit)(Err(why)) {
             *self.budget = 0;
         }
     }
@@ -102,12 +120,13 @@ impl Visit<'_> {
             match level {
                 1 => {
                     let page = if is_present {
-                        Some(entry & NUMBER)
+                        Ok(entry & NUMBER)
                     } else {
-                        self.space.software(va, entry, true).ok()
+                        self.space.software(va, entry, true)
                     };
-                    if let Some(pa) = page {
-                        self.tell(Place::Page { va, pa, len: PAGE });
+                    match page {
+                        Ok(pa) => self.tell(Place::Page { va, pa, len: PAGE }),
+                        Err(e) => self.lacks(e),
                     }
                 }
                 2 | 3 if is_present && entry & LARGE != 0 => {
@@ -116,12 +135,18 @@ impl Visit<'_> {
                 }
                 // The entry that leads to the top table itself shows tables as pages.
                 _ if pa == self.space.dtb().0 && entry & NUMBER == pa => {}
-                // A table that is in transition is still there.
-                _ => {
-                    if let Some(pa) = self.space.resident(entry) {
-                        self.table(pa, level - 1, base + i as u64 * step);
+                // A table that is in transition, or in a page file at hand, is still there.
+                _ if is_present || entry & PROTOTYPE == 0 => {
+                    let table = match is_present {
+                        true => Ok(entry & NUMBER),
+                        false => self.space.software(va, entry, false),
+                    };
+                    match table {
+                        Ok(pa) => self.table(pa, level - 1, base + i as u64 * step),
+                        Err(e) => self.lacks(e),
                     }
                 }
+                _ => {}
             }
         }
     }

@@ -23,6 +23,7 @@ mod object;
 mod objects;
 mod open;
 mod page;
+mod page_files;
 mod pe;
 mod process;
 mod registry;
@@ -36,6 +37,7 @@ pub use open::OpenError;
 pub use space::{PageError, Space};
 
 use crate::content::Recovered;
+use crate::input::PoolScan;
 use crate::table::{Column, Table};
 use crate::view::View;
 use ramsift_layers::PhysAddr;
@@ -81,6 +83,23 @@ const FIRST: [&str; 4] = [
     "windows/cmdline",
 ];
 
+/// Views that look for objects in pool memory.
+const SCANS: [&str; 13] = [
+    "windows/psscan",
+    "windows/psxview",
+    "windows/thrdscan",
+    "windows/mutantscan",
+    "windows/symlinkscan",
+    "windows/modscan",
+    "windows/driverscan",
+    "windows/driverirp",
+    "windows/devicetree",
+    "windows/netscan",
+    "windows/filescan",
+    "windows/dumpfiles",
+    "windows/hivescan",
+];
+
 /// Views whose content belongs to processes.
 const BY_PROCESS: [&str; 2] = ["windows/pedump", "windows/procdump"];
 /// Views whose content is recovered only where somebody asks for it.
@@ -96,6 +115,7 @@ static SHARED: LazyLock<Vec<View>> = LazyLock::new(|| {
         on_request: ON_REQUEST.contains(&v.name),
         by_process: BY_PROCESS.contains(&v.name),
         first: FIRST.contains(&v.name),
+        scans: SCANS.contains(&v.name),
     };
     VIEWS.iter().map(shared).collect()
 });
@@ -115,6 +135,8 @@ pub struct Kernel<'a> {
     runs: RunMap,
     /// What the numbers of types in objects' headers are mixed with, from Windows 10 on.
     cookie: Option<u8>,
+    /// What a pass that others made found of pool memory.
+    pool: Option<PoolScan>,
     /// What a scan of all memory gave.
     scanned: OnceCell<scan::Scanned>,
 }
@@ -143,6 +165,12 @@ impl<'a> Kernel<'a> {
     /// Which physical memory there is.
     pub fn runs(&self) -> &RunMap {
         &self.runs
+    }
+
+    /// Pages of the image and of page files at hand: no more can be anybody's own.
+    fn pages(&self) -> usize {
+        let pages = self.runs.image_len() / 4096 + self.space.page_files().pages();
+        usize::try_from(pages).unwrap_or(usize::MAX)
     }
 
     /// The object of a type at an address of the kernel's.

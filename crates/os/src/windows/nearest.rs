@@ -33,35 +33,55 @@ const EXPORTED: [&str; 6] = [
     "KeNumberProcessors",
 ];
 
-/// Globals that an image exports, by their addresses.
-fn exports(space: &Space<'_>, base: u64) -> Option<BTreeMap<&'static str, u64>> {
+/// Visits what an image exports by name, with its address, until the visitor has enough. What is another image's (a forwarded
+/// export) is left out. `None` if there is no such directory.
+pub(super) fn each_export(
+    space: &Space<'_>,
+    base: u64,
+    visit: &mut dyn FnMut(&[u8], u64) -> bool,
+) -> Option<()> {
     let at = |rva: u32| base + u64::from(rva);
     let pe = base + u64::from(space.u32(base + 0x3c).ok()?);
     // The first directory of the optional header, which begins at 112 there.
     let directory = at(space.u32(pe + 24 + 112).ok()?);
+    let bytes = u64::from(space.u32(pe + 24 + 116).ok()?);
     let word = |n: u64| space.u32(directory + n).ok();
     let (names, functions, numbers) = (at(word(32)?), at(word(28)?), at(word(36)?));
-    let mut out = BTreeMap::new();
     for i in 0..u64::from(word(24)?.min(MAX_EXPORTS)) {
         let Ok(rva) = space.u32(names + i * 4) else {
             continue;
         };
-        let mut raw = [0; 32];
-        if space.read(at(rva), &mut raw).is_err() {
+        let mut raw = [0; 64];
+        let (name, mut number) = (at(rva), [0; 2]);
+        let read = space.read(name, &mut raw);
+        // The directory may end with the image.
+        if read.or_else(|_| space.read(name, &mut raw[..32])).is_err()
+            || space.read(numbers + i * 2, &mut number).is_err()
+        {
             continue;
         }
         let end = raw.iter().position(|b| *b == 0).unwrap_or(raw.len());
-        let Some(name) = EXPORTED.iter().find(|n| n.as_bytes() == &raw[..end]) else {
+        let function = functions + u64::from(u16::from_le_bytes(number)) * 4;
+        let Ok(function) = space.u32(function) else {
             continue;
         };
-        let mut number = [0; 2];
-        space.read(numbers + i * 2, &mut number).ok()?;
-        let function = functions + u64::from(u16::from_le_bytes(number)) * 4;
-        out.insert(*name, at(space.u32(function).ok()?));
-        if out.len() == EXPORTED.len() {
+        let forwarded = (directory..directory + bytes).contains(&at(function));
+        if !forwarded && !visit(&raw[..end], at(function)) {
             break;
         }
     }
+    Some(())
+}
+
+/// Globals that an image exports, by their addresses.
+fn exports(space: &Space<'_>, base: u64) -> Option<BTreeMap<&'static str, u64>> {
+    let mut out = BTreeMap::new();
+    each_export(space, base, &mut |own, va| {
+        if let Some(name) = EXPORTED.iter().find(|n| n.as_bytes() == own) {
+            out.insert(*name, va);
+        }
+        out.len() < EXPORTED.len()
+    })?;
     Some(out)
 }
 
@@ -145,7 +165,12 @@ fn fits(k: &Kernel<'_>, system: u64, base: u64) -> Option<usize> {
     let is = |good: bool| good.then_some(());
     is(p.text("ImageFileName").ok()? == "System")?;
     is(p.number("UniqueProcessId").ok()? == 4)?;
-    is(p.number("Pcb.DirectoryTableBase").ok()? & !0xfff == k.space.dtb().0)?;
+    // What led to the kernel may be the table of any process; the kernel's own maps the same image.
+    let dtb = p.number("Pcb.DirectoryTableBase").ok()? & !0xfff;
+    if dtb != k.space.dtb().0 {
+        let own = k.space.with_table(dtb).translate(base).ok()?;
+        is(k.space.translate(base).ok()? == own)?;
+    }
     is(time(p.number("CreateTime").ok()?).is_some())?;
     is(p.number("Peb").ok()? == 0)?;
     // The System process is the first of the list.

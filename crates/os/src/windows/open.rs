@@ -1,13 +1,15 @@
 //! From what discovery confirmed to a kernel that can be read.
 
+use super::page_files::{self, PageFiles};
 use super::space::Entries;
 use super::{Kernel, Space, WindowsError, image, lists, nearest};
-use crate::discover::Discovery;
+use crate::discover::{Discovery, PageTable};
 use crate::input::ViewInput;
 use ramsift_layers::translate::{Shape, X86_64, X86_64_LA57};
 use ramsift_symbols::SymbolTable;
 use ramsift_symbols::layouts::{LayoutError, Layouts};
 use std::cell::OnceCell;
+use std::rc::Rc;
 
 /// Why a kernel that was found can't be read.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -51,6 +53,17 @@ impl From<&LayoutError> for OpenError {
 pub(super) fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a>, OpenError> {
     let table = d.page_tables.iter().find(|p| p.confirmed);
     let table = table.ok_or(OpenError::NoTable)?;
+    let kernel = below(input, d, table)?;
+    page_files::examine(&kernel);
+    Ok(kernel)
+}
+
+/// Opens the kernel below a table, which may be that of any process.
+fn below<'a>(
+    input: &ViewInput<'a>,
+    d: &Discovery,
+    table: &PageTable,
+) -> Result<Kernel<'a>, OpenError> {
     let shape = [X86_64, X86_64_LA57]
         .into_iter()
         .find(|s: &Shape| s.name == table.shape)
@@ -66,6 +79,7 @@ pub(super) fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a
         size,
         runs: input.runs.clone(),
         cookie: None,
+        pool: input.pool.cloned(),
         scanned: OnceCell::new(),
     };
     let layouts = Layouts::built_in()?;
@@ -79,10 +93,25 @@ pub(super) fn open<'a>(input: &ViewInput<'a>, d: &Discovery) -> Result<Kernel<'a
     };
     let mut kernel = make(symbols);
     kernel.cookie = cookie(&kernel);
-    let entries = entries(&kernel);
-    kernel.space = Space::new(input.memory, shape, table.dtb.0).with_entries(entries);
+    let entries = Entries {
+        page_files: Rc::new(PageFiles::new(input.page_files)),
+        ..entries(&kernel)
+    };
+    let dtb = own_table(&kernel, &pdb).unwrap_or(table.dtb.0);
+    kernel.space = Space::new(input.memory, shape, dtb).with_entries(entries);
     fits(&kernel).map_err(|why| OpenError::Misfit { key, why })?;
     Ok(kernel)
+}
+
+/// The kernel's own table, by the System process: what led to the kernel may be that of any process, since all map it. `None` where
+/// that maps another kernel, or nothing.
+fn own_table(k: &Kernel<'_>, pdb: &image::Pdb) -> Option<u64> {
+    let system = k.global("PsInitialSystemProcess").ok()?;
+    let system = k.object("_EPROCESS", system);
+    let dtb = system.number("Pcb.DirectoryTableBase").ok()? & !0xfff;
+    let own = Space::new(k.memory(), *k.space.shape(), dtb);
+    let (size, found) = image::image(&own, k.base)?;
+    (size == k.size && found == *pdb).then_some(dtb)
 }
 
 /// The table of a symbol file for exactly this kernel.
@@ -143,6 +172,7 @@ fn entries(k: &Kernel<'_>) -> Entries {
     Entries {
         invalid_mask: mask.unwrap_or(0),
         page_file_low,
+        ..Entries::default()
     }
 }
 

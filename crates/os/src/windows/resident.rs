@@ -18,8 +18,8 @@ use super::views::vads::{self, Area};
 use super::{Kernel, WindowsError};
 use crate::content::Extent;
 use crate::resident::{File, Resident, Unit, Use, file_units};
-use ramsift_layers::PhysAddr;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use ramsift_layers::{PhysAddr, page_file};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::ops::{ControlFlow, Range};
 use std::rc::Rc;
 
@@ -29,19 +29,19 @@ const USER: Range<u64> = 0..1 << 47;
 /// Pages of tables of one process that are read at most.
 const TABLES: usize = 1 << 20;
 
-/// Which pages of the image were seen: a bit for each.
-struct Seen(Vec<u64>);
+/// Which pages were seen: a bit for each of the image, and the addresses of those of page files.
+struct Seen(Vec<u64>, HashSet<u64>);
 
 impl Seen {
     fn new(k: &Kernel<'_>) -> Self {
         let words = k.runs().image_len() / PAGE / 64 + 1;
-        Self(vec![0; usize::try_from(words).unwrap_or(0)])
+        Self(vec![0; usize::try_from(words).unwrap_or(0)], HashSet::new())
     }
 
-    /// Whether a page is in the image and was not seen yet; it is from now on.
+    /// Whether a page is in the image, or in a page file at hand, and was not seen yet; it is from now on.
     fn is_new(&mut self, k: &Kernel<'_>, pa: u64) -> bool {
         let Some(at) = k.runs().from_phys(PhysAddr(pa)) else {
-            return false;
+            return page_file::place_of(pa).is_some() && self.1.insert(pa);
         };
         let page = at.0 / PAGE;
         let word = usize::try_from(page / 64)
@@ -178,7 +178,7 @@ fn own_pages(
     let mut changed: Vec<BTreeSet<u64>> = vec![BTreeSet::new(); areas.len()];
     let (mut own, mut budget) = (Vec::new(), TABLES);
     // No more pages than the image has can be somebody's own.
-    let most = usize::try_from(k.runs().image_len() / PAGE).unwrap_or(usize::MAX);
+    let most = k.pages();
     let unread = places(&space, &USER, &mut budget, &mut |m| {
         let Place::Page { va, pa, len } = m else {
             return true;

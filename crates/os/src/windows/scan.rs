@@ -360,27 +360,50 @@ pub(super) fn scanned<'k>(k: &'k Kernel<'_>) -> Result<&'k Scanned, WindowsError
         .for_each(|(tag, _)| first[usize::from(tag[0])] = true);
     let largest = pass.layout.size.max(pass.shapes.thread).max(ENDPOINT);
     let (mut unread, mut buf) = (0u64, Vec::new());
+    // An object may begin in one step and end in the next.
+    let behind = (largest + HEADERS + 16) as u64;
     for run in runs {
         let end = run.pa.saturating_add(run.len);
-        let mut at = run.pa;
-        while at < end {
-            let n = (end - at).min(STEP);
-            // An object may begin in one step and end in the next.
-            let more = (end - at).min(STEP + (largest + HEADERS + 16) as u64);
-            unread += fill(k, at, more, &mut buf);
-            let headers = usize::try_from(n).unwrap_or(0).min(buf.len());
-            for header in (0..headers).step_by(16) {
-                let Some(tag) = buf.get(header + 4..header + 8) else {
-                    break;
-                };
-                if !first[usize::from(tag[0])] {
-                    continue;
-                }
-                if let Some((_, kind)) = TAGS.iter().find(|(t, _)| t[..] == *tag) {
-                    pass.chunk(*kind, &buf, header, at);
+        // What others looked at holds no headers but theirs.
+        let rest = k.pool.as_ref().map(|p| p.missing(run.pa..end));
+        let known = k.pool.as_ref().map_or(&[][..], |p| &p.headers);
+        let from = known.partition_point(|h| *h < run.pa);
+        let mut known = known[from..]
+            .iter()
+            .copied()
+            .take_while(|h| *h < end)
+            .peekable();
+        // All in the order of memory.
+        for part in rest
+            .unwrap_or_else(|| vec![run.pa..end])
+            .into_iter()
+            .chain([end..end])
+        {
+            while let Some(at) = known.next_if(|h| *h < part.start) {
+                unread += fill(k, at, (end - at).min(behind), &mut buf);
+                if let Some(tag) = buf.get(4..8)
+                    && let Some((_, kind)) = TAGS.iter().find(|(t, _)| t[..] == *tag)
+                {
+                    pass.chunk(*kind, &buf, 0, at);
                 }
             }
-            at += n;
+            let mut at = part.start.next_multiple_of(16);
+            while at < part.end {
+                let n = (part.end - at).min(STEP);
+                unread += fill(k, at, (end - at).min(n + behind), &mut buf);
+                let headers = usize::try_from(n).unwrap_or(0).min(buf.len());
+                for header in (0..headers).step_by(16) {
+                    let Some(tag) = buf.get(header + 4..header + 8) else {
+                        break;
+                    };
+                    if first[usize::from(tag[0])]
+                        && let Some((_, kind)) = TAGS.iter().find(|(t, _)| t[..] == *tag)
+                    {
+                        pass.chunk(*kind, &buf, header, at);
+                    }
+                }
+                at += n;
+            }
         }
     }
     let (mut out, left_out) = (pass.out, pass.left_out);

@@ -14,10 +14,12 @@
 //! Sources: the public types `_MMPTE_TRANSITION`, `_MMPTE_PROTOTYPE`, `_MMPTE_SOFTWARE`, `_MMPTE_SUBSECTION`; Intel SDM
 //! volume 3, 4.5.
 
+use super::page_files::PageFiles;
 use ramsift_layers::translate::{PhysError, PhysRead, Shape, TranslateError, walk};
 use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
 use std::cell::RefCell;
 use std::collections::HashMap;
+use std::rc::Rc;
 
 /// Why virtual memory could not be read.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -35,6 +37,44 @@ pub enum PageError {
         file: u8,
         /// Page in it.
         page: u64,
+    },
+    /// The page is compressed, in the store of a process: its page file is on no disk.
+    #[error(
+        "virtual address {va:#x} is compressed: page {page:#x} of the store behind page file {file}, which is not unpacked"
+    )]
+    Compressed {
+        /// The address.
+        va: u64,
+        /// Number of the page file.
+        file: u8,
+        /// Page in it.
+        page: u64,
+    },
+    /// The page is in a page file, and the one at hand is another machine's.
+    #[error(
+        "virtual address {va:#x} is in page file {file}, at page {page:#x}; the one at hand is not this machine's"
+    )]
+    ForeignPageFile {
+        /// The address.
+        va: u64,
+        /// Number of the page file.
+        file: u8,
+        /// Page in it.
+        page: u64,
+    },
+    /// The page is in a page file, and the one at hand is too short.
+    #[error(
+        "virtual address {va:#x} is in page file {file}, at page {page:#x}; the one at hand has {pages:#x} pages"
+    )]
+    PastPageFile {
+        /// The address.
+        va: u64,
+        /// Number of the page file.
+        file: u8,
+        /// Page in it.
+        page: u64,
+        /// Pages of the one at hand.
+        pages: u64,
     },
     /// The page was never written: it is all zeros when somebody reads it.
     #[error("virtual address {va:#x} is demand zero")]
@@ -68,6 +108,19 @@ pub enum PageError {
     },
 }
 
+impl PageError {
+    /// Number of the page file, and the page in it, of a page that is in one and not at hand.
+    pub(super) fn in_page_file(&self) -> Option<(u8, u64)> {
+        match *self {
+            Self::PageFile { file, page, .. }
+            | Self::Compressed { file, page, .. }
+            | Self::ForeignPageFile { file, page, .. }
+            | Self::PastPageFile { file, page, .. } => Some((file, page)),
+            _ => None,
+        }
+    }
+}
+
 const PAGE: u64 = 4096;
 /// Translations kept at a time; they are forgotten together.
 const KEPT: usize = 64 << 10;
@@ -76,14 +129,16 @@ const NUMBER: u64 = 0x0000_ffff_ffff_f000;
 const PROTOTYPE: u64 = 1 << 10;
 const TRANSITION: u64 = 1 << 11;
 const SWIZZLE: u64 = 1 << 4;
+const LARGE: u64 = 1 << 7;
 
-/// What the entries of a build look like.
-#[derive(Clone, Copy, Debug, Default)]
+/// What the entries of a build look like, and where those lead that are in page files.
+#[derive(Clone, Debug, Default)]
 pub(super) struct Entries {
     /// Bits that are set in the page numbers of entries without the swizzle bit.
     pub(super) invalid_mask: u64,
     /// First bit of the page file's number.
     pub(super) page_file_low: u32,
+    pub(super) page_files: Rc<PageFiles>,
 }
 
 /// An address space.
@@ -123,7 +178,7 @@ impl<'a> Space<'a> {
 
     /// The same machine below another table: the memory of a process.
     pub fn with_table(&self, dtb: u64) -> Space<'a> {
-        Self::new(self.memory, self.shape, dtb).with_entries(self.entries)
+        Self::new(self.memory, self.shape, dtb).with_entries(self.entries.clone())
     }
 
     /// Where its top table lies.
@@ -141,7 +196,18 @@ impl<'a> Space<'a> {
         self.memory
     }
 
-    /// The physical address of a virtual one.
+    /// The page files of the machine.
+    pub(super) fn page_files(&self) -> &PageFiles {
+        &self.entries.page_files
+    }
+
+    /// Forgets translations.
+    pub(super) fn forget(&self) {
+        self.known.borrow_mut().clear();
+    }
+
+    /// The physical address of a virtual one. Pages of page files at hand have addresses of their own
+    /// ([`ramsift_layers::page_file`]).
     pub fn translate(&self, va: u64) -> Result<PhysAddr, PageError> {
         let (page, inside) = (va & !(PAGE - 1), va & (PAGE - 1));
         if let Some(pa) = self.known.borrow().get(&page) {
@@ -152,6 +218,9 @@ impl<'a> Space<'a> {
             Err(TranslateError::NotPresent {
                 level: 1, entry, ..
             }) => self.software(page, entry, true)?,
+            Err(TranslateError::NotPresent { level, entry, .. }) if level > 1 && entry != 0 => {
+                self.below(page, level, entry)?
+            }
             Err(e) => return Err(e.into()),
         };
         let mut known = self.known.borrow_mut();
@@ -160,6 +229,34 @@ impl<'a> Space<'a> {
         }
         known.insert(page, pa);
         Ok(PhysAddr(pa + inside))
+    }
+
+    /// Goes on below an entry of a level that the processor calls not present: tables are written out as other pages are.
+    fn below(&self, va: u64, mut level: usize, mut entry: u64) -> Result<u64, PageError> {
+        loop {
+            let present = entry & 1 != 0;
+            let bits = 12 + 9 * (level - 1);
+            if present && level <= 3 && entry & LARGE != 0 {
+                let inside = (1u64 << bits) - 1;
+                return Ok((entry & NUMBER & !inside) | (va & inside));
+            }
+            let table = match present {
+                true => entry & NUMBER,
+                false => self.software(va, entry, false)?,
+            };
+            level -= 1;
+            let index = va >> (bits - 9) & 511;
+            let mut raw = [0; 8];
+            let read = self.memory.read_phys(PhysAddr(table + index * 8), &mut raw);
+            read.map_err(|source| PageError::Phys { va, source })?;
+            entry = u64::from_le_bytes(raw);
+            if level == 1 {
+                return match entry & 1 != 0 {
+                    true => Ok(entry & NUMBER),
+                    false => self.software(va, entry, true),
+                };
+            }
+        }
     }
 
     /// The page of an entry that the processor calls not present. Of a prototype entry the one that it leads to counts,
@@ -191,17 +288,19 @@ impl<'a> Space<'a> {
         if page == 0 {
             return Err(PageError::DemandZero { va });
         }
-        Err(PageError::PageFile { va, file, page })
+        self.entries.page_files.place(va, file, page)
     }
 
-    /// The physical page that an entry leads to, wherever the entry stands: it is present, or in transition. Nothing is
-    /// followed further.
+    /// The physical page that an entry leads to, wherever the entry stands: it is present, in transition, or in a page file at
+    /// hand. Nothing is followed further.
     pub(super) fn resident(&self, entry: u64) -> Option<u64> {
         if entry & 1 != 0 {
             return Some(entry & NUMBER);
         }
-        let still = entry & PROTOTYPE == 0 && entry & TRANSITION != 0;
-        still.then(|| self.unmasked(entry) & NUMBER)
+        if entry & PROTOTYPE != 0 {
+            return None;
+        }
+        self.software(0, entry, false).ok()
     }
 
     fn unmasked(&self, entry: u64) -> u64 {
@@ -331,6 +430,7 @@ mod tests {
         let s = Space::new(&words, X86_64, 0x1000).with_entries(Entries {
             invalid_mask: mask,
             page_file_low: 12,
+            ..Entries::default()
         });
         assert_eq!(s.translate(8).expect("there"), PhysAddr(0x9008));
         assert_eq!(s.translate(0x1000).expect("there"), PhysAddr(0x9000 | mask));

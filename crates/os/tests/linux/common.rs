@@ -202,6 +202,8 @@ impl Capture {
             dtb_hints: &[],
             anchors: &self.anchors,
             symbols: None,
+            page_files: &[],
+            pool: None,
         }
     }
 

@@ -108,6 +108,8 @@ impl Torn<'_> {
             dtb_hints: &[],
             anchors: &anchors,
             symbols: None,
+            page_files: &[],
+            pool: None,
         };
         let d = discover(&input);
         if let Some(why) = d.impossible {

@@ -97,7 +97,8 @@ pub(crate) fn make_with(
         files.push(std::fs::read(&path).unwrap());
         std::fs::remove_file(path).unwrap();
     }
-    for ext in ["raw", "truth.json", "pagefile.sys"] {
+    let own = ["raw", "truth.json", "pagefile.sys"].into_iter();
+    for ext in own.filter(|e| !endings.contains(e)) {
         std::fs::remove_file(stem.with_extension(ext)).unwrap();
     }
     (made, files)
@@ -132,6 +133,8 @@ impl Made {
             dtb_hints: &[],
             anchors,
             symbols: None,
+            page_files: &[],
+            pool: None,
         }
     }
 

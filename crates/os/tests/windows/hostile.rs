@@ -142,6 +142,8 @@ fn layouts_of_another_family_are_refused() {
             let symbols = Wrong(wrong.1);
             let input = ViewInput {
                 symbols: Some(&symbols),
+                page_files: &[],
+                pool: None,
                 ..made.input(&anchors)
             };
             let d = discover(&input);

@@ -55,6 +55,27 @@ fn system_calls_lead_where_they_were_made_to_and_the_hooked_one_shows() {
 }
 
 #[test]
+fn functions_that_jump_out_of_the_kernel_show_and_the_intruders_is_an_anomaly() {
+    for m in machines() {
+        let t = m.build("windows/inline_hooks");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", m.name);
+        let want = told(
+            m,
+            "inline_hooks",
+            &["name", "kind", "address", "target", "module"],
+        );
+        let columns = ["function", "kind", "address", "target", "module"];
+        assert_eq!(rows(&t, &columns), want, "{}", m.name);
+        let (rule, why) = only(m, &t);
+        let hook = &m.truth["story"]["inline_hook"];
+        assert_eq!(rule, "inline_hook");
+        let target = hook["target"].as_u64().unwrap();
+        assert!(why.starts_with(hook["name"].as_str().unwrap()), "{why}");
+        assert!(why.contains(&format!("{target:#x}")), "{why}");
+    }
+}
+
+#[test]
 fn callbacks_are_those_that_were_registered_and_the_intruders_shows() {
     for m in machines() {
         let t = m.build("windows/callbacks");

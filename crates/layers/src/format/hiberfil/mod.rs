@@ -347,6 +347,7 @@ fn lay_out(
             arch: arch.map(str::to_owned),
             dtb_hints: dtb.into_iter().collect(),
             notes: found.notes,
+            page_files: Vec::new(),
             gaps: found.gaps,
             extents: Some(table.info.clone()),
         },

@@ -341,6 +341,7 @@ async fn open_all(files: &[&dyn ByteSource]) -> Result<Opened, FormatError> {
             dtb_hints,
             notes,
             gaps,
+            page_files: Vec::new(),
             extents: Some(table.info.clone()),
         },
         table: Some(table),

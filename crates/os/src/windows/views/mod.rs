@@ -11,10 +11,12 @@ mod files;
 mod handles;
 mod hollowprocesses;
 mod info;
+mod inline_hooks;
 mod modscan;
 mod modules;
 mod network;
 mod object_scans;
+mod pagefiles;
 mod pedump;
 mod procdump;
 mod pslist;
@@ -61,6 +63,7 @@ pub(super) const ALL: &[WindowsView] = &[
     pedump::PEDUMP,
     verinfo::VERINFO,
     procdump::PROCDUMP,
+    pagefiles::PAGEFILES,
     modules::MODULES,
     modscan::MODSCAN,
     modscan::UNLOADEDMODULES,
@@ -68,6 +71,7 @@ pub(super) const ALL: &[WindowsView] = &[
     driver_functions::DRIVERIRP,
     driver_functions::DEVICETREE,
     ssdt::SSDT,
+    inline_hooks::INLINE_HOOKS,
     callbacks::CALLBACKS,
     bigpools::BIGPOOLS,
     network::NETSCAN,

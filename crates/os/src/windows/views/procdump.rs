@@ -100,7 +100,7 @@ fn dumped(
         })
         .collect();
     let areas = vads::of(k, types, p, doubts)?;
-    let most = usize::try_from(k.runs().image_len() / PAGE).unwrap_or(usize::MAX);
+    let most = k.pages();
     let mut tables = TABLES;
     let unread = places(&user.space, &(0..1 << 47), &mut tables, &mut |m| {
         if let Place::Page { va, pa, len } = m {

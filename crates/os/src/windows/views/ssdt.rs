@@ -78,6 +78,18 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
     Ok(out)
 }
 
+/// Where the entries of the kernel's own table lead, as far as they can be read.
+pub(super) fn functions(k: &Kernel<'_>) -> Result<Vec<u64>, WindowsError> {
+    let table = k.address("KiServiceTable")?;
+    let count = u64::from(k.space.u32(k.address("KiServiceLimit")?)?).min(MOST);
+    let entry = |i: u64| {
+        let entry = k.space.u32(table.wrapping_add(i * 4)).ok()?;
+        let place = i64::from(entry.cast_signed() >> 4);
+        Some(table.wrapping_add(place.cast_unsigned()))
+    };
+    Ok((0..count).filter_map(entry).collect())
+}
+
 /// Address and entries of the second table.
 fn win32k(k: &Kernel<'_>) -> Result<Option<(u64, u64)>, WindowsError> {
     let second = k
