@@ -72,7 +72,7 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
     (
         0,
         b"ZDMP",
-        "a compressed DumpIt capture",
+        "a compressed DumpIt capture of another version than 1.0",
         "unpack it with Z2Dmp",
     ),
     (

@@ -232,23 +232,21 @@ async fn first_block(source: &dyn ByteSource) -> Result<Option<(bool, u64)>, Sou
 
 /// CR3 of the processor, where a page looks like its state: paging is on, in protected mode, with extended addresses.
 fn page_table(head: &[u8], wide: bool) -> Option<u64> {
-    let states = head.chunks_exact(4096).skip(1);
-    states
-        .filter_map(|p| {
-            let at = |i: usize| {
-                if wide {
-                    le64(p, 8 * i)
-                } else {
-                    le32(p, 0x2cc + 4 * i).map(u64::from)
-                }
-            };
-            let (cr0, cr3, cr4) = (at(0)?, at(2)?, at(3)?);
-            let on = cr0 & 0x8000_0001 == 0x8000_0001 && cr0 >> 32 == 0 && cr4 >> 32 == 0;
-            let extended = cr4 & 0x20 != 0;
-            let fits = cr3 >> 52 == 0 && cr3 & !0xfff != 0;
-            (on && extended && fits).then_some(cr3 & !if wide { 0xfff } else { 0x1f })
-        })
-        .next()
+    let mut states = head.chunks_exact(4096).skip(1);
+    states.find_map(|p| {
+        let at = |i: usize| {
+            if wide {
+                le64(p, 8 * i)
+            } else {
+                le32(p, 0x2cc + 4 * i).map(u64::from)
+            }
+        };
+        let (cr0, cr3, cr4) = (at(0)?, at(2)?, at(3)?);
+        let on = cr0 & 0x8000_0001 == 0x8000_0001 && cr0 >> 32 == 0 && cr4 >> 32 == 0;
+        let extended = cr4 & 0x20 != 0;
+        let fits = cr3 >> 52 == 0 && cr3 & !0xfff != 0;
+        (on && extended && fits).then_some(cr3 & !if wide { 0xfff } else { 0x1f })
+    })
 }
 
 /// A time of Windows (100 ns since 1601) in words.
