@@ -147,7 +147,7 @@ pub(super) struct Scanned {
 }
 
 /// Bytes of an endpoint that are kept: its fields lie within.
-const ENDPOINT: usize = 0x340;
+pub(super) const ENDPOINT: usize = 0x340;
 
 /// What a tag leads to.
 #[derive(Clone, Copy, PartialEq, Eq)]
