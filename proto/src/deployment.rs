@@ -35,10 +35,11 @@ impl Deployment {
         }
     }
 
-    /// How long reports wait for others to share a commit with. One command has few reports, and its user waits for the end.
+    /// How long reports wait for others to share a commit with. What can't be joined is committed at once in any case; who
+    /// stops one command loses no more than that.
     pub fn commit_age(self, configured: Duration) -> Duration {
         match self {
-            Self::Embedded => configured.min(Duration::from_millis(500)),
+            Self::Embedded => configured.min(Duration::from_secs(2)),
             Self::Cluster => configured,
         }
     }
