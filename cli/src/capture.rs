@@ -178,7 +178,7 @@ async fn s3(name: &str, bucket: &str, key: &str, sources: &Sources, out: &mut Fo
             Err(e) => return Err(e.into()),
         }
     }
-    let objects = S3Objects::new(sources.s3().await, bucket, "");
+    let objects = S3Objects::new(sources.s3(bucket).await, bucket, "");
     let all = objects.list(key).await?;
     if all.is_empty() {
         bail!("{name} does not exist: no such object, and nothing under that prefix");

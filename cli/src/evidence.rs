@@ -76,7 +76,7 @@ pub(crate) async fn open(config: &Config, name: &str, moved: Option<&str>) -> Re
 }
 
 pub(crate) async fn of_path(config: &Config, name: &str) -> Result<Evidence> {
-    let sources = Sources::new(config.s3.to_layers());
+    let sources = Sources::new(config.s3.to_layers()?);
     let spec = JobSpec {
         source: name.to_owned(),
         structured: true,
@@ -173,7 +173,7 @@ async fn blake3_of(source: &dyn ByteSource) -> Result<String> {
 impl NamedJob {
     /// Opens the capture of the job: where it was, or where it is said to be now.
     pub(crate) async fn open(self, config: &Config, moved: Option<&str>) -> Result<Evidence> {
-        let sources = Sources::new(config.s3.to_layers());
+        let sources = Sources::new(config.s3.to_layers()?);
         let job = &self.job;
         let source = match moved {
             None => sources.open_pinned(&self.plan.pin).await.with_context(|| {

@@ -110,7 +110,7 @@ async fn find(config: &Config, name: &str) -> Result<(Arc<dyn Objects>, String)>
         return Ok((objects, job));
     }
     if split_s3_url(name).is_some() {
-        let sources = Sources::new(config.s3.to_layers());
+        let sources = Sources::new(config.s3.to_layers()?);
         let objects = glue::store(name, &sources).await?;
         let job = glue::pick_job(objects.as_ref(), None).await?;
         return Ok((objects, job));
@@ -137,7 +137,7 @@ async fn evidence(config: &Config, m: &Manifest, image: &str, bad: &mut Vec<Stri
     let Some(want) = &m.evidence_blake3 else {
         bail!("the manifest has no hash of the evidence: not every byte of it could be read");
     };
-    let sources = Sources::new(config.s3.to_layers());
+    let sources = Sources::new(config.s3.to_layers()?);
     let mut source = sources.open(image).await?;
     // The hash is that of what was scanned: what came out of a container.
     if is_container(source.as_ref()).await? {
