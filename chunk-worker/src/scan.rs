@@ -165,15 +165,8 @@ pub(crate) fn scan(
             let unread = bad_in(ctx, slab, &w.span).into_iter().map(|b| b.0);
             (data, bad_in(ctx, slab, &w.core), unread.collect())
         };
-        let sparse = carve(
-            worker,
-            ctx,
-            w,
-            &data,
-            (&bad, unread),
-            &mut budget,
-            &mut rows,
-        )?;
+        rows.set_unread(unread);
+        let sparse = carve(worker, ctx, w, &data, &bad, &mut budget, &mut rows)?;
         if let Some(y) = &mut yara {
             y.window(worker, w, &data, &bad, &sparse, &mut rows);
         }
@@ -299,7 +292,7 @@ fn carve(
     ctx: &JobContext,
     w: &ChunkWindow,
     data: &[u8],
-    (bad, unread): (&[(Range<u64>, String)], Vec<Range<u64>>),
+    bad: &[(Range<u64>, String)],
     budget: &mut u64,
     rows: &mut Rows<'_>,
 ) -> Result<Vec<Range<u64>>, ScanError> {
@@ -311,7 +304,7 @@ fn carve(
         .runs
         .to_phys(ImageOffset(w.core.start))
         .map_or(0, |p| p.0);
-    rows.set_window(pa.wrapping_sub(w.core.start), unread);
+    rows.set_delta(pa.wrapping_sub(w.core.start));
     let at = |image: u64| usize::try_from(image - w.span.start).unwrap_or(usize::MAX);
     let window = Window {
         data,

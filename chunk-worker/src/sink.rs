@@ -194,9 +194,14 @@ impl<'a> Rows<'a> {
         }
     }
 
-    /// The window at hand: physical address of an image offset is that plus `delta`; `unread` could not be read.
-    pub(crate) fn set_window(&mut self, delta: u64, unread: Vec<Range<u64>>) {
-        (self.delta, self.unread) = (delta, unread);
+    /// The window at hand: physical address of an image offset is that plus `delta`.
+    pub(crate) fn set_delta(&mut self, delta: u64) {
+        self.delta = delta;
+    }
+
+    /// What of the window at hand could not be read.
+    pub(crate) fn set_unread(&mut self, unread: Vec<Range<u64>>) {
+        self.unread = unread;
     }
 
     fn pa(&self, image: u64) -> Option<u64> {

@@ -58,6 +58,37 @@ pub(crate) async fn run(config: &Config, command: SymbolsCommand) -> Result<u8> 
     tokio::task::spawn_blocking(move || with(files, command)).await?
 }
 
+/// These files, and of folders among them the symbol files in them, by name.
+fn with_folders(files: Vec<PathBuf>) -> Result<Vec<PathBuf>> {
+    let mut out = Vec::new();
+    for path in files {
+        if !path.is_dir() {
+            out.push(path);
+            continue;
+        }
+        let mut own = Vec::new();
+        for e in std::fs::read_dir(&path).with_context(|| path.display().to_string())? {
+            let e = e?.path();
+            let name = e.display().to_string().to_ascii_lowercase();
+            if [".json", ".json.xz", ".pdb"]
+                .iter()
+                .any(|end| name.ends_with(end))
+            {
+                own.push(e);
+            }
+        }
+        if own.is_empty() {
+            bail!(
+                "{}: there are neither ISF files nor PDBs in it",
+                path.display()
+            );
+        }
+        own.sort();
+        out.extend(own);
+    }
+    Ok(out)
+}
+
 fn with<F: Files>(files: F, command: SymbolsCommand) -> Result<u8> {
     let store = SymbolStore::new(files);
     match command {
@@ -77,7 +108,7 @@ fn with<F: Files>(files: F, command: SymbolsCommand) -> Result<u8> {
         }
         SymbolsCommand::Pack { files, out, about } => {
             let mut read = Vec::new();
-            for path in files {
+            for path in with_folders(files)? {
                 let name = path.display().to_string();
                 let data = std::fs::read(&path).with_context(|| name.clone())?;
                 read.push((name, data));

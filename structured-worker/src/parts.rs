@@ -104,7 +104,7 @@ impl Part {
             }
             Self::Views => {
                 let waits = out.asked.lines && of.machine.system().scans_pools();
-                out.views(of, &|v| !v.first && !(waits && v.scans))
+                out.views(of, &|v| !(v.first || waits && v.scans))
             }
             Self::Scans => out.views(of, &|v| v.scans),
             Self::Content => out.artifacts(of),

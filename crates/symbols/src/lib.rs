@@ -5,6 +5,7 @@
 //! kallsyms     names and addresses of the kernel's symbols     \
 //! btf          the kernel's types                               > a SymbolTable
 //! isf, dwarf   both, from files that others made               /
+//! pdb          both, of Windows kernels, from their own symbol files
 //! layouts      both, of Windows kernels, from a table built in /
 //! store        the files, found by the kernel's banner
 //! types        questions about types, the same whoever told
@@ -19,6 +20,7 @@ mod globals;
 pub mod isf;
 pub mod kallsyms;
 pub mod layouts;
+pub mod pdb;
 mod phys;
 pub mod store;
 pub mod table;

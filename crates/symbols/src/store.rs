@@ -5,12 +5,14 @@
 //!                                    digits of the SHA-256 of the banner
 //! <digest>.banner                    the banner itself, so that listing opens no large file
 //! anything else .json or .json.xz    a file put there by hand: found too, but read to be found
+//! NAME.pdb/GUIDAGE/NAME.pdb          a PDB, as a symbol server has it; any other .pdb is found too, but read for it
 //! ```
 //!
 //! The store is a [`Files`]: a folder ([`Folder`]), or whatever else can list, read and write, such
 //! as a prefix of an object store.
 
 use crate::isf::{self, IsfError};
+use crate::pdb::{self, PdbError};
 use crate::table::SymbolTable;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -106,8 +108,18 @@ pub enum StoreError {
         /// What is wrong with it.
         source: IsfError,
     },
+    /// A file is no PDB.
+    #[error("symbol store: {name}: {source}")]
+    Pdb {
+        /// The file.
+        name: String,
+        /// What is wrong with it.
+        source: PdbError,
+    },
     /// A file does not say what kernel it is for, and so could never be found.
-    #[error("symbol store: {name} has no linux_banner")]
+    #[error(
+        "symbol store: {name} has neither a linux_banner nor the name of a Windows symbol file"
+    )]
     NoBanner {
         /// The file.
         name: String,
@@ -150,6 +162,21 @@ pub fn digest(banner: &str) -> String {
     hex::encode(hash.get(..16).unwrap_or_default())
 }
 
+/// What a PDB is called where it is looked for, by the name of its file.
+fn database(name: &str) -> String {
+    let own = name.rsplit(['/', '\\']).next().unwrap_or(name);
+    own.to_ascii_lowercase()
+}
+
+/// Name, GUID and age of the symbol file that stands for the banner of a Windows kernel.
+fn windows(banner: &str) -> Option<(&str, &str, u32)> {
+    let (name, key) = banner.split_once(' ')?;
+    let (guid, age) = key.split_once('-')?;
+    let is_guid = guid.len() == 32 && guid.bytes().all(|b| b.is_ascii_hexdigit());
+    let plain = !name.contains(['/', '\\']) && name.ends_with(".pdb");
+    (is_guid && plain).then_some((name, guid, age.parse().ok()?))
+}
+
 fn failed(name: &str) -> impl FnOnce(io::Error) -> StoreError {
     let name = name.to_owned();
     move |source| StoreError::Io { name, source }
@@ -164,7 +191,8 @@ impl<F: Files> SymbolStore<F> {
     fn symbol_files(&self) -> Result<Vec<String>, StoreError> {
         let mut names = self.files.list().map_err(failed("listing"))?;
         let hidden = |n: &str| n.starts_with('.');
-        names.retain(|n| !hidden(n) && (n.ends_with(".json") || n.ends_with(".json.xz")));
+        let ends = [".json", ".json.xz", ".pdb"];
+        names.retain(|n| !hidden(n) && ends.iter().any(|e| n.ends_with(e)));
         Ok(names)
     }
 
@@ -177,6 +205,12 @@ impl<F: Files> SymbolStore<F> {
     fn stored(&self, name: String) -> Stored {
         let banner = self.side(&name).or_else(|| {
             let file = self.files.read(&name, MAX_FILE).ok()?;
+            if pdb::is_pdb(&file) {
+                let (guid, age) = pdb::key(&file)
+                    .inspect_err(|error| tracing::warn!(name, %error, "no symbol file"))
+                    .ok()?;
+                return Some(format!("{} {guid}-{age}", database(&name)));
+            }
             isf::banner(&file)
                 .inspect_err(|error| tracing::warn!(name, %error, "no symbol file"))
                 .ok()
@@ -197,7 +231,17 @@ impl<F: Files> SymbolStore<F> {
     /// Checks a file by reading all of it, and keeps it under its banner's digest.
     ///
     /// Fails with [`StoreError`] if it is no symbol file or does not say for what kernel it is.
+    ///
+    /// A PDB is kept as the ISF of what views need of it.
     pub fn import(&self, name: &str, file: &[u8]) -> Result<Stored, StoreError> {
+        if pdb::is_pdb(file) {
+            let isf = pdb::to_isf_xz(&database(name), file);
+            let isf = isf.map_err(|source| StoreError::Pdb {
+                name: name.to_owned(),
+                source,
+            })?;
+            return self.import(name, &isf);
+        }
         let table = isf::parse(name, file).map_err(|source| StoreError::Isf {
             name: name.to_owned(),
             source,
@@ -238,9 +282,30 @@ impl<F: Files> SymbolStore<F> {
                 Err(e) => return Err(failed(&name)(e)),
             }
         }
+        // As a symbol server has it.
+        if let Some((database, guid, age)) = windows(banner) {
+            let name = format!("{database}/{guid}{age:X}/{database}");
+            match self.files.read(&name, MAX_FILE) {
+                Ok(file) => return self.open(&name, &file, banner).map(Some),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+                // What is a file cannot be looked into.
+                Err(e) if e.kind() == io::ErrorKind::NotADirectory => {}
+                Err(e) => return Err(failed(&name)(e)),
+            }
+        }
         for name in self.symbol_files()? {
+            let is_pdb = name.ends_with(".pdb");
             let found = self.stored(name);
-            if found.banner.as_deref().map(clean) == Some(banner) {
+            let own = found.banner.as_deref().map(clean);
+            // A PDB does not say how it is called.
+            let same = match is_pdb {
+                true => {
+                    own.and_then(windows).map(|w| (w.1, w.2)) == windows(banner).map(|w| (w.1, w.2))
+                        && own.is_some()
+                }
+                false => own == Some(banner),
+            };
+            if same {
                 let file = self.files.read(&found.name, MAX_FILE);
                 let file = file.map_err(failed(&found.name))?;
                 return self.open(&found.name, &file, banner).map(Some);
@@ -250,6 +315,15 @@ impl<F: Files> SymbolStore<F> {
     }
 
     fn open(&self, name: &str, file: &[u8], banner: &str) -> Result<SymbolTable, StoreError> {
+        if let (true, Some((database, ..))) = (pdb::is_pdb(file), windows(banner)) {
+            let failed = |source| StoreError::Pdb {
+                name: name.to_owned(),
+                source,
+            };
+            let isf = pdb::to_isf(database, file).map_err(failed)?;
+            let isf = serde_json::to_vec(&isf).map_err(|e| failed(IsfError::from(e).into()))?;
+            return self.open(name, &isf, banner);
+        }
         let table = isf::parse(name, file).map_err(|source| StoreError::Isf {
             name: name.to_owned(),
             source,

@@ -303,7 +303,7 @@ pub(super) fn image(space: &Space<'_>, base: u64) -> Option<(u64, Pdb)> {
         let at = base + u64::from(debug) + i * 28;
         let kind = space.u32(at + 12).ok()?;
         if kind == 2
-            && let Some(pdb) = code_view(space, base + u64::from(space.u32(at + 20).ok()?))
+            && let Some(pdb) = code_view(space, base + u64::from(space.u32(at + 20).ok()?), &PDBS)
         {
             return Some((size, pdb));
         }
@@ -311,8 +311,8 @@ pub(super) fn image(space: &Space<'_>, base: u64) -> Option<(u64, Pdb)> {
     None
 }
 
-/// A CodeView record of a kernel: `RSDS`, GUID, age, name.
-fn code_view(space: &Space<'_>, va: u64) -> Option<Pdb> {
+/// A CodeView record (`RSDS`, GUID, age, name) of an image whose symbol file has one of these names.
+pub(super) fn code_view(space: &Space<'_>, va: u64, names: &[&str]) -> Option<Pdb> {
     let mut raw = [0; 24 + 32];
     space.read(va, &mut raw).ok()?;
     let g: &[u8; 16] = raw.strip_prefix(b"RSDS")?.first_chunk()?;
@@ -327,7 +327,7 @@ fn code_view(space: &Space<'_>, va: u64) -> Option<Pdb> {
     let name = raw.get(24..)?;
     let name = name.get(..name.iter().position(|b| *b == 0)?)?;
     let name = std::str::from_utf8(name).ok()?.to_ascii_lowercase();
-    PDBS.contains(&name.as_str()).then(|| Pdb {
+    names.contains(&name.as_str()).then(|| Pdb {
         name,
         guid: format!("{first:08X}{second:04X}{third:04X}{tail}"),
         age,

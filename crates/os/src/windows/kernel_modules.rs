@@ -56,6 +56,11 @@ impl Modules {
         (va < m.end).then_some(m)
     }
 
+    /// The module of a name, whatever its case.
+    pub(super) fn named(&self, name: &str) -> Option<&Module> {
+        self.all.iter().find(|m| m.name.eq_ignore_ascii_case(name))
+    }
+
     /// Its name.
     pub(super) fn name(&self, va: u64) -> Option<&str> {
         self.of(va).map(|m| m.name.as_str())

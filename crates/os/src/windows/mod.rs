@@ -30,6 +30,7 @@ mod registry;
 mod resident;
 mod scan;
 mod space;
+mod tcpip;
 mod views;
 
 pub use object::Object;
@@ -151,6 +152,9 @@ pub enum WindowsError {
     /// A type lacks what the view reads.
     #[error(transparent)]
     Type(#[from] TypeError),
+    /// The network driver's tables.
+    #[error("the network driver's tables can't be read: {0}")]
+    Network(String),
     /// Memory that the view starts from.
     #[error(transparent)]
     Read(#[from] PageError),

@@ -147,7 +147,7 @@ pub(super) struct Scanned {
 }
 
 /// Bytes of an endpoint that are kept: its fields lie within.
-const ENDPOINT: usize = 0x340;
+pub(super) const ENDPOINT: usize = 0x340;
 
 /// What a tag leads to.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -365,7 +365,11 @@ pub(super) fn scanned<'k>(k: &'k Kernel<'_>) -> Result<&'k Scanned, WindowsError
     for run in runs {
         let end = run.pa.saturating_add(run.len);
         // What others looked at holds no headers but theirs.
-        let rest = k.pool.as_ref().map(|p| p.missing(run.pa..end));
+        let whole = || std::iter::once(run.pa..end).collect();
+        let rest = k
+            .pool
+            .as_ref()
+            .map_or_else(whole, |p| p.missing(run.pa..end));
         let known = k.pool.as_ref().map_or(&[][..], |p| &p.headers);
         let from = known.partition_point(|h| *h < run.pa);
         let mut known = known[from..]
@@ -374,11 +378,7 @@ pub(super) fn scanned<'k>(k: &'k Kernel<'_>) -> Result<&'k Scanned, WindowsError
             .take_while(|h| *h < end)
             .peekable();
         // All in the order of memory.
-        for part in rest
-            .unwrap_or_else(|| vec![run.pa..end])
-            .into_iter()
-            .chain([end..end])
-        {
+        for part in rest.into_iter().chain(std::iter::once(end..end)) {
             while let Some(at) = known.next_if(|h| *h < part.start) {
                 unread += fill(k, at, (end - at).min(behind), &mut buf);
                 if let Some(tag) = buf.get(4..8)

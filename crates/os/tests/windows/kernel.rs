@@ -2,6 +2,7 @@
 
 use crate::common::{Made, cell, machines, micros, rows, text};
 use ramsift_layers::Severity;
+use ramsift_os::by_name;
 use ramsift_os::table::Table;
 use serde_json::Value;
 
@@ -197,4 +198,47 @@ fn mutexes_links_and_threads_are_found_wherever_they_lie() {
         let columns = ["pid", "tid", "start_address", "exit", "listed", "physical"];
         assert_eq!(rows(&t, &columns), want, "{}", m.name);
     }
+}
+
+#[test]
+fn endpoints_hang_in_the_network_drivers_tables() {
+    let mut with = 0;
+    for m in machines() {
+        if m.truth["network_tables"] != true {
+            // Of this build nobody published the structs.
+            let view = by_name("windows/netstat").unwrap();
+            let e = m
+                .ask(|machine| machine.build(view).unwrap_err())
+                .to_string();
+            assert!(e.contains("build 14393"), "{} {e}", m.name);
+            continue;
+        }
+        with += 1;
+        let t = m.build("windows/netstat");
+        assert_eq!(t.doubts, Vec::<String>::new(), "{}", m.name);
+        let fields = [
+            "proto", "local", "lport", "remote", "rport", "state", "pid", "@created", "va",
+        ];
+        let mut want = told(m, "network", &fields);
+        for r in &mut want {
+            if r[5] == "LISTENING" || r[3] == "*" {
+                r[3] = String::new();
+                r[4] = String::new();
+            }
+        }
+        want.sort();
+        let columns = [
+            "protocol",
+            "local",
+            "local_port",
+            "remote",
+            "remote_port",
+            "state",
+            "pid",
+            "created",
+            "object",
+        ];
+        assert_eq!(rows(&t, &columns), want, "{}", m.name);
+    }
+    assert_eq!(with, 8);
 }

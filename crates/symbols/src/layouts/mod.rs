@@ -14,9 +14,11 @@
 //! Source of the facts: the public symbol files of the kernels, through the ISF collection of JPCERT/CC
 //! (Windows-Symbol-Tables, BSD-3-Clause).
 
+mod drivers;
 mod pack;
 mod read;
 
+pub use drivers::{DriverTables, driver_tables};
 pub use pack::{PackError, pack};
 
 use crate::isf::IsfError;

@@ -2,6 +2,7 @@
 
 use super::{Build, Table, Variant};
 use crate::isf::{IsfError, decompress};
+use crate::pdb::{self, PdbError};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
@@ -287,6 +288,14 @@ pub enum PackError {
         /// What is wrong with it.
         source: IsfError,
     },
+    /// A file is no PDB.
+    #[error("{name}: {source}")]
+    Pdb {
+        /// The file.
+        name: String,
+        /// What is wrong with it.
+        source: PdbError,
+    },
     /// A file is no JSON.
     #[error("{name}: {source}")]
     Json {
@@ -310,13 +319,24 @@ pub enum PackError {
     Write(std::io::Error),
 }
 
-/// Makes a table of files: each a file of facts, whose types are written as in the table, or the ISF of one kernel. The
+/// Makes a table of files: each a file of facts, whose types are written as in the table, or the ISF or PDB of one kernel. The
 /// first that tells of a kernel counts. `about` says where the facts come from.
 ///
 /// Fails with [`PackError`] on the first file that is neither.
 pub fn pack(about: &str, files: &[(String, Vec<u8>)]) -> Result<Vec<u8>, PackError> {
     let mut kernels = BTreeMap::new();
     for (name, data) in files {
+        if pdb::is_pdb(data) {
+            let value = pdb::to_isf(name, data).map_err(|source| PackError::Pdb {
+                name: name.clone(),
+                source,
+            })?;
+            isf(&value, &mut kernels).map_err(|missing| PackError::Neither {
+                name: name.clone(),
+                missing,
+            })?;
+            continue;
+        }
         let json = decompress(data).map_err(|source| PackError::Unpack {
             name: name.clone(),
             source,

@@ -14,6 +14,7 @@ mod info;
 mod inline_hooks;
 mod modscan;
 mod modules;
+mod netstat;
 mod network;
 mod object_scans;
 mod pagefiles;
@@ -75,6 +76,7 @@ pub(super) const ALL: &[WindowsView] = &[
     callbacks::CALLBACKS,
     bigpools::BIGPOOLS,
     network::NETSCAN,
+    netstat::NETSTAT,
     files::FILESCAN,
     dumpfiles::DUMPFILES,
     registry::HIVELIST,

@@ -173,25 +173,25 @@ fn by_build<T: Copy>(all: &[(u32, T)], build: u32) -> Vec<T> {
 }
 
 /// Processes by the address of their object: number and name.
-type Owners = BTreeMap<u64, (i64, String)>;
+pub(super) type Owners = BTreeMap<u64, (i64, String)>;
 
 /// What an endpoint says.
-struct Endpoint {
-    protocol: &'static str,
-    local: Option<IpAddr>,
-    local_port: u16,
-    remote: Option<IpAddr>,
-    remote_port: Option<u16>,
-    state: Option<&'static str>,
-    owner: Option<u64>,
-    created: Option<i64>,
+pub(super) struct Endpoint {
+    pub(super) protocol: &'static str,
+    pub(super) local: Option<IpAddr>,
+    pub(super) local_port: u16,
+    pub(super) remote: Option<IpAddr>,
+    pub(super) remote_port: Option<u16>,
+    pub(super) state: Option<&'static str>,
+    pub(super) owner: Option<u64>,
+    pub(super) created: Option<i64>,
 }
 
 /// Reads fields of an object and what they lead to.
-struct Reader<'k> {
-    k: &'k Kernel<'k>,
-    owners: Owners,
-    build: u32,
+pub(super) struct Reader<'k> {
+    pub(super) k: &'k Kernel<'k>,
+    pub(super) owners: Owners,
+    pub(super) build: u32,
 }
 
 impl Reader<'_> {
@@ -302,7 +302,7 @@ impl Reader<'_> {
 
     /// What an object says by the build's layout; if that does not lead to an owner and a time, by the first that does;
     /// else by the build's without both.
-    fn read(&self, letter: u8, body: &Body) -> Option<Endpoint> {
+    pub(super) fn read(&self, letter: u8, body: &Body) -> Option<Endpoint> {
         let bytes = &body.bytes;
         let all: Vec<Option<Endpoint>> = match letter {
             b'E' => by_build(&CONNECTIONS, self.build)
@@ -332,15 +332,16 @@ impl Reader<'_> {
     }
 }
 
-fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
-    let mut out = Table::new(COLUMNS);
+/// Processes that endpoints may belong to, and those of them that are in the list.
+pub(super) fn owners(
+    k: &Kernel<'_>,
+    doubts: &mut Vec<String>,
+) -> Result<(Owners, Owners), WindowsError> {
     let mut owners = Owners::new();
-    for p in k.processes(&mut out.doubts)? {
+    for p in k.processes(doubts)? {
         owners.insert(p.object.va, (p.pid, p.name()));
     }
     let listed = owners.clone();
-    // Nobody can say that a broken list lacks a process.
-    let torn = !out.doubts.is_empty();
     // One that is off the list is known by its number.
     for va in super::psxview::numbered(k) {
         let p = k.object("_EPROCESS", va);
@@ -348,6 +349,14 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
             owners.entry(va).or_insert((pid.cast_signed(), name));
         }
     }
+    Ok((owners, listed))
+}
+
+fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
+    let mut out = Table::new(COLUMNS);
+    let (owners, listed) = owners(k, &mut out.doubts)?;
+    // Nobody can say that a broken list lacks a process.
+    let torn = !out.doubts.is_empty();
     let found = scanned(k)?;
     out.doubts.extend(found.doubts.iter().cloned());
     let build = k.build_number().unwrap_or(u32::MAX);
