@@ -120,6 +120,15 @@ pub(crate) async fn print(objects: &Arc<dyn Objects>, job: &str, store: &str) ->
         "            ramsift --store {} overview {job}",
         Shown(store)
     );
+    let referred = "SELECT count(*) FROM artifacts WHERE object IS NULL";
+    if crate::overview::cell(&t, referred)
+        .await
+        .is_some_and(|n| n != "0")
+    {
+        say!(
+            "            artifacts are read from the capture: keep it, or scan with --copy-artifacts all"
+        );
+    }
     let mut top = None;
     for b in t.collect("SELECT max(severity_rank) FROM findings").await? {
         let rank = b.column(0).as_primitive::<UInt8Type>();

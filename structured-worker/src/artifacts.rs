@@ -163,8 +163,8 @@ mod tests {
         assert_eq!(places(&content(&[(0, 66, 1)], PAGE), &[], &runs()), None);
         assert_eq!(places(&content(&[(0, 99, 1)], PAGE), &[], &runs()), None);
         assert_eq!(places(&content(&[], PAGE), &[], &runs()), None);
-        let lost = [0..PAGE];
-        let hole = places(&content(&[(0, 66, 1)], PAGE), &lost, &runs());
+        let lost = std::slice::from_ref(&(0..PAGE));
+        let hole = places(&content(&[(0, 66, 1)], PAGE), lost, &runs());
         assert_eq!(hole.map(|p| p.to_json()).as_deref(), Some("[[null,4096]]"));
     }
 }

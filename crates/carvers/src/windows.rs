@@ -176,10 +176,7 @@ mod tests {
         data[8192..12288].copy_from_slice(&table(0x7000_2000));
         // At a place that its entry does not name it is another page's copy.
         data[4096..8192].copy_from_slice(&table(0x7000_2000));
-        assert_eq!(
-            top_tables(&data, 0x7000_0000, &(0..data.len())),
-            [8192usize]
-        );
+        assert_eq!(top_tables(&data, 0x7000_0000, &(0..data.len())), [8192]);
         assert!(top_tables(&data, 0x7000_0000, &(0..8192)).is_empty());
         assert!(top_tables(&data, 0x7100_0000, &(0..data.len())).is_empty());
         // Bytes that begin within a page.
