@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use ramsift_coordinator::{FromContainer, is_container, plan_of};
 use ramsift_layers::container;
+use ramsift_layers::format;
 use ramsift_layers::source::{FileSource, Sources, path_of};
 use ramsift_layers::{ByteSource, FileOffset, ImageReader};
 use ramsift_proto::v1::JobSpec;
@@ -101,6 +102,21 @@ pub(crate) async fn of_path(config: &Config, name: &str) -> Result<Evidence> {
     })
 }
 
+/// The bytes that a job hashed and counts in, by the name of what it was given: all files of a capture in several, what comes out of a
+/// container.
+pub(crate) async fn as_scanned(
+    config: &Config,
+    sources: &Sources,
+    name: &str,
+) -> Result<Arc<dyn ByteSource>> {
+    let source = sources.open(name).await?;
+    if is_container(source.as_ref()).await? {
+        return Ok(unpack(config, source).await?.0);
+    }
+    let joined = format::joined(&source, &sources.beside(source.pin())).await?;
+    Ok(joined.unwrap_or(source))
+}
+
 /// Unpacks the capture in a container into a file without a name, which goes when nobody reads it any more.
 pub(crate) async fn unpack(
     config: &Config,
@@ -180,11 +196,7 @@ impl NamedJob {
                 format!("the capture of job {job} is not where it was; name its new place with --evidence PATH")
             })?,
             Some(path) => {
-                let mut source = sources.open(path).await?;
-                // The container that the capture came in does as well.
-                if is_container(source.as_ref()).await? {
-                    source = unpack(config, source).await?.0;
-                }
+                let source = as_scanned(config, &sources, path).await?;
                 self.check(config, source.as_ref(), path).await?;
                 source
             }
