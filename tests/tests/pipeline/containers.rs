@@ -310,7 +310,7 @@ fn a_split_capture_is_verified_by_any_of_its_files() {
     let dir = tempfile::tempdir().expect("tempdir");
     let part = |n: u32| dir.path().join(format!("vmcore-{n}.kdump"));
     let r = run(Command::new("makedumpfile")
-        .args(["-l", "-d", "1", "--split"])
+        .args(["-l", "-d", "1", "--splitblock-size", "16", "--split"])
         .arg(dumps().join("vmcore.elf"))
         .args([part(1), part(2), part(3)]));
     ok(&r);
@@ -326,7 +326,6 @@ fn a_split_capture_is_verified_by_any_of_its_files() {
             .arg(part(n)));
         assert_eq!(r.code, 0, "{n}: {}{}", r.out, r.err);
     }
-    // The last file may have no pages at all.
     std::fs::remove_file(part(2)).expect("removed");
     let r = run(command()
         .arg("verify")
