@@ -7,9 +7,10 @@ use ramsift_tests::block_on;
 use ramsift_tests::program::{Run, command, run};
 use ramsift_tests::servers::{KEYS, OTHER_KEYS, S3};
 use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::Duration;
 
 /// A raw capture of 1 MiB.
 fn capture(fill: u8) -> Vec<u8> {
@@ -262,4 +263,95 @@ fn requests_say_who_pays_and_which_key() {
         has(list, "x-amz-request-payer: requester") && !has(list, "customer"),
         "{list}"
     );
+}
+
+/// A service with one bucket of `n` captures of 1 MiB of zeros. It answers a request for an object when `together` are under way, or when
+/// that has been so before; gives the most that were.
+fn crowd(n: usize, together: usize) -> (String, Arc<(Mutex<(usize, usize)>, Condvar)>) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let url = format!("http://{}", listener.local_addr().expect("bound"));
+    let state = Arc::new((Mutex::new((0, 0)), Condvar::new()));
+    let shared = state.clone();
+    let contents: String = (0..n)
+        .map(|i| format!("<Contents><Key>{i:03}.mem</Key><Size>1048576</Size></Contents>"))
+        .collect();
+    let list =
+        format!("<ListBucketResult><IsTruncated>false</IsTruncated>{contents}</ListBucketResult>");
+    std::thread::spawn(move || {
+        for s in listener.incoming().flatten() {
+            let (state, list) = (shared.clone(), list.clone());
+            std::thread::spawn(move || answer(s, &state, together, &list));
+        }
+    });
+    (url, state)
+}
+
+fn answer(mut s: TcpStream, state: &(Mutex<(usize, usize)>, Condvar), together: usize, list: &str) {
+    let mut lines = BufReader::new(s.try_clone().expect("a socket")).lines();
+    let head: Vec<String> = lines
+        .by_ref()
+        .map_while(Result::ok)
+        .take_while(|l| !l.is_empty())
+        .collect();
+    let first = head.first().map_or("", String::as_str);
+    let body = if first.contains("list-type=2") {
+        format!(
+            "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{list}",
+            list.len()
+        )
+        .into_bytes()
+    } else {
+        let (lock, more) = state;
+        let mut now = lock.lock().expect("counted");
+        now.0 += 1;
+        now.1 = now.1.max(now.0);
+        more.notify_all();
+        // One that comes alone is answered in the end.
+        let patience = Duration::from_secs(5);
+        now = more
+            .wait_timeout_while(now, patience, |n| n.1 < together)
+            .expect("counted")
+            .0;
+        now.0 -= 1;
+        drop(now);
+        let range = head.iter().find_map(|l| {
+            l.to_ascii_lowercase()
+                .strip_prefix("range: bytes=")
+                .map(str::to_owned)
+        });
+        let of = "etag: \"e\"\r\nlast-modified: Wed, 21 Oct 2015 07:28:00 GMT\r\nconnection: close";
+        match range.as_deref().and_then(|r| r.split_once('-')) {
+            Some((a, b)) => {
+                let (a, b): (u64, u64) =
+                    (a.parse().expect("a number"), b.parse().expect("a number"));
+                let len = b - a + 1;
+                let mut out = format!(
+                    "HTTP/1.1 206 Partial Content\r\ncontent-range: bytes {a}-{b}/1048576\r\ncontent-length: {len}\r\n{of}\r\n\r\n"
+                )
+                .into_bytes();
+                out.resize(out.len() + usize::try_from(len).expect("small"), 0);
+                out
+            }
+            None => {
+                format!("HTTP/1.1 200 OK\r\ncontent-length: 1048576\r\n{of}\r\n\r\n").into_bytes()
+            }
+        }
+    };
+    let _ = s.write_all(&body);
+}
+
+#[test]
+fn objects_of_a_prefix_are_looked_at_side_by_side() {
+    let (url, state) = crowd(60, 12);
+    let settings = [
+        format!("s3.endpoint={url}"),
+        "s3.access_key=a".into(),
+        "s3.secret_key=b".into(),
+        "s3.path_style=true".into(),
+    ];
+    let r = inspect(&settings, &["s3://many/"]);
+    assert_eq!(r.code, 0, "{}{}", r.out, r.err);
+    assert_eq!(r.out.lines().count(), 60, "{}", r.out);
+    let most = state.0.lock().expect("counted").1;
+    assert!(most >= 12, "{most} at a time");
 }
