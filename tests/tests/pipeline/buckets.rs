@@ -265,9 +265,12 @@ fn requests_say_who_pays_and_which_key() {
     );
 }
 
+/// Requests that are under way, and the most that were.
+type Crowd = (Mutex<(usize, usize)>, Condvar);
+
 /// A service with one bucket of `n` captures of 1 MiB of zeros. It answers a request for an object when `together` are under way, or when
 /// that has been so before; gives the most that were.
-fn crowd(n: usize, together: usize) -> (String, Arc<(Mutex<(usize, usize)>, Condvar)>) {
+fn crowd(n: usize, together: usize) -> (String, Arc<Crowd>) {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let url = format!("http://{}", listener.local_addr().expect("bound"));
     let state = Arc::new((Mutex::new((0, 0)), Condvar::new()));
@@ -286,7 +289,7 @@ fn crowd(n: usize, together: usize) -> (String, Arc<(Mutex<(usize, usize)>, Cond
     (url, state)
 }
 
-fn answer(mut s: TcpStream, state: &(Mutex<(usize, usize)>, Condvar), together: usize, list: &str) {
+fn answer(mut s: TcpStream, state: &Crowd, together: usize, list: &str) {
     let mut lines = BufReader::new(s.try_clone().expect("a socket")).lines();
     let head: Vec<String> = lines
         .by_ref()
