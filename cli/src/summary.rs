@@ -120,10 +120,10 @@ pub(crate) async fn print(objects: &Arc<dyn Objects>, job: &str, store: &str) ->
         "            ramsift --store {} overview {job}",
         Shown(store)
     );
-    let referred = "SELECT count(*) FROM artifacts WHERE object IS NULL";
-    if crate::overview::cell(&t, referred)
-        .await
-        .is_some_and(|n| n != "0")
+    let referred = "SELECT id FROM artifacts WHERE object IS NULL LIMIT 1";
+    if !crate::overview::rows_of_query(&t, referred)
+        .await?
+        .is_empty()
     {
         say!(
             "            artifacts are read from the capture: keep it, or scan with --copy-artifacts all"
