@@ -2,6 +2,7 @@
 
 use crate::terminal::{Shown, tell};
 use anyhow::{Context, Result, bail};
+use futures::StreamExt;
 use ramsift_layers::container::{Kind, PEEK_LEN};
 use ramsift_layers::format::{HEAD_LEN, is_later_part, looks_like_capture};
 use ramsift_layers::source::{Sources, name_of, path_of, split_s3_url};
@@ -20,6 +21,23 @@ pub(crate) struct Found {
     later: Vec<String>,
 }
 
+/// Objects of a prefix that are looked at at a time.
+const SIDE_BY_SIDE: usize = 16;
+
+/// What an object of a prefix is.
+enum Seen {
+    Capture,
+    /// One of several files that are one capture, and not the first.
+    Later,
+    /// No capture: why not.
+    Not(String),
+}
+
+/// Whether what begins so can be one of several files that are one capture.
+fn may_be_later(head: &[u8]) -> bool {
+    head.starts_with(b"KDUMP   ") || head.starts_with(b"EVF")
+}
+
 /// A name without its last number: files of one dump differ in that.
 fn numberless(name: &str) -> String {
     let end = name
@@ -33,10 +51,9 @@ fn numberless(name: &str) -> String {
 }
 
 impl Found {
-    /// Takes a capture of a folder or prefix, of which `head` are the first bytes.
+    /// Takes a capture of a folder, of which `head` are the first bytes.
     async fn take(&mut self, name: String, head: &[u8], sources: &Sources) {
-        let may_be = head.starts_with(b"KDUMP   ") || head.starts_with(b"EVF");
-        let later = may_be
+        let later = may_be_later(head)
             && match sources.open(&name).await {
                 Ok(s) => is_later_part(s.as_ref()).await.unwrap_or(false),
                 Err(_) => false,
@@ -166,6 +183,23 @@ fn head(f: &Path) -> std::io::Result<(Vec<u8>, u64)> {
     Ok((head, len))
 }
 
+/// What an object is, by its name and first bytes.
+async fn kind_of_object(url: &str, key: &str, size: u64, sources: &Sources) -> Result<Seen> {
+    let source = match sources.open(url).await {
+        Ok(s) => s,
+        Err(e) => return Ok(Seen::Not(e.to_string())),
+    };
+    let mut head = source.head(HEAD_LEN).await?;
+    if Kind::of(&head).is_some() {
+        head = source.head(PEEK_LEN).await?;
+    }
+    if let Err(why) = looks_like_capture(key, &head, size) {
+        return Ok(Seen::Not(why));
+    }
+    let later = may_be_later(&head) && is_later_part(source.as_ref()).await.unwrap_or(false);
+    Ok(if later { Seen::Later } else { Seen::Capture })
+}
+
 async fn s3(name: &str, bucket: &str, key: &str, sources: &Sources, out: &mut Found) -> Result<()> {
     if !key.is_empty() && !key.ends_with('/') {
         match sources.open(name).await {
@@ -178,27 +212,23 @@ async fn s3(name: &str, bucket: &str, key: &str, sources: &Sources, out: &mut Fo
             Err(e) => return Err(e.into()),
         }
     }
-    let objects = S3Objects::new(sources.s3().await, bucket, "");
+    let objects = S3Objects::new(sources.s3(bucket).await, bucket, "");
     let all = objects.list(key).await?;
     if all.is_empty() {
         bail!("{name} does not exist: no such object, and nothing under that prefix");
     }
-    for m in all {
-        let url = format!("s3://{bucket}/{}", m.key);
-        let source = match sources.open(&url).await {
-            Ok(s) => s,
-            Err(e) => {
-                out.skipped.push((url, e.to_string()));
-                continue;
-            }
-        };
-        let mut head = source.head(HEAD_LEN).await?;
-        if Kind::of(&head).is_some() {
-            head = source.head(PEEK_LEN).await?;
-        }
-        match looks_like_capture(&m.key, &head, m.size) {
-            Ok(()) => out.take(url, &head, sources).await,
-            Err(why) => out.skipped.push((url, why)),
+    let mut looks = futures::stream::iter(all)
+        .map(|m| async move {
+            let url = format!("s3://{bucket}/{}", m.key);
+            let seen = kind_of_object(&url, &m.key, m.size, sources).await;
+            (url, seen)
+        })
+        .buffered(SIDE_BY_SIDE);
+    while let Some((url, seen)) = looks.next().await {
+        match seen? {
+            Seen::Capture => out.captures.push(url),
+            Seen::Later => out.later.push(url),
+            Seen::Not(why) => out.skipped.push((url, why)),
         }
     }
     Ok(())

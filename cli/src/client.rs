@@ -70,7 +70,7 @@ pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
 
 /// Hands jobs in; gives their names.
 async fn submit_all(config: &Config, args: SubmitArgs) -> Result<Vec<String>> {
-    let sources = Sources::new(config.s3.to_layers());
+    let sources = Sources::new(config.s3.to_layers()?);
     let allowed = config.sources.allowed()?;
     for local in args.sources.iter().filter(|s| split_s3_url(s).is_none()) {
         // Where every machine has the folder, sources.allow may name it.

@@ -6,7 +6,7 @@
 use anyhow::{Context, Result, anyhow, bail};
 use ramsift_auth::{ClientSettings, ServerSettings};
 use ramsift_layers::container::Limits;
-use ramsift_layers::source::{Allowed, S3Config, SignPayloads};
+use ramsift_layers::source::{Allowed, SignPayloads};
 use ramsift_mask::MaskedUrl;
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -61,20 +61,19 @@ pub(crate) struct S3 {
     pub(crate) access_key: String,
     pub(crate) secret_key: String,
     pub(crate) path_style: bool,
+    /// Profile of the shared configuration and credentials files; empty: `AWS_PROFILE`, else `default`.
+    pub(crate) profile: String,
+    /// Requests are not signed: for buckets that everybody may read.
+    pub(crate) anonymous: bool,
+    /// Whoever reads pays for it.
+    pub(crate) requester_pays: bool,
+    /// PEM file of authorities for `https://`, beside those of the system; empty: these alone.
+    pub(crate) ca_file: String,
+    /// File with the key of objects that are encrypted with one of their owner (SSE-C): 32 bytes, or these in base64.
+    pub(crate) sse_c_key_file: String,
+    /// TOML file of buckets that are reached otherwise: a table for each, with keys of this section.
+    pub(crate) buckets_file: String,
     pub(crate) sign_payloads: SignPayloads,
-}
-
-impl S3 {
-    pub(crate) fn to_layers(&self) -> S3Config {
-        S3Config {
-            endpoint: self.endpoint.clone(),
-            region: self.region.clone(),
-            access_key: self.access_key.clone(),
-            secret_key: self.secret_key.clone(),
-            path_style: self.path_style,
-            sign_payloads: self.sign_payloads,
-        }
-    }
 }
 
 /// Which evidence services read.

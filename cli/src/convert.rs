@@ -34,7 +34,7 @@ impl To {
                 Err(e) => return Err(e.into()),
                 Ok(_) => bail!("{name} exists already; name another, or delete it first"),
             }
-            let objects = S3Objects::new(sources.s3().await, bucket, "");
+            let objects = S3Objects::new(sources.s3(bucket).await, bucket, "");
             return Ok(Self::Object(objects, key.to_owned()));
         }
         let path = path_of(name);
@@ -98,7 +98,7 @@ fn bar(what: &str, len: u64) -> ProgressBar {
 
 /// Runs the command. The exit code is 3 where memory is missing in what was written.
 pub(crate) async fn run(config: &Config, args: ConvertArgs) -> Result<u8> {
-    let sources = Sources::new(config.s3.to_layers());
+    let sources = Sources::new(config.s3.to_layers()?);
     let to = To::of(&args.output, &sources).await?;
     let e = evidence::of_path(config, &args.image).await?;
     let layout = &e.plan.layout;

@@ -8,6 +8,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use ramsift_coordinator::{FromContainer, is_container, plan_of};
 use ramsift_layers::container;
+use ramsift_layers::format;
 use ramsift_layers::source::{FileSource, Sources, path_of};
 use ramsift_layers::{ByteSource, FileOffset, ImageReader};
 use ramsift_proto::v1::JobSpec;
@@ -76,7 +77,7 @@ pub(crate) async fn open(config: &Config, name: &str, moved: Option<&str>) -> Re
 }
 
 pub(crate) async fn of_path(config: &Config, name: &str) -> Result<Evidence> {
-    let sources = Sources::new(config.s3.to_layers());
+    let sources = Sources::new(config.s3.to_layers()?);
     let spec = JobSpec {
         source: name.to_owned(),
         structured: true,
@@ -99,6 +100,21 @@ pub(crate) async fn of_path(config: &Config, name: &str) -> Result<Evidence> {
         passing,
         job: None,
     })
+}
+
+/// The bytes that a job hashed and counts in, by the name of what it was given: all files of a capture in several, what comes out of a
+/// container.
+pub(crate) async fn as_scanned(
+    config: &Config,
+    sources: &Sources,
+    name: &str,
+) -> Result<Arc<dyn ByteSource>> {
+    let source = sources.open(name).await?;
+    if is_container(source.as_ref()).await? {
+        return Ok(unpack(config, source).await?.0);
+    }
+    let joined = format::joined(&source, &sources.beside(source.pin())).await?;
+    Ok(joined.unwrap_or(source))
 }
 
 /// Unpacks the capture in a container into a file without a name, which goes when nobody reads it any more.
@@ -173,18 +189,14 @@ async fn blake3_of(source: &dyn ByteSource) -> Result<String> {
 impl NamedJob {
     /// Opens the capture of the job: where it was, or where it is said to be now.
     pub(crate) async fn open(self, config: &Config, moved: Option<&str>) -> Result<Evidence> {
-        let sources = Sources::new(config.s3.to_layers());
+        let sources = Sources::new(config.s3.to_layers()?);
         let job = &self.job;
         let source = match moved {
             None => sources.open_pinned(&self.plan.pin).await.with_context(|| {
                 format!("the capture of job {job} is not where it was; name its new place with --evidence PATH")
             })?,
             Some(path) => {
-                let mut source = sources.open(path).await?;
-                // The container that the capture came in does as well.
-                if is_container(source.as_ref()).await? {
-                    source = unpack(config, source).await?.0;
-                }
+                let source = as_scanned(config, &sources, path).await?;
                 self.check(config, source.as_ref(), path).await?;
                 source
             }

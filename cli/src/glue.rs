@@ -26,7 +26,7 @@ use std::time::Duration;
 pub(crate) async fn store(url: &str, sources: &Sources) -> Result<Arc<dyn Objects>> {
     Ok(match split_s3_url(url) {
         Some((bucket, prefix)) => {
-            Arc::new(S3Objects::new(sources.s3().await, bucket, prefix)) as Arc<dyn Objects>
+            Arc::new(S3Objects::new(sources.s3(bucket).await, bucket, prefix)) as Arc<dyn Objects>
         }
         None => Arc::new(LocalObjects::open(Path::new(url)).context("results store")?),
     })
@@ -34,7 +34,7 @@ pub(crate) async fn store(url: &str, sources: &Sources) -> Result<Arc<dyn Object
 
 /// Opens a store that must exist, for reading.
 pub(crate) async fn existing_store(config: &Config) -> Result<Arc<dyn Objects>> {
-    let sources = Sources::new(config.s3.to_layers());
+    let sources = Sources::new(config.s3.to_layers()?);
     if split_s3_url(&config.store.url).is_some() {
         return store(&config.store.url, &sources).await;
     }

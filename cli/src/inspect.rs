@@ -127,7 +127,7 @@ struct Look {
 
 /// Runs the command. The exit code tells of the worst: 2 where something can't be read, 3 where something is missing.
 pub(crate) async fn run(config: &Config, args: InspectArgs) -> Result<u8> {
-    let sources = Sources::new(config.s3.to_layers());
+    let sources = Sources::new(config.s3.to_layers()?);
     let found = capture::look(&args.images, &sources).await?;
     let look = Look {
         means: symbols::means(config).await?,

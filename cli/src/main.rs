@@ -2,6 +2,7 @@
 
 mod args;
 mod artifacts;
+mod buckets;
 mod capture;
 mod client;
 mod config;

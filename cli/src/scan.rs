@@ -68,7 +68,7 @@ pub(crate) struct Submission {
 
 /// Runs the command. Returns the exit code.
 pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
-    let sources = Sources::new(config.s3.to_layers());
+    let sources = Sources::new(config.s3.to_layers()?);
     let found = capture::find(&args.images, &sources).await?;
     for (name, why) in &found.skipped {
         tell!("skipped {}: {}", Shown(name), Shown(why));

@@ -82,7 +82,7 @@ async fn shared(config: &Config, what: &str) -> Result<Shared> {
     readiness.block("store", "not reached yet");
     let bound = health(config, what, &readiness, &stop).await?;
     tracing::info!(address = %bound, "health endpoint");
-    let sources = Sources::new(config.s3.to_layers())
+    let sources = Sources::new(config.s3.to_layers()?)
         .only(config.sources.allowed()?)
         .owning(&config.store.url);
     let objects = glue::store(&config.store.url, &sources).await?;

@@ -32,7 +32,7 @@ fn folder(config: &Config) -> Result<PathBuf> {
 /// What kernels are read with.
 pub(crate) async fn means(config: &Config) -> Result<Means> {
     let symbols = if split_s3_url(&config.symbols.store).is_some() {
-        let sources = Sources::new(config.s3.to_layers());
+        let sources = Sources::new(config.s3.to_layers()?);
         let objects = glue::store(&config.symbols.store, &sources).await?;
         Some(symbol_store(objects))
     } else {
@@ -50,7 +50,7 @@ pub(crate) async fn means(config: &Config) -> Result<Means> {
 /// Lists, imports or builds.
 pub(crate) async fn run(config: &Config, command: SymbolsCommand) -> Result<u8> {
     if split_s3_url(&config.symbols.store).is_some() {
-        let sources = Sources::new(config.s3.to_layers());
+        let sources = Sources::new(config.s3.to_layers()?);
         let files = ObjectFiles::new(glue::store(&config.symbols.store, &sources).await?);
         return tokio::task::spawn_blocking(move || with(files, command)).await?;
     }

@@ -2,12 +2,11 @@
 
 use crate::args::VerifyArgs;
 use crate::config::Config;
-use crate::evidence::unpack;
+use crate::evidence::as_scanned;
 use crate::glue;
 use crate::overview::rows_of_query;
 use crate::terminal::say;
 use anyhow::{Context, Result, bail};
-use ramsift_coordinator::is_container;
 use ramsift_layers::FileOffset;
 use ramsift_layers::source::{Sources, split_s3_url};
 use ramsift_store::job::read;
@@ -110,7 +109,7 @@ async fn find(config: &Config, name: &str) -> Result<(Arc<dyn Objects>, String)>
         return Ok((objects, job));
     }
     if split_s3_url(name).is_some() {
-        let sources = Sources::new(config.s3.to_layers());
+        let sources = Sources::new(config.s3.to_layers()?);
         let objects = glue::store(name, &sources).await?;
         let job = glue::pick_job(objects.as_ref(), None).await?;
         return Ok((objects, job));
@@ -137,12 +136,9 @@ async fn evidence(config: &Config, m: &Manifest, image: &str, bad: &mut Vec<Stri
     let Some(want) = &m.evidence_blake3 else {
         bail!("the manifest has no hash of the evidence: not every byte of it could be read");
     };
-    let sources = Sources::new(config.s3.to_layers());
-    let mut source = sources.open(image).await?;
-    // The hash is that of what was scanned: what came out of a container.
-    if is_container(source.as_ref()).await? {
-        source = unpack(config, source).await?.0;
-    }
+    let sources = Sources::new(config.s3.to_layers()?);
+    // The hash is that of what was scanned.
+    let source = as_scanned(config, &sources, image).await?;
     let (mut b3, mut sha) = (blake3::Hasher::new(), Sha256::new());
     let mut at = 0;
     while at < source.len() {

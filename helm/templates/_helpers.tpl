@@ -179,6 +179,18 @@ spec:
             - name: RAMSIFT_LEDGER_CA_FILE
               value: /etc/ramsift/ledger-ca/ca.crt
             {{- end }}
+            {{- if .root.Values.secrets.s3Ca }}
+            - name: RAMSIFT_S3_CA_FILE
+              value: /etc/ramsift/s3-ca/ca.crt
+            {{- end }}
+            {{- if .root.Values.secrets.s3Buckets }}
+            - name: RAMSIFT_S3_BUCKETS_FILE
+              value: /etc/ramsift/s3-buckets/buckets.toml
+            {{- end }}
+            {{- if .root.Values.secrets.s3CustomerKey }}
+            - name: RAMSIFT_S3_SSE_C_KEY_FILE
+              value: /etc/ramsift/s3-customer-key/key
+            {{- end }}
             {{- with include "ramsift.securityEnv" . | trim }}
             {{- . | nindent 12 }}
             {{- end }}
@@ -230,6 +242,21 @@ spec:
               mountPath: /etc/ramsift/ledger-ca
               readOnly: true
             {{- end }}
+            {{- if .root.Values.secrets.s3Ca }}
+            - name: s3-ca
+              mountPath: /etc/ramsift/s3-ca
+              readOnly: true
+            {{- end }}
+            {{- if .root.Values.secrets.s3Buckets }}
+            - name: s3-buckets
+              mountPath: /etc/ramsift/s3-buckets
+              readOnly: true
+            {{- end }}
+            {{- if .root.Values.secrets.s3CustomerKey }}
+            - name: s3-customer-key
+              mountPath: /etc/ramsift/s3-customer-key
+              readOnly: true
+            {{- end }}
             {{- if not .root.Values.tls.insecure }}
             - name: tls
               mountPath: /etc/ramsift/tls
@@ -248,6 +275,21 @@ spec:
         {{- end }}
         {{- with .root.Values.secrets.ledgerCa }}
         - name: ledger-ca
+          secret:
+            secretName: {{ . }}
+        {{- end }}
+        {{- with .root.Values.secrets.s3Ca }}
+        - name: s3-ca
+          secret:
+            secretName: {{ . }}
+        {{- end }}
+        {{- with .root.Values.secrets.s3Buckets }}
+        - name: s3-buckets
+          secret:
+            secretName: {{ . }}
+        {{- end }}
+        {{- with .root.Values.secrets.s3CustomerKey }}
+        - name: s3-customer-key
           secret:
             secretName: {{ . }}
         {{- end }}

@@ -451,18 +451,37 @@ pub struct S3 {
     process: Option<Process>,
     dir: TempDir,
     ports: [u16; 5],
+    authority: Option<Authority>,
 }
 
 /// The credentials of the S3 server.
 pub const KEYS: (&str, &str) = ("testkey", "testsecret");
+/// Credentials that open the bucket `case` of a server that speaks TLS, and no other.
+pub const OTHER_KEYS: (&str, &str) = ("otherkey", "othersecret");
 
 impl S3 {
     /// Starts a server and waits for it.
     pub fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// Starts one that speaks TLS alone, with a certificate that a private authority signed. Everybody may read the bucket `public`.
+    pub fn start_tls() -> Self {
+        Self::start_with(Some(Authority::new("IP:127.0.0.1")))
+    }
+
+    fn start_with(authority: Option<Authority>) -> Self {
         let dir = tempfile::tempdir().expect("a temporary folder");
-        let identities = serde_json::json!({"identities": [{"name": "test",
+        let mut identities = serde_json::json!({"identities": [{"name": "test",
             "credentials": [{"accessKey": KEYS.0, "secretKey": KEYS.1}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"]}]});
+        if let (Some(_), Some(all)) = (&authority, identities["identities"].as_array_mut()) {
+            all.push(serde_json::json!({"name": "other",
+                "credentials": [{"accessKey": OTHER_KEYS.0, "secretKey": OTHER_KEYS.1}],
+                "actions": ["Read:case", "List:case", "Write:case"]}));
+            all.push(serde_json::json!({"name": "anonymous",
+                "actions": ["Read:public", "List:public"]}));
+        }
         std::fs::write(dir.path().join("s3.json"), identities.to_string()).expect("write");
         std::fs::create_dir(dir.path().join("data")).expect("folder");
         let ports = std::array::from_fn(|_| free_port());
@@ -470,6 +489,7 @@ impl S3 {
             process: None,
             dir,
             ports,
+            authority,
         };
         s.up();
         s
@@ -497,6 +517,11 @@ impl S3 {
             .arg(format!("-filer.port={filer}"))
             .arg(format!("-volume.port={volume}"))
             .arg(format!("-admin.port={admin}"));
+        if let Some(a) = &self.authority {
+            let [cert, key] = a.issued("server");
+            c.arg(format!("-s3.cert.file={}", cert.display()))
+                .arg(format!("-s3.key.file={}", key.display()));
+        }
         std::os::unix::process::CommandExt::process_group(&mut c, 0);
         self.process = Some(Process::start("weed", &mut c, &self.dir.path().join("log")));
         wait_for("the S3 server works", Duration::from_secs(60), || {
@@ -525,8 +550,16 @@ impl S3 {
             access_key: KEYS.0.into(),
             secret_key: KEYS.1.into(),
             path_style: true,
+            authorities: self.ca_file().map_or(Vec::new(), |f| {
+                std::fs::read(f).expect("the authority's certificate")
+            }),
             ..S3Config::default()
         }
+    }
+
+    /// Who signed its certificate, where it speaks TLS.
+    pub fn ca_file(&self) -> Option<PathBuf> {
+        self.authority.as_ref().map(|a| a.at("ca.pem"))
     }
 
     /// The port that it listens on.
@@ -536,7 +569,12 @@ impl S3 {
 
     /// Its URL.
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ports[0])
+        let scheme = if self.authority.is_some() {
+            "https"
+        } else {
+            "http"
+        };
+        format!("{scheme}://127.0.0.1:{}", self.ports[0])
     }
 
     /// Stores a file as one object, without the server's own compression, which is no part of S3: SeaweedFS gzips

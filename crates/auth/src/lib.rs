@@ -35,7 +35,7 @@ pub use client::{
 pub use listener::{Connection, Peer};
 pub use replicas::Replicas;
 pub use roles::{Role, may_call};
-pub use server::{ServerSecurity, ServerSettings};
+pub use server::{ServerSecurity, ServerSettings, check_authorities};
 
 /// What is wrong with the settings of a listener or a client, or with a file that they name: what, and what mends it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

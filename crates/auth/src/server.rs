@@ -76,6 +76,16 @@ pub(crate) fn authorities(file: &Named, pem: &[u8]) -> Result<RootCertStore, Sec
     Ok(roots)
 }
 
+/// Fails for a PEM file that holds no authorities, or what none can be. `setting` names the file in the message.
+pub fn check_authorities(
+    setting: &'static str,
+    path: &std::path::Path,
+    pem: &[u8],
+) -> Result<(), SecurityError> {
+    let path = path.to_owned();
+    authorities(&Named { setting, path }, pem).map(drop)
+}
+
 /// The one provider of cryptography, whatever else is linked.
 pub(crate) fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())

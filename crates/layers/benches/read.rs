@@ -10,18 +10,24 @@
 
 #[path = "../tests/common/dumps.rs"]
 mod dumps;
+#[path = "../tests/common/hiber.rs"]
+mod hiber;
+#[path = "../tests/common/hyperv.rs"]
+mod hyperv;
 
 use divan::Bencher;
 use divan::counter::BytesCount;
 use dumps::{Kind, Memory, Packed};
-use ramsift_layers::extent::{Codec, Decoder};
+use ramsift_layers::extent::{Codec, Decoder, Extent};
 use ramsift_layers::source::RamSource;
 use ramsift_layers::{ByteSource, FileOffset, ImageReader, format};
 use std::sync::Arc;
 use tokio::runtime::Runtime;
 
 const PAGES: u64 = 8192;
-const FORMS: [&str; 7] = ["raw", "avml", "plain", "zlib", "lzo", "snappy", "zstd"];
+const FORMS: [&str; 10] = [
+    "raw", "avml", "plain", "zlib", "lzo", "snappy", "zstd", "xpress", "huffman", "hyperv",
+];
 
 fn main() {
     divan::main();
@@ -43,6 +49,22 @@ fn packed(form: &str) -> Vec<u8> {
                 .enumerate()
                 .flat_map(block)
                 .collect();
+        }
+        // Hibernation files, by the two ways of Xpress.
+        "xpress" | "huffman" => {
+            let h = hiber::Hiber {
+                method: Some(if form == "xpress" { 0 } else { 2 }),
+                ..hiber::Hiber::of(0x3e0)
+            };
+            return hiber::modern(&m, h);
+        }
+        "hyperv" => {
+            let s = hyperv::State {
+                packed: true,
+                objects: 1000,
+                log: 0,
+            };
+            return hyperv::vmrs(&m, s, 0x1000);
         }
         "plain" => Packed::Plain,
         "zlib" => Packed::Zlib,
@@ -96,7 +118,7 @@ fn random(b: Bencher<'_, '_>, form: &str) {
     });
 }
 
-#[divan::bench(args = ["zlib", "lzo", "snappy", "zstd"], sample_count = 10)]
+#[divan::bench(args = ["zlib", "lzo", "snappy", "zstd", "xpress", "huffman", "hyperv"], sample_count = 10)]
 fn codec(b: Bencher<'_, '_>, form: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .build()
@@ -106,13 +128,16 @@ fn codec(b: Bencher<'_, '_>, form: &str) {
     let extents = runtime
         .block_on(r.extents().unwrap().in_image(0..u64::MAX))
         .unwrap();
-    let mut page = vec![0; 4096];
+    // What is packed may stand for more than one extent.
+    let whole = |e: &Extent| e.part.map_or(e.len, |(_, all)| all);
+    let mut out = vec![0; 1 << 20];
     let mut d = Decoder::default();
     b.counter(BytesCount::new(PAGES * 4096)).bench_local(|| {
         for e in &extents {
             if e.codec != Codec::Zero && e.codec != Codec::Raw {
                 let data = &file[e.source as usize..(e.source + e.stored) as usize];
-                d.decode(e.codec, data, &mut page).unwrap();
+                let out = &mut out[..whole(e) as usize];
+                d.decode(e.codec, data, out).unwrap();
             }
         }
     });

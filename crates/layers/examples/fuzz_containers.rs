@@ -53,7 +53,27 @@ fn seeds() -> Vec<Vec<u8>> {
     let zlib = miniz_oxide::deflate::compress_to_vec_zlib(&lime, 6);
     let zstd = zstd::bulk::compress(&lime, 3).expect("zstd");
     let all = [gzip(&lime), zlib, zstd, lz4(&lime), xz(&lime)];
+    // A block of chunks of LZNT1 as they are, a packed one of zeros behind them.
+    let zdmp = |b: &[u8]| {
+        let mut out = b"ZDMP\0\x01\0\0".to_vec();
+        out.extend((b.len() as u64 + 4096).to_le_bytes());
+        out.extend([0, 0, 1, 0, 1, 0, 2, 0]);
+        out.resize(4096, 0);
+        let mut block: Vec<u8> = Vec::new();
+        for c in b.chunks(4096) {
+            block.extend((0x3000 | (c.len() as u16 - 1)).to_le_bytes());
+            block.extend(c);
+        }
+        block.extend([0x03, 0xb0, 2, 0, 0xfc, 0x0f]);
+        let sum = crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32IsoHdlc, &block) as u32;
+        out.extend(b"ZBLK");
+        out.extend((block.len() as u32).to_le_bytes());
+        out.extend(sum.to_le_bytes());
+        out.extend(block);
+        out
+    };
     let mut out = vec![
+        zdmp(&lime),
         tar("memory.lime", &lime),
         zip("memory.lime", &lime),
         gzip(&tar("memory.lime", &lime)),

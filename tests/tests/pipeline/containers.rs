@@ -2,7 +2,7 @@
 
 use crate::distributed::{manifest as sealed, submit, upload};
 use crate::embedded::{manifest, ok, query};
-use ramsift_tests::dumps::avml_capture;
+use ramsift_tests::dumps::{avml_capture, dumps};
 use ramsift_tests::fixtures::{capture, planted};
 use ramsift_tests::program::{Cluster, command, run, scan, with_small_disk};
 use ramsift_tests::wait_for;
@@ -113,6 +113,36 @@ fn a_capture_in_a_container_gives_the_tables_of_the_plain_one() {
             &format!("{}:/etc/nginx/nginx.conf", lime.display())
         )
     );
+    // The container stands for the capture where that is to be looked at again, here or elsewhere.
+    let elsewhere = dir.path().join("moved.gz");
+    std::fs::copy(&gz, &elsewhere).expect("copy");
+    for there in [&gz, &elsewhere, &lime] {
+        let r = run(command()
+            .arg("verify")
+            .arg(&out)
+            .arg("--evidence")
+            .arg(there));
+        assert_eq!(r.code, 0, "{there:?}: {}{}", r.out, r.err);
+        let mut c = command();
+        c.arg("--store")
+            .arg(&out)
+            .arg("cat")
+            .arg(format!("{job}:/etc/nginx/nginx.conf"));
+        let r = run(c.arg("--evidence").arg(there));
+        ok(&r);
+        let moved = r.out;
+        assert_eq!(own, moved, "{there:?}");
+    }
+    let mut other = std::fs::read(&gz).expect("read");
+    let n = other.len();
+    other.truncate(n - n / 10);
+    std::fs::write(&elsewhere, other).expect("write");
+    let r = run(command()
+        .arg("verify")
+        .arg(&out)
+        .arg("--evidence")
+        .arg(&elsewhere));
+    assert_eq!(r.code, 1, "{}{}", r.out, r.err);
     // The hash that it must have may be the container's, the capture's, and no other.
     let job = |name: &str, hash: &str| {
         let out = dir.path().join(name);
@@ -274,6 +304,37 @@ fn a_cluster_unpacks_what_lies_in_the_store() {
     ]));
     assert_eq!(r.code, 2, "{}{}", r.out, r.err);
     assert!(r.err.contains("sources.allow"), "{}", r.err);
+}
+
+/// All files of a capture in several are its evidence, whichever of them is named.
+#[test]
+fn a_split_capture_is_verified_by_any_of_its_files() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let part = |n: u32| dir.path().join(format!("vmcore-{n}.kdump"));
+    let r = run(Command::new("makedumpfile")
+        .args(["-l", "-d", "1", "--splitblock-size", "16", "--split"])
+        .arg(dumps().join("vmcore.elf"))
+        .args([part(1), part(2), part(3)]));
+    ok(&r);
+    let out = dir.path().join("out");
+    let only = ["--only", "unstructured", "--carvers", "log"];
+    ok(&scan(&part(2), &out, &only));
+    assert_eq!(manifest(&out).format, "kdump");
+    for n in 1..=3 {
+        let r = run(command()
+            .arg("verify")
+            .arg(&out)
+            .arg("--evidence")
+            .arg(part(n)));
+        assert_eq!(r.code, 0, "{n}: {}{}", r.out, r.err);
+    }
+    std::fs::remove_file(part(2)).expect("removed");
+    let r = run(command()
+        .arg("verify")
+        .arg(&out)
+        .arg("--evidence")
+        .arg(part(1)));
+    assert_eq!(r.code, 1, "{}{}", r.out, r.err);
 }
 
 /// The folder of the coordinator that unpacks is full: the job says so and waits, others go on, and room ends the wait.

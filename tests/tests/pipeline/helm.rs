@@ -50,6 +50,8 @@ fn lints_strictly_and_renders_valid_manifests() {
                 "--set",
                 "secrets.queueCa=authority",
                 "--set",
+                "secrets.s3Ca=a,secrets.s3Buckets=b,secrets.s3CustomerKey=c",
+                "--set",
                 "otel.OTEL_EXPORTER_OTLP_ENDPOINT=http://c:4317",
                 "--set",
                 "chunkWorker.clamd=clamd:3310",

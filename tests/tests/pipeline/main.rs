@@ -2,6 +2,7 @@
 
 mod analyst;
 mod artifacts;
+mod buckets;
 mod conformance;
 mod containers;
 mod convert;

@@ -13,6 +13,8 @@ use std::time::Duration;
 
 #[path = "../../../crates/layers/tests/common/hiber.rs"]
 mod hiber;
+#[path = "../../../crates/layers/tests/common/hyperv.rs"]
+mod hyperv;
 
 /// A field of each process that runs and is in the list.
 fn running(field: &str) -> BTreeSet<String> {
@@ -370,4 +372,49 @@ fn a_hibernated_machine_is_scanned() {
     let rows = query(&out, "SELECT pid FROM windows_pslist");
     let pids: BTreeSet<String> = rows.iter().map(|r| r["pid"].to_string()).collect();
     assert_eq!(pids, running("pid"));
+}
+
+/// The machine as Hyper-V saves it.
+#[test]
+fn a_machine_that_hyper_v_saved_is_scanned() {
+    let m = windows_machine();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let image = std::fs::read(&m.image).expect("raw");
+    let (low, high) = image.split_at(48 << 20);
+    let memory = [(0, low.to_vec()), (48 << 20, high.to_vec())];
+    let state = hyperv::State {
+        packed: true,
+        objects: 100,
+        log: 0,
+    };
+    let file = dir.path().join("machine.vmrs");
+    let dtb = m.truth["dtb"].as_u64().expect("dtb");
+    std::fs::write(&file, hyperv::vmrs(&memory, state, dtb)).expect("write");
+    let raw = dir.path().join("converted.raw");
+    ok(&run(command()
+        .arg("convert")
+        .arg(&file)
+        .args(["--to", "raw", "-o"])
+        .arg(&raw)));
+    assert!(std::fs::read(&raw).expect("raw") == image);
+    let out = dir.path().join("out");
+    ok(&scan(&file, &out, &["--set", "scan.chunk_size=1048576"]));
+    let sealed = embedded::manifest(&out);
+    assert_eq!(
+        (sealed.format.as_str(), sealed.verdict.as_str()),
+        ("hyperv", "complete")
+    );
+    let rows = query(&out, "SELECT pid FROM windows_pslist");
+    let pids: BTreeSet<String> = rows.iter().map(|r| r["pid"].to_string()).collect();
+    assert_eq!(pids, running("pid"));
+    // A file that was copied while it was written is not all there.
+    let state = hyperv::State { log: 2, ..state };
+    std::fs::write(&file, hyperv::vmrs(&memory, state, dtb)).expect("write");
+    let r = run(command().arg("inspect").arg(&file));
+    assert!(
+        r.code == 3 && r.out.contains("2 changes"),
+        "{}{}",
+        r.out,
+        r.err
+    );
 }

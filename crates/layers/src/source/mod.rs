@@ -9,6 +9,7 @@ mod count;
 mod disk;
 mod fault;
 mod file;
+mod headers;
 mod joined;
 mod map;
 mod measured;
@@ -26,11 +27,12 @@ pub use joined::JoinedSource;
 pub use map::Mapping;
 pub use name::{name_of, path_of};
 pub use ram::RamSource;
-pub use s3::{S3Client, S3Config, S3Source, SignPayloads};
+pub use s3::{CustomerKey, S3Client, S3Config, S3Source, SignPayloads};
 
 use crate::FileOffset;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -299,11 +301,13 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
     }
 }
 
-/// Opens sources by name or by pin, with one S3 client for all.
+/// Opens sources by name or by pin, with one S3 client for all buckets that are reached in the same way.
 #[derive(Clone, Debug)]
 pub struct Sources {
     s3: S3Config,
     client: Arc<OnceCell<S3Client>>,
+    /// Those of buckets with a configuration of their own.
+    others: Arc<BTreeMap<String, OnceCell<S3Client>>>,
     allowed: Arc<Allowed>,
     own: Option<Arc<str>>,
 }
@@ -311,7 +315,9 @@ pub struct Sources {
 impl Sources {
     /// Sources that reach S3 with this configuration.
     pub fn new(s3: S3Config) -> Self {
+        let others = s3.buckets.keys().map(|b| (b.clone(), OnceCell::new()));
         Self {
+            others: Arc::new(others.collect()),
             s3,
             client: Arc::default(),
             allowed: Arc::default(),
@@ -355,10 +361,12 @@ impl Sources {
         self
     }
 
-    /// The S3 client, made on first use.
-    pub async fn s3(&self) -> S3Client {
-        self.client
-            .get_or_init(|| S3Client::connect(&self.s3))
+    /// The S3 client for a bucket, made on first use.
+    pub async fn s3(&self, bucket: &str) -> S3Client {
+        let own = self.others.get(bucket).zip(self.s3.buckets.get(bucket));
+        let (client, config) = own.unwrap_or((self.client.as_ref(), &self.s3));
+        client
+            .get_or_init(|| S3Client::connect(config))
             .await
             .clone()
     }
@@ -379,7 +387,7 @@ impl Sources {
     pub async fn open(&self, name: &str) -> Result<Arc<dyn ByteSource>, SourceError> {
         if let Some((bucket, key)) = split_s3_url(name) {
             self.allowed.check(name)?;
-            let s = S3Source::open(&self.s3().await, bucket, key).await?;
+            let s = S3Source::open(&self.s3(bucket).await, bucket, key).await?;
             return Ok(Arc::new(s));
         }
         let (allowed, file) = (self.allowed.clone(), name.to_owned());
@@ -413,7 +421,7 @@ impl Sources {
             if !self.is_own(&pin.to_string()) {
                 self.allowed.check_object(bucket, key)?;
             }
-            return Ok(Arc::new(S3Source::pinned(&self.s3().await, pin)?));
+            return Ok(Arc::new(S3Source::pinned(&self.s3(bucket).await, pin)?));
         }
         let own = self.is_own(&pin.to_string());
         let allowed = if own {

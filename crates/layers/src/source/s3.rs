@@ -7,6 +7,8 @@
 //!
 //! Source: Amazon S3 API reference, `HeadObject`, `GetObject`.
 
+pub use super::headers::CustomerKey;
+use super::headers::Headers;
 use super::measured::Measured;
 use super::{ByteSource, SourceError, SourcePin, in_bounds};
 use crate::FileOffset;
@@ -23,6 +25,7 @@ use aws_smithy_http_client::{Builder as HttpBuilder, tls};
 use futures::{FutureExt, StreamExt, TryStreamExt};
 use ramsift_mask::MaskedUrl;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// How to reach an S3 service.
@@ -37,6 +40,22 @@ pub struct S3Config {
     pub access_key: String,
     /// Secret key.
     pub secret_key: String,
+    /// Profile of the shared configuration and credentials files; empty: `AWS_PROFILE`, else `default`.
+    pub profile: String,
+    /// Requests are not signed: for buckets that everybody may read.
+    pub anonymous: bool,
+    /// Whoever reads pays for it, and every request says that he knows.
+    pub requester_pays: bool,
+    /// Certificates of authorities in PEM, whose servers are trusted besides those of the system's authorities. Must be checked: the
+    /// SDK panics on what are none.
+    #[serde(skip)]
+    pub authorities: Vec<u8>,
+    /// The key of the customer with which objects are encrypted at the service (SSE-C).
+    #[serde(skip)]
+    pub customer_key: Option<CustomerKey>,
+    /// Buckets that are reached otherwise, by their names.
+    #[serde(skip)]
+    pub buckets: BTreeMap<String, S3Config>,
     /// `https://service/bucket/key` rather than `https://bucket.service/key`.
     pub path_style: bool,
     /// Whether the content of what is uploaded goes into the signature of its request.
@@ -80,11 +99,22 @@ pub struct S3Client {
 impl S3Client {
     /// A client for this configuration. Does not talk to the service yet.
     pub async fn connect(config: &S3Config) -> Self {
-        let http = HttpBuilder::new()
-            .tls_provider(tls::Provider::Rustls(
-                tls::rustls_provider::CryptoMode::Ring,
-            ))
-            .build_https();
+        let http = HttpBuilder::new().tls_provider(tls::Provider::Rustls(
+            tls::rustls_provider::CryptoMode::Ring,
+        ));
+        let mut trusted = tls::TrustStore::default();
+        if !config.authorities.is_empty() {
+            trusted.add_pem_certificate(config.authorities.clone());
+        }
+        let context = tls::TlsContext::builder().with_trust_store(trusted).build();
+        let http = match context {
+            Ok(c) => http.tls_context(c).build_https(),
+            // Fails with other providers of TLS alone.
+            Err(e) => {
+                tracing::error!(error = %e, "the authorities of s3.ca_file are not used");
+                http.build_https()
+            }
+        };
         let mut loader = aws_config::defaults(BehaviorVersion::latest())
             .http_client(http)
             .retry_config(
@@ -99,7 +129,12 @@ impl S3Client {
                     .read_timeout(Duration::from_secs(20))
                     .build(),
             );
-        if !config.access_key.is_empty() {
+        if !config.profile.is_empty() {
+            loader = loader.profile_name(&config.profile);
+        }
+        if config.anonymous {
+            loader = loader.no_credentials();
+        } else if !config.access_key.is_empty() {
             let c = Credentials::new(
                 &config.access_key,
                 &config.secret_key,
@@ -126,6 +161,10 @@ impl S3Client {
             .request_checksum_calculation(RequestChecksumCalculation::WhenRequired)
             .response_checksum_validation(ResponseChecksumValidation::WhenRequired)
             .interceptor(Measured::new())
+            .interceptor(Headers::new(
+                config.requester_pays,
+                config.customer_key.as_ref(),
+            ))
             .build();
         let endpoint = if config.endpoint.is_empty() {
             "Amazon S3".into()
@@ -208,11 +247,26 @@ where
         },
         Some(401 | 403) => SourceError::Denied {
             what,
-            detail: format!("{endpoint} refused ({code}); check the access key and its policy"),
+            detail: format!(
+                "{endpoint} refused ({code}); check the access key and its policy, and whether whoever reads pays \
+                 (s3.requester_pays)"
+            ),
         },
         Some(412) => SourceError::Changed {
             what,
             detail: "the object was replaced (HTTP 412)".into(),
+        },
+        Some(400) => SourceError::Unavailable {
+            what,
+            detail: format!(
+                "{endpoint} answered HTTP 400 ({code}): the credentials have expired, or the object is encrypted with a key of its owner \
+                 (s3.sse_c_key_file)"
+            ),
+        },
+        // An answer that is none, or that broke off.
+        Some(200..300) => SourceError::Unavailable {
+            what,
+            detail: format!("{endpoint}: {}", root_cause(e)),
         },
         Some(s) => SourceError::Unavailable {
             what,
@@ -222,7 +276,7 @@ where
             what,
             detail: format!(
                 "no usable credentials for {endpoint} ({}); set AWS_ACCESS_KEY_ID and \
-                 AWS_SECRET_ACCESS_KEY or a profile",
+                 AWS_SECRET_ACCESS_KEY or a profile, or s3.anonymous for a public bucket",
                 root_cause(e)
             ),
         },

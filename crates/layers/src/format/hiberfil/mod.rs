@@ -27,8 +27,8 @@ const NAME: &str = "hiberfil";
 const PAGE: u64 = 4096;
 /// Pages that are numbered at most: addresses have 52 bits.
 const MAX_PAGE: u64 = 1 << 40;
-/// Pieces of memory, and packed sets, at most: 256 GiB in pages that touch nowhere.
-const MAX_PIECES: usize = 1 << 26;
+/// Pieces of memory, and packed sets, at most: 64 GiB in pages that touch nowhere.
+const MAX_PIECES: usize = 1 << 24;
 /// Pages at the beginning of the file of which one is the state of the processor.
 const STATE_PAGES: u64 = 8;
 /// Pages at the beginning of a file without a header in which the first packed block is looked for.
