@@ -247,6 +247,33 @@ fn a_kernel_that_only_a_pass_leads_to_is_found_by_the_chunks() {
 }
 
 #[test]
+fn the_demo_is_a_machine_after_an_intrusion() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let r = run(command().args(["demo", "--out", &dir.path().display().to_string()]));
+    assert_eq!(r.code, 0, "{}\n{}", r.out, r.err);
+    let out = dir.path().join("results");
+    let sealed = embedded::manifest(&out);
+    assert_eq!(sealed.verdict.to_string(), "complete", "{:?}", sealed.gaps);
+    let rows = query(
+        &out,
+        "SELECT view, detail FROM views WHERE status <> 'built' OR doubtful > 0",
+    );
+    assert!(rows.is_empty(), "{rows:?}");
+    // What the machine shows, and what was planted beside.
+    for sql in [
+        "SELECT * FROM findings WHERE kind = 'anomaly' AND path LIKE 'windows_psxview/%'",
+        "SELECT * FROM findings WHERE kind = 'anomaly' AND path LIKE 'windows_malfind/%'",
+        "SELECT * FROM findings WHERE kind = 'yara' AND value = 'demo_implant'",
+        "SELECT * FROM windows_netstat WHERE state = 'ESTABLISHED'",
+        "SELECT * FROM windows_dumpfiles WHERE path LIKE '%stage.ps1'",
+        "SELECT * FROM windows_run_keys WHERE name = 'Updater'",
+        "SELECT * FROM events WHERE source = 'sshd'",
+    ] {
+        assert!(!query(&out, sql).is_empty(), "{sql}");
+    }
+}
+
+#[test]
 fn a_cluster_reads_a_crash_dump_as_a_laptop_does() {
     let m = windows_machine();
     let dir = tempfile::tempdir().expect("tempdir");

@@ -15,6 +15,7 @@ mod measured;
 mod name;
 mod ram;
 pub mod s3;
+mod web;
 
 pub use allow::Allowed;
 pub use cache::CachedPhys;
@@ -27,6 +28,7 @@ pub use map::Mapping;
 pub use name::{name_of, path_of};
 pub use ram::RamSource;
 pub use s3::{S3Client, S3Config, S3Source, SignPayloads};
+pub use web::Web;
 
 use crate::FileOffset;
 use async_trait::async_trait;

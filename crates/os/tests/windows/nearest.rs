@@ -1,0 +1,35 @@
+//! Builds of which types alone are known, read by these and by what is found in the image.
+
+use crate::common::{KERNELS, cell, make};
+
+#[test]
+fn a_build_of_which_types_alone_are_known_is_read_by_them() {
+    // 10240, of which no symbol file was to be had; its globals lie where another build has them.
+    let guid = KERNELS[2].1;
+    for (types, seed) in [("WIN10_X64_10240_17770", 41), ("WIN8_SP0_X64", 42)] {
+        let guid = if types.starts_with("WIN10") {
+            guid
+        } else {
+            KERNELS[1].1
+        };
+        let unknown = "0123456789ABCDEF0123456789ABCDEF";
+        let options = ["--record-guid", unknown, "--types-of", types];
+        let m = make(types, guid, seed, &options);
+        let info = m.build("windows/info");
+        let symbols = cell(&info, 0, "symbols");
+        assert!(
+            symbols.contains(types) && symbols.contains("nearest"),
+            "{types}: {symbols}"
+        );
+        let t = m.build("windows/pslist");
+        let pids: Vec<String> = (0..t.rows.len()).map(|r| cell(&t, r, "pid")).collect();
+        let listed = m.processes().filter(|p| p["in_active_list"] == true);
+        let want: Vec<String> = listed.map(|p| p["pid"].to_string()).collect();
+        assert_eq!(pids, want, "{types}");
+        let t = m.build("windows/vadinfo");
+        let areas = m.running().map(|p| p["vads"].as_array().unwrap().len());
+        assert_eq!(t.rows.len(), areas.sum::<usize>(), "{types}");
+        let t = m.build("windows/psscan");
+        assert!(t.rows.len() >= want.len(), "{types}");
+    }
+}
