@@ -17,10 +17,11 @@ fn a_build_of_which_types_alone_are_known_is_read_by_them() {
         let m = make(types, guid, seed, &options);
         let info = m.build("windows/info");
         let symbols = cell(&info, 0, "symbols");
-        assert!(
-            symbols.contains("WIN10_X64") && symbols.contains("nearest"),
-            "{types}: {symbols}"
-        );
+        // Another build may have the same fields.
+        assert!(symbols.contains("nearest"), "{types}: {symbols}");
+        if i == 0 {
+            assert!(symbols.contains("WIN10_X64"), "{types}: {symbols}");
+        }
         let t = m.build("windows/pslist");
         let pids: Vec<String> = (0..t.rows.len()).map(|r| cell(&t, r, "pid")).collect();
         let listed = m.processes().filter(|p| p["in_active_list"] == true);
