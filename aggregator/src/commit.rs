@@ -29,6 +29,9 @@ pub struct CommitLimits {
     pub bytes: usize,
     /// Age of the oldest report.
     pub age: Duration,
+    /// Reports that wait for a commit. Where all workers together take no more tasks than that before an answer, nothing
+    /// else would join.
+    pub reports: usize,
     /// Bytes of rows of all jobs that are in memory at a time, from the first part of a report that
     /// arrives to the end of its commit; more are refused for now.
     pub total: usize,
@@ -39,6 +42,7 @@ impl Default for CommitLimits {
         Self {
             bytes: 64 << 20,
             age: Duration::from_secs(2),
+            reports: usize::MAX,
             total: 512 << 20,
         }
     }
@@ -238,6 +242,7 @@ impl Aggregator {
     fn join(&self, job: &str, report: Report, held: Held, waiter: Waiter) -> Option<Group> {
         let bytes = report.bytes();
         let asks = report.header.wishes.is_some();
+        let begun = lock(&self.inner.committing).get(job).copied().unwrap_or(0);
         let mut groups = lock(&self.inner.groups);
         let group = groups.entry(job.to_owned()).or_default();
         if group.reports.is_empty() {
@@ -270,7 +275,8 @@ impl Aggregator {
             let rows = group.tables.entry((table, own)).or_default();
             rows.push((part, b));
         }
-        if asks || group.bytes >= self.inner.limits.bytes {
+        let full = group.reports.len() + begun >= self.inner.limits.reports;
+        if asks || full || group.bytes >= self.inner.limits.bytes {
             groups.remove(job)
         } else {
             None

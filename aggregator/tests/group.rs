@@ -19,6 +19,11 @@ struct World {
 }
 
 async fn world() -> World {
+    world_with(usize::MAX).await
+}
+
+/// One where as many reports as this are all that can wait.
+async fn world_with(reports: usize) -> World {
     let dir = tempfile::tempdir().expect("tempdir");
     let objects: Arc<dyn Objects> = Arc::new(LocalObjects::open(dir.path()).expect("store"));
     let key = Keys::new("j").plan();
@@ -27,6 +32,7 @@ async fn world() -> World {
     let ledger = Arc::new(MemoryLedger::default());
     let limits = CommitLimits {
         age: Duration::MAX,
+        reports,
         ..CommitLimits::default()
     };
     World {
@@ -171,4 +177,16 @@ async fn a_report_names_what_is_its_own() {
     let stored = w.objects.list("").await.expect("a listing");
     let keys: Vec<_> = stored.into_iter().map(|m| m.key).collect();
     assert_eq!(keys, ["jobs/j/plan.json"]);
+}
+
+#[tokio::test]
+async fn when_all_that_can_wait_do_none_waits_for_more() {
+    let w = world_with(2).await;
+    w.ledger.expect("j", 100).await.expect("noted");
+    let first = w.hand_over(report("chunk-1")).await;
+    assert_eq!(w.committed().await, Vec::<Vec<String>>::new());
+    let second = timeout(HANGS, w.aggregator.take(report("chunk-2")));
+    assert_eq!(second.await.expect("in time"), Ok(Ack::Durable));
+    assert_eq!(first.await.expect("handed over"), Ok(Ack::Durable));
+    assert_eq!(w.committed().await, [["chunk-1", "chunk-2"]]);
 }

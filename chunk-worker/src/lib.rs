@@ -121,6 +121,12 @@ pub(crate) struct Worker {
     pub(crate) abandon: CancellationToken,
 }
 
+/// Tasks of chunks that a worker takes before their answers: some are scanned, some read ahead, the rest waits for its
+/// commit.
+pub fn tasks_in_hand(slots: usize) -> usize {
+    slots.saturating_mul(6)
+}
+
 /// Works until `stop` is cancelled, then hands back what is unfinished.
 pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
     let slots = config.slots.max(1);
@@ -141,8 +147,7 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
     });
     metrics::observe_worker(&worker);
     let mut lanes = JoinSet::new();
-    // Scanning, read ahead, and waiting for their commit.
-    let prefetch = u16::try_from(slots * 6).unwrap_or(u16::MAX);
+    let prefetch = u16::try_from(tasks_in_hand(slots)).unwrap_or(u16::MAX);
     lanes.spawn(serve(worker.clone(), Lane::Chunks, prefetch));
     lanes.spawn(serve(worker.clone(), Lane::Suspects, 1));
     let grace = worker.config.grace;

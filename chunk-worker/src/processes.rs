@@ -28,7 +28,7 @@ const NAMED: usize = 64;
 struct Found {
     rows: BTreeMap<(u32, u32, u32, u64), MemoryMatchRow>,
     /// Rules with more matches than are held.
-    capped: BTreeSet<u32>,
+    capped: BTreeSet<(u32, Option<u32>)>,
     /// Bytes around the first match of a rule in a unit.
     windows: BTreeMap<(u32, u32), (u64, Vec<u8>)>,
 }
@@ -43,7 +43,7 @@ impl Found {
             *first = (m.address, window);
         }
         if self.rows.len() >= MATCHES {
-            self.capped.insert(m.rule);
+            self.capped.insert((m.rule, None));
             return;
         }
         self.rows.insert((m.unit, m.rule, m.pattern, m.address), m);

@@ -201,12 +201,7 @@ impl Slab {
             bytes: self.all(),
             bad: &self.bad,
         };
-        let mut bad = read_range(&DecodedNear { image, near }, w.span.clone(), out).await?;
-        bad.retain_mut(|(r, _)| {
-            *r = r.start.max(w.core.start)..r.end.min(w.core.end);
-            r.start < r.end
-        });
-        Ok(bad)
+        read_range(&DecodedNear { image, near }, w.span.clone(), out).await
     }
 }
 

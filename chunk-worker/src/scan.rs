@@ -149,16 +149,23 @@ pub(crate) fn scan(
             all_zero(worker, ctx, w, yara.is_some(), &mut rows);
             continue;
         }
-        let (data, bad) = if ctx.image.extents().is_some() {
+        let (data, bad, unread) = if ctx.image.extents().is_some() {
             let bad = slab.unpack(&ctx.image, w, &mut unpacked);
-            let bad = Handle::current().block_on(bad).map_err(ScanError::Source)?;
-            (Cow::Borrowed(unpacked.as_slice()), bad)
+            let mut bad = Handle::current().block_on(bad).map_err(ScanError::Source)?;
+            let unread = bad.iter().map(|b| b.0.clone()).collect();
+            bad.retain_mut(|(r, _)| {
+                *r = r.start.max(w.core.start)..r.end.min(w.core.end);
+                r.start < r.end
+            });
+            (Cow::Borrowed(unpacked.as_slice()), bad, unread)
         } else {
             let data = Handle::current()
                 .block_on(slab.window(ctx.source.as_ref(), w))
                 .map_err(ScanError::Source)?;
-            (data, bad_in(ctx, slab, &w.core))
+            let unread = bad_in(ctx, slab, &w.span).into_iter().map(|b| b.0);
+            (data, bad_in(ctx, slab, &w.core), unread.collect())
         };
+        rows.set_unread(unread);
         let sparse = carve(worker, ctx, w, &data, &bad, &mut budget, &mut rows)?;
         if let Some(y) = &mut yara {
             y.window(worker, w, &data, &bad, &sparse, &mut rows);

@@ -10,7 +10,7 @@ use ramsift_engines::yara::{FileFacts, FileScanner, RuleInfo, ScanLimits, Unfini
 use ramsift_layers::{ImageOffset, Severity};
 use ramsift_proto::v1::{ObjectRef, SegmentRef};
 use ramsift_store::Objects;
-use ramsift_store::packs::{Meta, PackWriter, is_file};
+use ramsift_store::packs::{Copies, Meta, PackWriter, is_file};
 use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
     AnchorsBuilder, CoverageBuilder, CoverageRow, EventRow, EventsBuilder, FindingRow,
@@ -20,6 +20,7 @@ use ramsift_store::tables::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -44,6 +45,8 @@ pub(crate) struct Rows<'a> {
     attempt: String,
     /// Physical address less image offset in the window at hand.
     delta: u64,
+    /// What of the window at hand could not be read, and is zeros there.
+    unread: Vec<Range<u64>>,
     keys: BTreeMap<&'static str, (Arc<str>, u64)>,
     json: String,
     pub(crate) findings: FindingsBuilder,
@@ -154,7 +157,8 @@ impl<'a> Rows<'a> {
         limits: Option<ScanLimits>,
     ) -> Self {
         let runtime = Handle::current();
-        let packs = PackWriter::new(objects.clone(), ctx.keys.clone(), runtime.clone());
+        let copies = Copies::parse(&ctx.plan.spec.copy_artifacts);
+        let packs = PackWriter::new(objects.clone(), ctx.keys.clone(), runtime.clone(), copies);
         let mut error = None;
         let mut files = None;
         if let (Some(rules), Some(limits)) = (&ctx.rules, limits) {
@@ -169,6 +173,7 @@ impl<'a> Rows<'a> {
             runtime,
             attempt: attempt.to_owned(),
             delta: 0,
+            unread: Vec::new(),
             keys: BTreeMap::new(),
             json: String::new(),
             findings: FindingsBuilder::with_room(ROWS),
@@ -192,6 +197,11 @@ impl<'a> Rows<'a> {
     /// The window at hand: physical address of an image offset is that plus `delta`.
     pub(crate) fn set_delta(&mut self, delta: u64) {
         self.delta = delta;
+    }
+
+    /// What of the window at hand could not be read.
+    pub(crate) fn set_unread(&mut self, unread: Vec<Range<u64>>) {
+        self.unread = unread;
     }
 
     fn pa(&self, image: u64) -> Option<u64> {
@@ -876,7 +886,15 @@ impl Sink for Rows<'_> {
             gap: a.gap.map(str::to_owned),
             fields,
         };
-        match self.packs.add(meta, a.data) {
+        let (from, to) = (a.offset.0, a.offset.0.saturating_add(a.data.len() as u64));
+        // What could not be read was zeros here: another reading may find something else there.
+        let torn = self.unread.iter().any(|r| r.start < to && from < r.end);
+        let added = if torn || self.packs.copies(a.kind) {
+            self.packs.add(meta, a.data)
+        } else {
+            Ok(self.packs.refer_to(&meta, a.data))
+        };
+        match added {
             Ok(sha) if is_file(a.kind) => {
                 let path = format!("{}/{}", a.offset.0, a.kind);
                 self.inspect(&Inspected {

@@ -359,8 +359,10 @@ async fn perform(
             let (list, _): (FileList, _) = job::read(worker.deps.objects.as_ref(), &work.list)
                 .await
                 .map_err(|e| Trouble::of_store(&e, false))?;
+            let near = worker.config.disk.source(&task.job, &ctx.source);
+            let near = ctx.image.over(near).bytes();
             in_slot(worker, task, move || {
-                recovered::inspect(&w, &c, &list, &a).map_err(ScanError::Store)
+                recovered::inspect(&w, &c, near.as_ref(), &list, &a)
             })
             .await
         }

@@ -2,11 +2,11 @@
 
 use crate::Worker;
 use crate::context::JobContext;
-use crate::scan::MATCH_CAP;
+use crate::scan::{MATCH_CAP, limits};
 use crate::sink::{Collected, Rows, rule_json};
 use ramsift_engines::yara::{
-    Incomplete, Outcome, PatternMatch, RuleInfo, RuleSet, Unfinished, UnfinishedReason, Verdict,
-    VerdictGroup, evaluate, scope_severity,
+    BLOCK, Incomplete, Outcome, PatternMatch, RuleInfo, RuleSet, ScanLimits, Unfinished,
+    UnfinishedReason, Verdict, VerdictGroup, evaluate, scope_severity,
 };
 use ramsift_layers::ImageOffset;
 use ramsift_proto::v1::RuleGap;
@@ -40,12 +40,12 @@ pub(crate) fn needs(group: &VerdictGroup) -> BTreeSet<u32> {
     group.needs.iter().chain(&group.rules).copied().collect()
 }
 
-/// What was not searched for to the end of what a group takes; `capped` are rules with more matches
+/// What was not searched for to the end of what a group takes; `capped` are rules, or patterns of them, with more matches
 /// than are held.
 pub(crate) fn incomplete(
     plan: &VerdictPlan,
     needs: &BTreeSet<u32>,
-    capped: &BTreeSet<u32>,
+    capped: &BTreeSet<(u32, Option<u32>)>,
 ) -> Incomplete {
     Incomplete {
         failed_ranges: plan.failed_ranges,
@@ -54,9 +54,9 @@ pub(crate) fn incomplete(
             .iter()
             .filter(|g| needs.contains(&g.rule))
             .map(unfinished)
-            .chain(capped.iter().map(|rule| Unfinished {
+            .chain(capped.iter().map(|(rule, pattern)| Unfinished {
                 rule: *rule,
-                pattern: None,
+                pattern: *pattern,
                 reason: UnfinishedReason::MatchCap,
             }))
             .collect(),
@@ -73,10 +73,11 @@ pub(crate) fn decide(
     let rules = ctx.rules.as_ref().ok_or("the job has no rules")?;
     let (plan, group) = group_of(worker, &ctx.keys.verdicts(), group)?;
     let needs = needs(&group);
+    let all = limits(worker, ctx);
     let found = if group.needs.is_empty() {
         Found::default()
     } else {
-        matches(worker, &plan.segments, &needs)?
+        matches(worker, &plan.segments, &needs, rules, &all)?
     };
     let incomplete = incomplete(&plan, &needs, &found.capped);
     let for_engine: Vec<PatternMatch> = found.rows.values().map(to_engine).collect();
@@ -125,13 +126,15 @@ struct Found {
     rows: BTreeMap<(u32, u32, u64), MatchRow>,
     /// What lies around the first match of each rule.
     first: BTreeMap<u32, (u64, Vec<u8>)>,
-    /// Rules with more matches than are held.
-    capped: BTreeSet<u32>,
+    /// Rules, or patterns of them, with more matches than are held.
+    capped: BTreeSet<(u32, Option<u32>)>,
+    /// Rules whose matches are counted up to a cap in some block.
+    at_least: BTreeSet<u32>,
 }
 
 impl Found {
     /// Each match once, although a chunk may have been tried twice.
-    fn push(&mut self, mut m: MatchRow) {
+    fn push(&mut self, mut m: MatchRow, rules: &RuleSet, limits: &ScanLimits) {
         let window = std::mem::take(&mut m.window);
         match self.first.get_mut(&m.rule) {
             Some((at, w)) if m.image_offset < *at => (*at, *w) = (m.image_offset, window),
@@ -141,14 +144,62 @@ impl Found {
             }
         }
         if self.rows.len() >= MATCHES {
-            self.capped.insert(m.rule);
+            self.settle(rules, limits);
+        }
+        if self.rows.len() >= MATCHES {
+            self.capped.insert((m.rule, None));
             return;
         }
         self.rows.insert((m.rule, m.pattern, m.image_offset), m);
     }
+
+    /// Keeps of each block what one chunk over all of it would have listed and counted: the cut into chunks is not the
+    /// image's.
+    fn settle(&mut self, rules: &RuleSet, limits: &ScanLimits) {
+        let cap = limits.max_matches_per_pattern.max(1) as u64;
+        let block_of = |m: &MatchRow| (m.rule, m.pattern, m.image_offset / BLOCK);
+        let mut rows = std::mem::take(&mut self.rows).into_values().peekable();
+        while let Some(first) = rows.next() {
+            let block = block_of(&first);
+            let info = rules.rules().get(first.rule as usize);
+            let keep = info.map_or(usize::MAX, |i| limits.listed(i));
+            let (mut count, mut last) = (1 + first.more, first.last);
+            let mut listed = vec![first];
+            while let Some(m) = rows.next_if(|m| block_of(m) == block) {
+                count += 1 + m.more;
+                last = last.max(m.last);
+                if listed.len() < keep {
+                    listed.push(m);
+                }
+            }
+            let more = count.min(cap + 1) - listed.len() as u64;
+            if count > cap {
+                self.at_least.insert(block.0);
+                if info.is_some_and(|i| i.class.is_positional()) {
+                    self.capped.insert((block.0, Some(block.1)));
+                }
+                // Where the rest lies is not known: as far away as it can be.
+                last = (block.2 + 1).saturating_mul(BLOCK) - 1;
+            }
+            for m in &mut listed {
+                (m.more, m.last) = (0, m.image_offset);
+            }
+            if let Some(m) = listed.last_mut().filter(|_| more > 0) {
+                (m.more, m.last) = (more, last);
+            }
+            let key = |m: &MatchRow| (m.rule, m.pattern, m.image_offset);
+            self.rows.extend(listed.into_iter().map(|m| (key(&m), m)));
+        }
+    }
 }
 
-fn matches(worker: &Worker, segments: &[String], wanted: &BTreeSet<u32>) -> Result<Found, String> {
+fn matches(
+    worker: &Worker,
+    segments: &[String],
+    wanted: &BTreeSet<u32>,
+    rules: &RuleSet,
+    limits: &ScanLimits,
+) -> Result<Found, String> {
     let runtime = Handle::current();
     let mut out = Found::default();
     for key in segments {
@@ -159,10 +210,11 @@ fn matches(worker: &Worker, segments: &[String], wanted: &BTreeSet<u32>) -> Resu
         for b in batches {
             let b = b.map_err(|e| format!("{key}: {e}"))?;
             for m in match_rows(&b, &|r| wanted.contains(&r)) {
-                out.push(m);
+                out.push(m, rules, limits);
             }
         }
     }
+    out.settle(rules, limits);
     Ok(out)
 }
 
@@ -243,7 +295,7 @@ fn report(ctx: &JobContext, rules: &RuleSet, v: &Verdict, found: &Found, rows: &
         .filter(|(first, _)| *first == at)
         .map(|(_, window)| window.as_slice());
     let length = matches.iter().find(|m| m.offset == at).map_or(0, |m| m.len);
-    let fields = serde_json::json!({
+    let mut fields = serde_json::json!({
         "matches": matches.iter().map(|m| serde_json::json!({
             "pattern": m.name, "offset": m.offset, "length": m.len,
         })).collect::<Vec<_>>(),
@@ -251,6 +303,9 @@ fn report(ctx: &JobContext, rules: &RuleSet, v: &Verdict, found: &Found, rows: &
         "span": span,
         "dispersed": grade.dispersed,
     });
+    if found.at_least.contains(&v.rule) {
+        fields["counts_at_least"] = true.into();
+    }
     let pa = first
         .and_then(|f| ctx.plan.layout.runs.to_phys(ImageOffset(f)))
         .map(|p| p.0);

@@ -292,6 +292,10 @@ pub(crate) struct JobArgs {
     /// What clamd looks at, where it is asked: it reaches about 100 MB of memory per CPU second.
     #[arg(long, value_enum, default_value_t = AvScope::Both)]
     pub(crate) av: AvScope,
+    /// Artifacts to copy into the results although the capture has them, so that they outlive it: kinds with commas
+    /// between them, `all`, or `none`; default: artifacts.copy of the configuration.
+    #[arg(long, value_name = "KINDS")]
+    pub(crate) copy_artifacts: Option<String>,
     /// Case number or name, for the manifest.
     #[arg(long = "case")]
     pub(crate) case_name: Option<String>,
@@ -712,6 +716,9 @@ pub(crate) struct ArtifactArgs {
     /// File to write; `-`: standard output; default: the first 16 digits and the kind.
     #[arg(long)]
     pub(crate) to: Option<PathBuf>,
+    /// Where the capture is now, if it has moved: most artifacts are read from it.
+    #[arg(long, value_name = "PATH", value_parser = any_name())]
+    pub(crate) evidence: Option<String>,
 }
 
 /// `ramsift verify`

@@ -31,6 +31,7 @@ pub(crate) struct Config {
     pub(crate) worker: Worker,
     pub(crate) symbols: Symbols,
     pub(crate) rules: Rules,
+    pub(crate) artifacts: Artifacts,
     pub(crate) http: Http,
     pub(crate) log: Log,
 }
@@ -370,6 +371,15 @@ impl Default for Worker {
             grace_seconds: 25,
         }
     }
+}
+
+/// Artifacts.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct Artifacts {
+    /// Those that are copied into the store although the capture has them: kinds with commas between them, or `all`;
+    /// empty: none.
+    pub(crate) copy: String,
 }
 
 /// YARA rules.

@@ -205,6 +205,7 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> Result<u8> {
             timezone: None,
             carvers: Vec::new(),
             av: crate::args::AvScope::Both,
+            copy_artifacts: None,
             case_name: Some("demo".into()),
             evidence: None,
             examiner: None,

@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::glue::{self, LocalFinaliser, Specs, YaraVerdicts, finalise_info};
 use anyhow::Result;
 use ramsift_aggregator::{Aggregator, CommitLimits};
+use ramsift_chunk_worker::tasks_in_hand;
 use ramsift_coordinator::Coordinator;
 use ramsift_engines::clamav::Clamd;
 use ramsift_layers::source::{DiskCaches, Sources};
@@ -70,6 +71,7 @@ pub(crate) async fn start(
     let limits = CommitLimits {
         bytes: usize::try_from(config.aggregator.commit_bytes).unwrap_or(usize::MAX),
         age: EMBEDDED.commit_age(Duration::from_millis(config.aggregator.commit_milliseconds)),
+        reports: tasks_in_hand(slots(config)),
         ..CommitLimits::default()
     };
     let aggregator = Aggregator::new(objects.clone(), ledger.clone(), limits);

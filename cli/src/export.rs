@@ -1,18 +1,18 @@
 //! `ramsift export` and `ramsift artifact`: results in other formats, recovered files as files.
 
 use crate::args::{ArtifactArgs, ExportArgs, ExportFormat};
+use crate::artifacts::{COLUMNS, Opened, Stored};
 use crate::config::Config;
 use crate::glue;
+use crate::overview::rows_of_query;
 use crate::rows::{write_csv, write_json};
 use crate::terminal::{say, shown_json};
 use anyhow::{Context, Result, bail};
-use arrow::array::{AsArray, RecordBatch};
-use arrow::datatypes::UInt64Type;
+use arrow::array::RecordBatch;
 use futures::StreamExt;
 use ramsift_store::Keys;
 use ramsift_store::query::{QueryLimits, Tables};
 use ramsift_store::tables::is_view;
-use sha2::{Digest, Sha256};
 use std::io::Write;
 
 /// Timesketch wants `message`, `datetime` and `timestamp_desc` in every line; further attributes are its columns.
@@ -128,32 +128,28 @@ pub(crate) async fn artifact(config: &Config, args: ArtifactArgs) -> Result<u8> 
     };
     let t = Tables::new(objects.clone(), &QueryLimits::default())?;
     t.register_jobs(&jobs).await?;
+    // A copy before one that needs its capture.
     let sql = format!(
-        "SELECT DISTINCT ON (sha256) sha256, kind, object, object_offset, size, name FROM artifacts \
-         WHERE starts_with(sha256, '{wanted}') ORDER BY sha256, object LIMIT 2"
+        "SELECT DISTINCT ON (a.sha256) a.kind, c.job, {} FROM artifacts a JOIN captures c ON a.capture = c.capture \
+         WHERE starts_with(a.sha256, '{wanted}') ORDER BY a.sha256, a.object LIMIT 2",
+        COLUMNS.replace(", ", ", a.").replace("sha256", "a.sha256")
     );
-    let batches = t.collect(&sql).await?;
-    let rows: usize = batches
-        .iter()
-        .map(arrow::array::RecordBatch::num_rows)
-        .sum();
-    let Some(b) = batches.iter().find(|b| b.num_rows() > 0) else {
+    let found = rows_of_query(&t, &sql).await?;
+    let Some((kind, job, row)) = found
+        .first()
+        .and_then(|r| Some((r.first()?, r.get(1)?, r.get(2..)?)))
+    else {
         bail!("no artifact has a SHA-256 that begins with {wanted}");
     };
-    if rows > 1 {
+    if found.len() > 1 {
         bail!("more than one artifact has a SHA-256 that begins with {wanted}: give more digits");
     }
-    let text = |i: usize| b.column(i).as_string::<i32>().value(0).to_owned();
-    let num = |i: usize| b.column(i).as_primitive::<UInt64Type>().value(0);
-    let (sha, kind, object) = (text(0), text(1), text(2));
-    let data = objects.get_range(&object, num(3)..num(3) + num(4)).await?;
-    let found = hex::encode(Sha256::digest(&data));
-    if found != sha {
-        bail!(
-            "{} is damaged: its SHA-256 is {found}, not {sha}",
-            objects.url(&object)
-        );
-    }
+    let stored = Stored::of(row)?;
+    let sha = row[0].clone();
+    let moved = args.evidence.as_deref();
+    let data = Opened::new(config, objects, job, moved)
+        .content(&stored)
+        .await?;
     let to = args
         .to
         .unwrap_or_else(|| format!("{}.{kind}", &sha[..16]).into());

@@ -191,6 +191,10 @@ pub(crate) fn spec(config: &Config, args: &JobArgs, source: &str) -> Result<JobS
         host: host(),
         submitted_micros: now_micros(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        copy_artifacts: {
+            let own = args.copy_artifacts.as_deref();
+            crate::artifacts::copies(own.unwrap_or(&config.artifacts.copy))?
+        },
         matches: Some(args.matches.clone())
             .filter(|m| m == "all")
             .unwrap_or_default(),

@@ -10,6 +10,7 @@
 //! processes and files. With `--pid` everything in those processes is told, with its virtual address.
 
 use crate::args::{Format, GrepArgs};
+use crate::artifacts::{COLUMNS, Stored};
 use crate::config::Config;
 use crate::evidence::{self, Evidence, Named};
 use crate::terminal::{Shown, count, shown_bytes, tell};
@@ -455,18 +456,17 @@ async fn files(e: &Evidence, p: &Patterns, a: &GrepArgs, limit: usize) -> Result
     if !there.iter().any(|n| n == "artifacts") {
         return Ok(Vec::new());
     }
-    let sql = "SELECT name, object, object_offset, size, image_offset FROM artifacts WHERE kind = 'cached_file' AND size > 4096 \
-               ORDER BY object, object_offset";
+    let sql = format!(
+        "SELECT name, image_offset, {COLUMNS} FROM artifacts WHERE kind = 'cached_file' AND size > 4096 \
+         ORDER BY object, object_offset, image_offset"
+    );
     let mut out = Vec::new();
-    for r in crate::overview::texts(&t, sql).await {
-        let (Ok(at), Ok(size), Ok(image)) = (
-            r[2].parse::<u64>(),
-            r[3].parse::<u64>(),
-            r[4].parse::<u64>(),
-        ) else {
+    for r in crate::overview::rows_of_query(&t, &sql).await? {
+        let (Some(Ok(image)), Some(row)) = (r.get(1).map(|i| i.parse::<u64>()), r.get(2..)) else {
             continue;
         };
-        let data = objects.get_range(&r[1], at..at + size).await?;
+        let stored = Stored::of(row)?;
+        let data = stored.content(objects.as_ref(), Some(e)).await?;
         for h in hits(p, a.regex, &data) {
             let torn = h.at as u64 / PAGE != (h.at + h.len - 1) as u64 / PAGE;
             if torn && out.len() < limit {

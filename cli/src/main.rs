@@ -1,6 +1,7 @@
 //! The one binary: embedded scans, the four services, and what users ask of results.
 
 mod args;
+mod artifacts;
 mod capture;
 mod client;
 mod config;

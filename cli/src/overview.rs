@@ -23,14 +23,16 @@ const ROWS: usize = 12;
 
 /// The rows of a statement as text; a statement that can't be answered (a view that is not there) gives none.
 pub(crate) async fn texts(t: &Tables, sql: &str) -> Vec<Vec<String>> {
-    let batches = match t.collect(sql).await {
-        Ok(b) => b,
-        Err(e) => {
-            tracing::debug!(error = %e, sql, "section left out");
-            return Vec::new();
-        }
-    };
-    batches.iter().flat_map(rows_of).collect()
+    rows_of_query(t, sql).await.unwrap_or_else(|e| {
+        tracing::debug!(error = %e, sql, "section left out");
+        Vec::new()
+    })
+}
+
+/// Rows of a query as texts, nulls empty.
+pub(crate) async fn rows_of_query(t: &Tables, sql: &str) -> Result<Vec<Vec<String>>> {
+    let batches = t.collect(sql).await?;
+    Ok(batches.iter().flat_map(rows_of).collect())
 }
 
 fn rows_of(b: &RecordBatch) -> Vec<Vec<String>> {

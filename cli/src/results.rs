@@ -372,6 +372,12 @@ fn explained(e: StoreError, sql: &str, there: &[String]) -> anyhow::Error {
              narrow it with WHERE, select fewer columns, or aggregate ({text})"
         );
     }
+    if let StoreError::Disk(why) = &e {
+        return anyhow::anyhow!(
+            "the query has no room for its temporary files in {} (TMPDIR): {why}",
+            std::env::temp_dir().display()
+        );
+    }
     let plain = text
         .trim_start_matches("query: ")
         .trim_start_matches("SQL error: ")

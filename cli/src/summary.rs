@@ -95,7 +95,6 @@ pub(crate) async fn print(objects: &Arc<dyn Objects>, job: &str, store: &str) ->
     for (title, table, column) in [
         ("findings", "findings", "kind"),
         ("events", "events", "source"),
-        ("artifacts", "artifacts", "kind"),
     ] {
         let c = counts(&t, &by_kind(table, column)).await?;
         let shown: Vec<_> = c
@@ -111,6 +110,7 @@ pub(crate) async fn print(objects: &Arc<dyn Objects>, job: &str, store: &str) ->
             }
         );
     }
+    artifacts(&t).await?;
     lines(&t, WORTH, "look at").await?;
     if let Some(h) = &m.evidence_blake3 {
         say!("  blake3    {h}");
@@ -120,6 +120,15 @@ pub(crate) async fn print(objects: &Arc<dyn Objects>, job: &str, store: &str) ->
         "            ramsift --store {} overview {job}",
         Shown(store)
     );
+    let referred = "SELECT id FROM artifacts WHERE object IS NULL LIMIT 1";
+    if !crate::overview::rows_of_query(&t, referred)
+        .await?
+        .is_empty()
+    {
+        say!(
+            "            artifacts are read from the capture: keep it, or scan with --copy-artifacts all"
+        );
+    }
     let mut top = None;
     for b in t.collect("SELECT max(severity_rank) FROM findings").await? {
         let rank = b.column(0).as_primitive::<UInt8Type>();
@@ -140,6 +149,35 @@ pub(crate) async fn print(objects: &Arc<dyn Objects>, job: &str, store: &str) ->
         gaps: m.gaps.len(),
         job: job.to_owned(),
     })
+}
+
+/// Artifacts by kind. What a carver found within a cached file is that file once more, and counted apart.
+const KINDS: &str = "SELECT kind, count(*) FILTER (WHERE NOT inside), count(*) FILTER (WHERE inside) FROM (SELECT kind, \
+    coalesce(page_state = 'file' AND strpos(detector, '/') = 0, false) AS inside FROM artifacts) \
+    GROUP BY kind ORDER BY count(*) DESC, kind";
+
+async fn artifacts(t: &Tables) -> Result<()> {
+    let number = |s: &str| HumanCount(s.parse().unwrap_or_default()).to_string();
+    let rows = crate::overview::rows_of_query(t, KINDS).await?;
+    let shown: Vec<String> = rows
+        .iter()
+        .map(|r| match (r[1].as_str(), r[2].as_str()) {
+            (n, "0") => format!("{} {}", r[0], number(n)),
+            ("0", n) => format!("{} {} in cached files", r[0], number(n)),
+            (n, inside) => format!(
+                "{} {} (+{} in cached files)",
+                r[0],
+                number(n),
+                number(inside)
+            ),
+        })
+        .collect();
+    let shown = match shown.is_empty() {
+        true => "none".to_owned(),
+        false => shown.join(", "),
+    };
+    say!("  artifacts {}", Shown(shown));
+    Ok(())
 }
 
 /// Prints groups under a title; gives them in words.

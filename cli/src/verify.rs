@@ -4,12 +4,15 @@ use crate::args::VerifyArgs;
 use crate::config::Config;
 use crate::evidence::unpack;
 use crate::glue;
+use crate::overview::rows_of_query;
 use crate::terminal::say;
 use anyhow::{Context, Result, bail};
 use ramsift_coordinator::is_container;
 use ramsift_layers::FileOffset;
 use ramsift_layers::source::{Sources, split_s3_url};
 use ramsift_store::job::read;
+use ramsift_store::query::{QueryLimits, Tables};
+use ramsift_store::tables::name;
 use ramsift_store::{Keys, LocalObjects, Manifest, Objects};
 use sha2::{Digest, Sha256};
 use std::path::Path;
@@ -63,6 +66,12 @@ pub(crate) async fn run(config: &Config, args: VerifyArgs) -> Result<u8> {
         }
     }
     say!("{checked} result files checked");
+    let in_capture = referred(&objects, &job).await?;
+    if in_capture > 0 && args.evidence.is_none() {
+        say!(
+            "{in_capture} artifacts lie in the capture, which is not looked at without --evidence"
+        );
+    }
     if let Some(image) = &args.evidence {
         evidence(config, &m, image, &mut bad).await?;
     }
@@ -78,6 +87,19 @@ pub(crate) async fn run(config: &Config, args: VerifyArgs) -> Result<u8> {
         }
     );
     Ok(if bad.is_empty() { 0 } else { DIFFERS })
+}
+
+/// Artifacts that are read from the capture.
+async fn referred(objects: &Arc<dyn Objects>, job: &str) -> Result<u64> {
+    let t = Tables::new(objects.clone(), &QueryLimits::default())?;
+    let there = t.register_jobs(&[job.to_owned()]).await?;
+    if !there.iter().any(|n| n == name::ARTIFACTS) {
+        return Ok(0);
+    }
+    let sql = "SELECT count(*) FROM artifacts WHERE object IS NULL";
+    let rows = rows_of_query(&t, sql).await?;
+    let n = rows.first().and_then(|r| r.first()?.parse().ok());
+    Ok(n.unwrap_or(0))
 }
 
 /// A job of the configured store, or the only job of a folder.

@@ -59,6 +59,9 @@ fn one_of(what: &str, value: &str, of: &[&str]) -> Result<(), String> {
     Err(format!("unknown {what} {value:?}: use {}", of.join(", ")))
 }
 
+/// Bytes of the list of kinds of artifacts to copy.
+const COPIES: usize = 1024;
+
 /// What needs no look at anything else.
 fn words(spec: &JobSpec) -> Result<(), String> {
     name(&spec.job)?;
@@ -71,6 +74,12 @@ fn words(spec: &JobSpec) -> Result<(), String> {
     parameters(spec)?;
     one_of("av", &spec.av, &["files", "memory", "both"])?;
     one_of("matches", &spec.matches, &["all"])?;
+    let word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "_, ".contains(c);
+    if spec.copy_artifacts.len() > COPIES || !spec.copy_artifacts.chars().all(word) {
+        return Err(
+            "copy_artifacts: expected kinds of artifacts with commas between them, or all".into(),
+        );
+    }
     if !spec.expect_hash.is_empty() && !is_digest(&spec.expect_hash) {
         return Err(format!(
             "expect_hash {:?} is no BLAKE3 or SHA-256 in hex",

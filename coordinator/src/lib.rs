@@ -13,6 +13,7 @@ mod lanes;
 mod lease;
 mod lost;
 mod metrics;
+mod outage;
 mod plan;
 mod reign;
 mod retry;

@@ -265,6 +265,7 @@ impl Reign {
         self.me.inner.metrics.settled(done, failed);
         if !news.is_empty() {
             job.trouble_since = None;
+            self.me.inner.outage.settled(name, job.settled().len());
         }
         if let Some(why) = job.fatal.clone() {
             return self.end(name, JobPhase::Failed, &why).await;

@@ -5,6 +5,7 @@ use crate::job::Job;
 use crate::lanes;
 use crate::lease::{Lease, Watch};
 use crate::metrics::Metrics;
+use crate::outage::Outage;
 use crate::reign::Reign;
 use crate::retry::{RETRIES, RetryError, ended, queue_again};
 use crate::{Config, Deps};
@@ -17,7 +18,7 @@ use ramsift_store::{Keys, Plan, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
@@ -66,6 +67,7 @@ pub(crate) struct Inner {
     complete: Mutex<BTreeMap<String, JobProgress>>,
     /// Digests of rule sets that were looked at.
     pub(crate) good_rules: Mutex<BTreeSet<String>>,
+    pub(crate) outage: Outage,
 }
 
 /// A coordinator: active or standing by.
@@ -89,6 +91,7 @@ impl Coordinator {
             used_epoch: AtomicU64::new(0),
             complete: Mutex::default(),
             good_rules: Mutex::default(),
+            outage: Outage::default(),
         };
         Self {
             inner: Arc::new(inner),
@@ -257,18 +260,53 @@ impl Coordinator {
     /// Stands by until the lease is free, then runs jobs; until `stop`.
     pub async fn run(&self, stop: CancellationToken) {
         let mut watch = Watch::default();
+        let mut told = String::new();
         while !stop.is_cancelled() {
             match self.reign(&mut watch, &stop).await {
                 Ok(()) => {}
                 Err(e) => {
-                    self.inner.deps.readiness.block("store", e.to_string());
-                    tracing::warn!(error = %e, "store trouble, trying again");
+                    let why = e.to_string();
+                    if self
+                        .inner
+                        .outage
+                        .lasts_too_long(self.inner.config.deployment, Instant::now())
+                    {
+                        return self.give_up(&why);
+                    }
+                    if told == why {
+                        tracing::debug!(error = why, "store trouble, trying again");
+                    } else {
+                        tracing::warn!(error = why, "store trouble, trying again");
+                    }
+                    self.inner.deps.readiness.block("store", why.clone());
+                    told = why;
                 }
             }
             tokio::select! {
                 () = tokio::time::sleep(Duration::from_secs(1)) => {}
                 () = stop.cancelled() => {}
             }
+        }
+    }
+
+    /// Ends the jobs of one command whose store stays in trouble, so that not even that can be written down: whoever
+    /// follows them hears it, and the same command goes on with them later.
+    fn give_up(&self, why: &str) {
+        tracing::error!(error = why, "the store stays in trouble, giving up");
+        let reason = format!("{why} (what is done is kept: the same command goes on from there)");
+        let mut all = lock(&self.inner.progress);
+        for job in self.inner.config.only.iter().flatten() {
+            let w = all
+                .entry(job.clone())
+                .or_insert_with(|| watch::Sender::new(JobProgress::default()));
+            w.send_modify(|p| {
+                let state = p.state.get_or_insert_with(JobState::default);
+                if !state.phase().is_final() {
+                    state.job = job.clone();
+                    state.set_phase(JobPhase::Failed);
+                    state.reason = reason.clone();
+                }
+            });
         }
     }
 

@@ -15,6 +15,7 @@ use ramsift_proto::{TaskId, view};
 use ramsift_store::image;
 use ramsift_store::job::{read, to_json};
 use ramsift_store::kernel::KernelRecord;
+use ramsift_store::packs::Copies;
 use ramsift_store::tables::{SystemRow, name, system_batch};
 use ramsift_store::{Keys, Plan, Report, StoreError};
 use ramsift_telemetry::current;
@@ -167,7 +168,10 @@ async fn on_kernel(
         Keys::new(&task.job),
         &header.attempt,
         Asked::of(plan),
-        worker.config.disk.folder().to_owned(),
+        (
+            worker.config.disk.folder().to_owned(),
+            Copies::parse(&plan.spec.copy_artifacts),
+        ),
     );
     let layout = plan.layout.clone();
     let means = worker.config.means.clone();

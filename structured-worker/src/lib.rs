@@ -4,6 +4,7 @@
 
 mod alone;
 mod anchors;
+mod artifacts;
 mod build;
 mod glance;
 mod lists;

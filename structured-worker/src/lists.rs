@@ -14,6 +14,7 @@ use ramsift_store::lists::{
     BUFFER, Buffer, FileList, LIST, MemoryList, PROCESSES, Process, ProcessList, Recovered,
     Stretch, files_name, memory_name,
 };
+use ramsift_store::placed::Placed;
 use ramsift_store::{Objects, Plan};
 use std::ops::Range;
 use std::sync::Arc;
@@ -227,7 +228,7 @@ fn recovered(rows: &RecordBatch) -> Option<Vec<Recovered>> {
     let text = |name| Some(rows.column_by_name(name)?.as_string::<i32>());
     let number = |name| Some(rows.column_by_name(name)?.as_primitive::<UInt64Type>());
     let (kind, name, sha256) = (text("kind")?, text("name")?, text("sha256")?);
-    let (object, gap) = (text("object")?, text("gap")?);
+    let (object, gap, extents) = (text("object")?, text("gap")?, text("extents")?);
     let (size, at, inside) = (
         number("size")?,
         number("image_offset")?,
@@ -239,8 +240,21 @@ fn recovered(rows: &RecordBatch) -> Option<Vec<Recovered>> {
         name: if name.is_valid(i) { name.value(i) } else { "" }.to_owned(),
         sha256: sha256.value(i).to_owned(),
         size: size.value(i),
-        object: object.value(i).to_owned(),
-        object_offset: inside.value(i),
+        object: if object.is_valid(i) {
+            object.value(i)
+        } else {
+            ""
+        }
+        .to_owned(),
+        object_offset: if inside.is_valid(i) {
+            inside.value(i)
+        } else {
+            0
+        },
+        extents: Some(i)
+            .filter(|i| extents.is_valid(*i))
+            .and_then(|i| Placed::parse(extents.value(i), size.value(i)))
+            .unwrap_or_default(),
         image_offset: at.value(i),
         physical_address: physical.is_valid(i).then(|| physical.value(i)),
         gap: gap.is_valid(i).then(|| gap.value(i).to_owned()),

@@ -2,28 +2,27 @@
 //! no other along. What takes longest on a large machine are tasks of their own ([`Part`]), which several workers
 //! do at a time.
 
+use crate::artifacts::{Lost, store};
 use crate::lists::{Asked, Lists};
 use crate::metrics;
 use crate::rows;
 use arrow::array::RecordBatch;
-use ramsift_layers::page_file::place_of;
 use ramsift_layers::run::RunMap;
 use ramsift_os::Machine;
-use ramsift_os::content::Recovered;
 use ramsift_os::table::Table;
 use ramsift_os::view::{Purpose, View};
 use ramsift_proto::v1::{ObjectRef, SegmentRef, Wishes};
 use ramsift_proto::view;
-use ramsift_store::packs::{Meta, PackWriter, Spool};
+use ramsift_store::packs::{Copies, PackWriter};
 use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
     CoverageBuilder, CoverageRow, EventsBuilder, FindingsBuilder, FrameRow, FramesBuilder, ViewRow,
-    detector_key, name, place_columns, row_id, sort_batch, views_batch, write_segment,
+    name, place_columns, sort_batch, views_batch, write_segment,
 };
 use ramsift_store::{Keys, Objects};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 use tokio::runtime::Handle;
@@ -36,9 +35,6 @@ const LARGEST: u64 = 256 << 20;
 
 /// What recovers content, in the coverage: what this machine's disk could not take is a gap.
 const RECOVERY: &str = "recovered files";
-
-/// Holes that are named one by one.
-const HOLES: usize = 64;
 
 /// Stretches of the frame map that are taken together.
 const FRAMES: usize = 128 << 10;
@@ -108,7 +104,7 @@ impl Part {
             }
             Self::Views => {
                 let waits = out.asked.lines && of.machine.system().scans_pools();
-                out.views(of, &|v| !v.first && !(waits && v.scans))
+                out.views(of, &|v| !(v.first || waits && v.scans))
             }
             Self::Scans => out.views(of, &|v| v.scans),
             Self::Content => out.artifacts(of),
@@ -139,6 +135,7 @@ pub(crate) struct Collector {
     asked: Asked,
     /// Folder for recovered files on their way to the store.
     spill: PathBuf,
+    copies: Copies,
     lists: Lists,
     views: Vec<ViewRow>,
     coverage: CoverageBuilder,
@@ -152,11 +149,12 @@ impl Collector {
         keys: Keys,
         attempt: &str,
         asked: Asked,
-        spill: PathBuf,
+        (spill, copies): (PathBuf, Copies),
     ) -> Self {
         Self {
             asked,
             spill,
+            copies,
             lists: Lists::new(objects.clone(), Handle::current(), keys.lists(attempt)),
             objects,
             keys,
@@ -209,6 +207,7 @@ impl Collector {
             self.objects.clone(),
             self.keys.clone(),
             self.runtime.clone(),
+            self.copies.clone(),
         );
         let views = of.machine.system().views().iter();
         for view in views.filter(|v| v.recovers && !v.on_request) {
@@ -495,57 +494,6 @@ impl Collector {
         let gaps = self.coverage.finish().map_err(|e| e.to_string())?;
         self.take(name::COVERAGE, gaps)
     }
-}
-
-/// Why content was not stored.
-enum Lost {
-    /// This machine's disk.
-    Here(String),
-    /// The object store.
-    Store(String),
-}
-
-/// Stores one recovered content and its row.
-fn store(
-    of: Opened<'_>,
-    view: &'static str,
-    r: &Recovered,
-    packs: &mut PackWriter,
-    spill: &Path,
-) -> Result<(), Lost> {
-    let mut spool = Spool::new(spill);
-    let lost = r
-        .content
-        .write(of.machine.memory(), &mut spool)
-        .map_err(|e| Lost::Here(format!("temporary file: {e}")))?;
-    let missing: u64 = lost.iter().map(|l| l.end - l.start).sum();
-    let size = r.content.size();
-    let gap = (missing > 0).then(|| format!("{missing} of {size} bytes are not in memory"));
-    let first = r.content.extents().first();
-    let image = first.and_then(|e| of.runs.from_phys(e.pa));
-    let holes: Vec<[u64; 2]> = lost.iter().take(HOLES).map(|l| [l.start, l.end]).collect();
-    let fields = serde_json::json!({
-        "object": format!("{:#x}", r.object),
-        "holes": holes,
-        "more_holes": lost.len().saturating_sub(HOLES),
-    });
-    let at = image.map_or(0, |i| i.0);
-    let path = format!("{}:{:#x}", r.name, r.object);
-    let meta = Meta {
-        id: row_id(detector_key(view, rows::VERSION), "view", &path, at, size),
-        detector: view,
-        kind: r.kind,
-        name: Some(r.name.clone()),
-        image_offset: at,
-        physical_address: first
-            .filter(|e| image.is_some() || place_of(e.pa.0).is_some())
-            .map(|e| e.pa.0),
-        complete: Some(gap.is_none()),
-        gap,
-        fields: Some(fields.to_string()),
-    };
-    let stored = packs.add_spooled(meta, spool);
-    stored.map(|_| ()).map_err(|e| Lost::Store(e.to_string()))
 }
 
 /// Does something that may meet a fault of this program: a panic costs that one thing alone.

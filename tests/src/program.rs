@@ -3,6 +3,7 @@
 use crate::authority::Authority;
 use crate::servers::{KEYS, Process, Rabbit, Redis, S3};
 use crate::{free_port, wait_for};
+use std::ffi::OsStr;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -75,13 +76,31 @@ pub fn scan(image: &Path, out: &Path, more: &[&str]) -> Run {
 
 /// The program with a disk of this many bytes at `full`, which nobody else sees.
 pub fn with_small_disk(full: &Path, size: &str, program: &Command) -> Command {
+    let line = "mount -t tmpfs -o size=$2 tmpfs \"$1\" && shift 2 && exec \"$@\"";
+    in_own_mounts(line, &[full.as_os_str(), size.as_ref()], program)
+}
+
+/// The same; what lies on the disk in the end is copied to the folder `kept`.
+pub fn with_small_disk_kept(full: &Path, size: &str, kept: &Path, program: &Command) -> Command {
+    let line = "mount -t tmpfs -o size=$2 tmpfs \"$1\" && full=$1 kept=$3 && shift 3 || exit 125; \
+                \"$@\"; code=$?; cp -a \"$full/.\" \"$kept\" && exit $code";
+    let of = [full.as_os_str(), size.as_ref(), kept.as_os_str()];
+    in_own_mounts(line, &of, program)
+}
+
+/// The program with this file in place of `/etc/hosts`, which nobody else sees.
+pub fn with_hosts(hosts: &Path, program: &Command) -> Command {
+    let line = "mount --bind \"$1\" /etc/hosts && shift && exec \"$@\"";
+    in_own_mounts(line, &[hosts.as_os_str()], program)
+}
+
+/// Runs a line of shell, which can mount for itself, with its own arguments and then the program's.
+fn in_own_mounts(line: &str, own: &[&OsStr], program: &Command) -> Command {
     // SAFETY: geteuid takes nothing and can't fail.
     let root = unsafe { libc::geteuid() } == 0;
     let mut c = Command::new("unshare");
     c.arg(if root { "-m" } else { "-Urm" });
-    c.args(["sh", "-c"]);
-    c.arg("mount -t tmpfs -o size=$2 tmpfs \"$1\" && shift 2 && exec \"$@\"");
-    c.args(["sh".as_ref(), full.as_os_str(), size.as_ref()]);
+    c.args(["sh", "-c", line, "sh"]).args(own);
     c.arg(program.get_program()).args(program.get_args());
     for (name, value) in program.get_envs() {
         match value {

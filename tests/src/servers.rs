@@ -240,7 +240,8 @@ impl Rabbit {
         // SAFETY: kill takes two integers; the negative id names the group that `up` made.
         unsafe { libc::kill(-pid, libc::SIGKILL) };
         drop(p);
-        wait_for("RabbitMQ is gone", Duration::from_secs(30), || {
+        let what = format!("RabbitMQ no longer listens at {}", self.port);
+        wait_for(&what, Duration::from_secs(120), || {
             (!listens(self.port)).then_some(())
         });
     }

@@ -42,8 +42,13 @@ pub enum FinaliseError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The temporary disk.
-    #[error("temporary files for sorting: {0}")]
-    Temp(#[from] std::io::Error),
+    #[error("temporary files for sorting, in {folder} (aggregator.spill): {detail}")]
+    Temp {
+        /// Where they are.
+        folder: String,
+        /// What happened.
+        detail: String,
+    },
     /// Tasks are missing: it is too early.
     #[error("{0} tasks are not settled yet")]
     Early(usize),
@@ -53,6 +58,12 @@ pub enum FinaliseError {
     /// Another attempt has sealed the job.
     #[error("sealed by another attempt")]
     Sealed,
+}
+
+impl From<std::io::Error> for FinaliseError {
+    fn from(e: std::io::Error) -> Self {
+        Self::Store(StoreError::Disk(e.to_string()))
+    }
 }
 
 impl FinaliseError {
@@ -105,6 +116,10 @@ pub async fn finalise(
     let sealed = seal(objects, &keys, info).await;
     aggregator.metrics().seal(&sealed, begun.elapsed());
     match sealed {
+        Err(FinaliseError::Store(StoreError::Disk(detail))) => Err(FinaliseError::Temp {
+            folder: info.limits.spill.display().to_string(),
+            detail,
+        }),
         Err(FinaliseError::Sealed) => Ok(job::read(objects.as_ref(), &keys.manifest()).await?.0),
         sealed => sealed,
     }
@@ -331,7 +346,7 @@ fn hash_file(path: &std::path::Path) -> std::io::Result<String> {
 
 impl From<tokio::task::JoinError> for FinaliseError {
     fn from(e: tokio::task::JoinError) -> Self {
-        Self::Temp(std::io::Error::other(e))
+        std::io::Error::other(e).into()
     }
 }
 

@@ -177,14 +177,8 @@ mod tests {
         // At a place that its entry does not name it is another page's copy.
         data[4096..8192].copy_from_slice(&table(0x7000_2000));
         assert_eq!(top_tables(&data, 0x7000_0000, &(0..data.len())), [8192]);
-        assert_eq!(
-            top_tables(&data, 0x7000_0000, &(0..8192)),
-            Vec::<usize>::new()
-        );
-        assert_eq!(
-            top_tables(&data, 0x7100_0000, &(0..data.len())),
-            Vec::<usize>::new()
-        );
+        assert!(top_tables(&data, 0x7000_0000, &(0..8192)).is_empty());
+        assert!(top_tables(&data, 0x7100_0000, &(0..data.len())).is_empty());
         // Bytes that begin within a page.
         assert_eq!(
             top_tables(&data[100..], 0x7000_0064, &(0..data.len())),
@@ -192,17 +186,11 @@ mod tests {
         );
         let mut lacks = data.clone();
         lacks[8192 + SHARED_DATA * 8] = 0x62;
-        assert_eq!(
-            top_tables(&lacks, 0x7000_0000, &(0..data.len())),
-            Vec::<usize>::new()
-        );
+        assert!(top_tables(&lacks, 0x7000_0000, &(0..data.len())).is_empty());
         // Two entries that lead to it are a page full of the same number.
         data[8192 + 8 * 301..8192 + 8 * 302]
             .copy_from_slice(&(0x63 | 0x7000_2000u64).to_le_bytes());
-        assert_eq!(
-            top_tables(&data, 0x7000_0000, &(0..data.len())),
-            Vec::<usize>::new()
-        );
+        assert!(top_tables(&data, 0x7000_0000, &(0..data.len())).is_empty());
     }
 
     #[test]

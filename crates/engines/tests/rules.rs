@@ -5,8 +5,9 @@
 use std::{fs, path::Path, time::Duration};
 
 use ramsift_engines::yara::{
-    ChunkScanner, ConditionKind, FileScanner, Incomplete, Outcome, RuleClass, RuleSet, ScanLimits,
-    Unfinished, UnfinishedReason, Verdict, evaluate, load_rules, plan_verdicts, scope_severity,
+    BLOCK, ChunkScanner, ConditionKind, FileScanner, Incomplete, Outcome, RuleClass, RuleSet,
+    ScanLimits, Unfinished, UnfinishedReason, Verdict, evaluate, load_rules, plan_verdicts,
+    scope_severity,
 };
 use ramsift_layers::{ImageOffset, Severity};
 
@@ -335,6 +336,36 @@ fn a_flood_of_matches_is_capped_and_told() {
     assert_eq!(all[0].outcome, Outcome::NotFired);
     assert!(matches!(all[1].outcome, Outcome::Fired { .. }));
     assert!(matches!(all[2].outcome, Outcome::Fired { .. }));
+}
+
+#[test]
+fn a_block_full_of_matches_takes_none_of_the_next_ones() {
+    let rules = set(r#"rule once { strings: $a = "a" condition: $a }
+           rule few { strings: $a = "a" condition: #a > 1 }"#);
+    const MIB: usize = 1 << 20;
+    // The border of two blocks lies in the middle.
+    let base = BLOCK - MIB as u64;
+    let mut data = vec![b'a'; MIB];
+    data.resize(2 * MIB, b'.');
+    let behind = [MIB + 5, MIB + 77, 2 * MIB - 1];
+    for at in behind {
+        data[at] = b'a';
+    }
+    let limits = ScanLimits {
+        max_matches_per_pattern: 100,
+        ..ScanLimits::default()
+    };
+    let found = ChunkScanner::new(&rules, limits).scan(&data, ImageOffset(base), 0..2 * MIB, &[]);
+    for (rule, listed) in [(0, 64), (1, 100)] {
+        let of_rule = found.matches.iter().filter(|m| m.rule == rule);
+        let (first, second): (Vec<_>, Vec<_>) = of_rule.partition(|m| m.offset.0 < BLOCK);
+        assert_eq!(first.len(), listed);
+        // One more than the cap: there are more.
+        assert_eq!(first.iter().map(|m| 1 + m.more).sum::<u64>(), 101);
+        let places: Vec<u64> = second.iter().map(|m| m.offset.0).collect();
+        assert_eq!(places, behind.map(|at| base + at as u64));
+        assert!(second.iter().all(|m| m.more == 0));
+    }
 }
 
 /// Hours of work for a pattern that tries everything, on any machine.

@@ -26,7 +26,7 @@ fn capture() -> &'static [u8] {
 
 /// Writes each form of a capture; by Python's own codecs, and the programs of gzip, xz, zstd, lz4 and tar.
 const WRITER: &str = r#"
-import bz2, gzip, io, lzma, os, subprocess, sys, tarfile, zipfile, zlib
+import bz2, gzip, io, lzma, os, struct, subprocess, sys, tarfile, zipfile, zlib
 src, out = sys.argv[1:3]
 data = open(src, "rb").read()
 def put(name, b): open(os.path.join(out, name), "wb").write(b)
@@ -54,6 +54,37 @@ put("long.lime.zst", by("zstd", "-c", "-q", "--long=27", "-19"))
 put("x-window.zst", by("zstd", "-c", "-q", "--long=31"))
 put("memory.lime.lz4", by("lz4", "-c", "-q"))
 put("linked.lime.lz4", by("lz4", "-c", "-q", "-B4", "-BD", "-9"))
+# DumpIt's: blocks of 64 KiB, each in chunks of LZNT1 (MS-XCA 2.5).
+def chunk(c):
+    d, pos = b"", 0
+    while pos < len(c):
+        flags, group = 0, b""
+        for bit in range(8):
+            if pos >= len(c): break
+            bits = 4
+            while pos > 1 << bits: bits += 1
+            n = min((1 << 16 - bits) + 2, len(c) - pos)
+            while n >= 3:
+                at = c.rfind(c[pos:pos + n], max(0, pos - (1 << bits)), pos + n - 1)
+                if at >= 0: break
+                n = n // 2 if n > 6 else n - 1
+            if n >= 3:
+                flags |= 1 << bit
+                group += struct.pack("<H", (pos - at - 1) << 16 - bits | n - 3); pos += n
+            else:
+                group += c[pos:pos + 1]; pos += 1
+        d += bytes([flags]) + group
+    if len(d) >= len(c): return struct.pack("<H", 0x3000 | len(c) - 1) + c
+    return struct.pack("<H", 0xb000 | len(d) - 1) + d
+def zdmp(data, size=65536):
+    out = struct.pack("<4sIQIHH", b"ZDMP", 0x100, len(data), size, 1, 2).ljust(4096, b"\0")
+    for i in range(0, len(data), size):
+        b = data[i:i + size]
+        packed = b"".join(chunk(b[j:j + 4096]) for j in range(0, len(b), 4096))
+        if len(packed) >= size: packed = b
+        out += struct.pack("<4sII", b"ZBLK", len(packed), zlib.crc32(packed)) + packed
+    return out
+put("memory.zdmp", zdmp(data))
 text = ("notes.txt", b"who took it, and when\n")
 put("memory.tar", tar([text, ("case/memory.lime", data)]))
 put("gnu.tar", tar([("d/" * 60 + "memory.lime", data)], tarfile.GNU_FORMAT))
@@ -145,7 +176,7 @@ fn every_container_gives_the_capture_in_it() {
         assert_eq!(u.cut, None, "{name}");
         assert_eq!(u.len, out.len() as u64);
         assert!(
-            u.name.ends_with(".lime") && !u.what.is_empty(),
+            (u.name.ends_with(".lime") || name == "memory.zdmp") && !u.what.is_empty(),
             "{name}: {u:?}"
         );
         // The hash is the container's, whatever of it a decoder reads.
@@ -163,6 +194,7 @@ fn every_container_gives_the_capture_in_it() {
             .0
     };
     assert_eq!(what("memory.tar.gz").what, "tar in gzip");
+    assert_eq!(what("memory.zdmp").name, "memory.dmp");
     assert_eq!(what("inside.tar").what, "xz in tar");
     assert!(what("memory.tar").others[0].contains("notes.txt"));
 }

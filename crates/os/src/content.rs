@@ -91,6 +91,13 @@ impl Content {
         Some(e.pa.saturating_add(offset - e.offset))
     }
 
+    /// Bytes from one of its own on that lie side by side in physical memory; `None` where the image has nothing.
+    pub fn run_at(&self, offset: u64) -> Option<u64> {
+        let i = self.extents.partition_point(|e| e.offset + e.len <= offset);
+        let e = self.extents.get(i).filter(|e| e.offset <= offset)?;
+        Some(e.offset + e.len - offset)
+    }
+
     /// Bytes that there are.
     pub fn present(&self) -> u64 {
         let image: u64 = self.extents.iter().map(|e| e.len).sum();

@@ -106,7 +106,7 @@ impl<V: Mergeable> External<V> {
 }
 
 fn io(e: std::io::Error) -> StoreError {
-    fail(format!("temporary file for groups: {e}"))
+    StoreError::Disk(e.to_string())
 }
 
 type Entry<V> = (Box<[u8]>, V);

@@ -16,7 +16,7 @@
 use crate::StoreError;
 use crate::external::{External, Mergeable};
 use crate::merge::Merged;
-use crate::query::{QueryLimits, Tables, fail};
+use crate::query::{QueryLimits, Tables, fail, on_disk, wrong};
 use crate::tables::{ROW_GROUP, writer_properties};
 use arrow::array::{
     Array, ArrayRef, AsArray, Int32Builder, ListBuilder, RecordBatch, StringBuilder, UInt8Builder,
@@ -282,7 +282,7 @@ fn doubtful(fields: Option<&str>) -> bool {
 
 /// Reads the finished table of findings and groups them.
 fn gather(path: &Path, all: &mut External<Found>) -> Result<(), StoreError> {
-    let open = |e: std::io::Error| fail(format!("{}: {e}", path.display()));
+    let open = |e: std::io::Error| on_disk(path, &e);
     let b =
         ParquetRecordBatchReaderBuilder::try_new(File::open(path).map_err(open)?).map_err(fail)?;
     let only = ProjectionMask::columns(b.parquet_schema(), READ.iter().copied());
@@ -315,7 +315,7 @@ fn gather(path: &Path, all: &mut External<Found>) -> Result<(), StoreError> {
             text("owner"),
         )
         else {
-            return Err(fail("the findings lack a column"));
+            return Err(wrong("the findings lack a column"));
         };
         let number = |name: &str| {
             b.column_by_name(name)
@@ -323,17 +323,17 @@ fn gather(path: &Path, all: &mut External<Found>) -> Result<(), StoreError> {
         };
         let (Some(offset), Some(physical)) = (number("image_offset"), number("physical_address"))
         else {
-            return Err(fail("the findings lack their places"));
+            return Err(wrong("the findings lack their places"));
         };
         let rank = b
             .column_by_name("severity_rank")
             .map(|c| c.as_primitive::<UInt8Type>());
         let Some(rank) = rank else {
-            return Err(fail("the findings lack their severity"));
+            return Err(wrong("the findings lack their severity"));
         };
         let spliced = b.column_by_name("spliced").map(|c| c.as_boolean());
         let Some(spliced) = spliced else {
-            return Err(fail("the findings lack a column"));
+            return Err(wrong("the findings lack a column"));
         };
         let opt =
             |a: &arrow::array::StringArray, i: usize| a.is_valid(i).then(|| a.value(i).to_owned());
@@ -531,7 +531,7 @@ impl Output {
                 parquet::file::properties::EnabledStatistics::Chunk,
             )
             .set_max_row_group_row_count(Some(ROW_GROUP));
-        let file = File::create(to).map_err(|e| fail(format!("{}: {e}", to.display())))?;
+        let file = File::create(to).map_err(|e| on_disk(to, &e))?;
         Ok(Self {
             writer: ArrowWriter::try_new(file, SCHEMA.clone(), Some(properties.build()))
                 .map_err(fail)?,
@@ -558,9 +558,7 @@ impl Output {
     fn close(self, to: &Path) -> Result<Merged, StoreError> {
         let rows = self.rows;
         self.writer.close().map_err(fail)?;
-        let bytes = std::fs::metadata(to)
-            .map_err(|e| fail(format!("{}: {e}", to.display())))?
-            .len();
+        let bytes = std::fs::metadata(to).map_err(|e| on_disk(to, &e))?.len();
         Ok(Merged {
             rows,
             bytes,
@@ -580,10 +578,10 @@ const DOUBT: i32 = 50;
 fn without_fragments(b: RecordBatch) -> Result<RecordBatch, StoreError> {
     let text = |name: &str| b.column_by_name(name).map(|c| c.as_string::<i32>());
     let (Some(kind), Some(value)) = (text("kind"), text("value")) else {
-        return Err(fail("a group lacks a column"));
+        return Err(wrong("a group lacks a column"));
     };
     let (Some(count), Some(rank)) = (b.column_by_name("count"), b.column_by_name("rank")) else {
-        return Err(fail("a group lacks a column"));
+        return Err(wrong("a group lacks a column"));
     };
     let count = count.as_primitive::<UInt64Type>();
     let mut ranks = rank.as_primitive::<Int32Type>().values().to_vec();
@@ -622,7 +620,7 @@ fn sorted(b: &RecordBatch) -> Result<RecordBatch, StoreError> {
         let values = b
             .column_by_name(name)
             .cloned()
-            .ok_or_else(|| fail("a group lacks a column"))?;
+            .ok_or_else(|| wrong("a group lacks a column"))?;
         let options = SortOptions {
             descending: *descending,
             nulls_first: false,
@@ -703,7 +701,7 @@ pub async fn group_findings(
     while let Some(b) = rows.next().await {
         out.write(&b.map_err(fail)?)?;
     }
-    std::fs::remove_file(&unsorted).map_err(|e| fail(format!("{}: {e}", unsorted.display())))?;
+    std::fs::remove_file(&unsorted).map_err(|e| on_disk(&unsorted, &e))?;
     out.close(to)
 }
 

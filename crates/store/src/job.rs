@@ -35,6 +35,9 @@ pub enum StoreError {
     /// The query engine.
     #[error("query: {0}")]
     Query(String),
+    /// A temporary file of this machine: its disk is full, or failed. Another try, or another machine, may do it.
+    #[error("temporary files: {0}")]
+    Disk(String),
     /// The ledger.
     #[error("ledger at {at}: {detail}")]
     Ledger {

@@ -35,6 +35,7 @@ pub mod merge;
 pub mod objects;
 mod owners;
 pub mod packs;
+pub mod placed;
 pub mod query;
 pub mod report;
 pub mod splice;

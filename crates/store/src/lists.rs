@@ -8,6 +8,7 @@
 //! buffer    some of a unit, end to end: what is searched in one go
 //! ```
 
+use crate::placed::Placed;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -154,10 +155,15 @@ pub struct Recovered {
     pub sha256: String,
     /// Bytes.
     pub size: u64,
-    /// The object that has it.
+    /// The object that has a copy of it; empty: it lies in the image.
+    #[serde(default)]
     pub object: String,
     /// Where in that.
+    #[serde(default)]
     pub object_offset: u64,
+    /// Where it lies in the image.
+    #[serde(default)]
+    pub extents: Placed,
     /// Where its first byte lies in the image.
     pub image_offset: u64,
     /// The same as a physical address.

@@ -19,7 +19,7 @@ mod output;
 pub use clock::Reference;
 
 use crate::objects::Objects;
-use crate::query::{QueryLimits, Tables, fail};
+use crate::query::{QueryLimits, Tables, fail, wrong};
 use crate::splice::Order;
 use crate::tables::{FAIR_GROUP, ROW_GROUP, in_order, is_view, place_columns, schema, sort_keys};
 use crate::{ObjectError, StoreError};
@@ -168,7 +168,7 @@ async fn view_schema(
 ) -> Result<SchemaRef, StoreError> {
     let first = segments.first().filter(|_| is_view(table));
     let Some(first) = first else {
-        return Err(fail(format!("{table} has no schema")));
+        return Err(wrong(format!("{table} has no schema")));
     };
     let (segment, meta) = footer(objects.clone(), first.clone()).await?;
     let meta = ArrowReaderMetadata::try_new(Arc::new(meta), ArrowReaderOptions::new());
@@ -420,7 +420,7 @@ async fn sort_here(
     out: &mut Output<'_>,
 ) -> Result<(), StoreError> {
     let Some(place) = place_columns(table) else {
-        return Err(fail(format!("{table} is not sorted by place")));
+        return Err(wrong(format!("{table} is not sorted by place")));
     };
     let mut fetched = futures::stream::iter(groups.iter().cloned())
         .map(|g| fetch(objects.clone(), g))

@@ -4,7 +4,7 @@
 //! large they are.
 
 use crate::StoreError;
-use crate::query::fail;
+use crate::query::{fail, on_disk};
 use arrow::array::{
     Array, ArrayRef, AsArray, RecordBatch, StringBuilder, UInt64Builder, new_null_array,
 };
@@ -218,7 +218,7 @@ fn lengths(b: &RecordBatch) -> &[u64] {
 }
 
 fn reader(path: &Path) -> Result<ParquetRecordBatchReader, StoreError> {
-    let file = File::open(path).map_err(|e| fail(format!("{}: {e}", path.display())))?;
+    let file = File::open(path).map_err(|e| on_disk(path, &e))?;
     ParquetRecordBatchReaderBuilder::try_new(file)
         .and_then(|b| b.with_batch_size(8192).build())
         .map_err(fail)

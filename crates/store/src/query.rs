@@ -43,8 +43,28 @@ impl Default for QueryLimits {
     }
 }
 
-pub(crate) fn fail(e: impl std::fmt::Display) -> StoreError {
+/// What an engine failed with: this machine's disk is told apart from what was asked of it.
+pub(crate) fn fail(e: impl std::error::Error + 'static) -> StoreError {
+    let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&e);
+    while let Some(c) = cause {
+        if let Some(io) = c.downcast_ref::<std::io::Error>()
+            && io.raw_os_error().is_some()
+        {
+            return StoreError::Disk(io.to_string());
+        }
+        cause = c.source();
+    }
     StoreError::Query(e.to_string())
+}
+
+/// What is wrong with what was asked.
+pub(crate) fn wrong(what: impl Into<String>) -> StoreError {
+    StoreError::Query(what.into())
+}
+
+/// A temporary file that can't be written or read.
+pub(crate) fn on_disk(path: &std::path::Path, e: &std::io::Error) -> StoreError {
+    StoreError::Disk(format!("{}: {e}", path.display()))
 }
 
 /// A session over one object store.

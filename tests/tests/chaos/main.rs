@@ -32,6 +32,9 @@ fn setting(name: &str, otherwise: u64) -> u64 {
     }
 }
 
+/// How often a long storm says how far it is.
+const NEWS: Duration = Duration::from_secs(300);
+
 /// A capture in the bucket, and the tables that an undisturbed run makes of it.
 struct Evidence {
     key: &'static str,
@@ -130,7 +133,13 @@ fn every_job_of_a_storm_ends_as_if_nothing_had_happened() {
             &p.image,
             vec!["--rules".into(), rules],
         ),
-        Evidence::new(&fleet, "machine.raw", &capture().image, Vec::new()),
+        Evidence::new(
+            &fleet,
+            "machine.raw",
+            &capture().image,
+            // Copies go over the worker's disk, which is full at times.
+            vec!["--copy-artifacts".into(), "all".into()],
+        ),
     ];
     fleet.start();
     let results: Arc<dyn Objects> = Arc::new(fleet.objects("results", "r"));
@@ -159,7 +168,16 @@ fn every_job_of_a_storm_ends_as_if_nothing_had_happened() {
             false
         });
     };
+    let mut next_word = NEWS;
     while began.elapsed() < length {
+        if began.elapsed() >= next_word {
+            next_word += NEWS;
+            eprintln!(
+                "after {:.0} s: {} faults, {submitted} jobs submitted",
+                began.elapsed().as_secs_f64(),
+                storm.faults()
+            );
+        }
         if running.len() < 2
             && let Some(job) = submit(&fleet, &evidence[submitted % evidence.len()])
         {

@@ -5,7 +5,10 @@ use crate::embedded::{self, ok, png_with_text, query};
 use ramsift_store::Keys;
 use ramsift_store::objects::Objects;
 use ramsift_tests::fixtures::{capture, faults, image, lime, planted};
-use ramsift_tests::program::{Cluster, command, run, scan, with_small_disk};
+use ramsift_tests::program::{
+    Cluster, Run, Service, command, http_get, run, scan, with_hosts, with_small_disk,
+    with_small_disk_kept,
+};
 use ramsift_tests::servers::{CLAM_NEEDLE, Clamd};
 use ramsift_tests::{block_on, wait_for};
 use std::io::{Read, Write};
@@ -325,9 +328,11 @@ fn what_a_full_disk_could_not_take_is_a_gap_and_everything_else_is_there() {
     let (whole, less) = (dir.path().join("whole"), dir.path().join("less"));
     let full = dir.path().join("full");
     std::fs::create_dir(&full).expect("a folder");
-    ok(&scan(&c.image, &whole, &[]));
+    let copies = ["--copy-artifacts", "all"];
+    ok(&scan(&c.image, &whole, &copies));
     let mut small = command();
     small.arg("scan").arg(&c.image).arg("--out").arg(&less);
+    small.args(copies);
     small
         .arg("--set")
         .arg(format!("worker.spill={}", full.display()));
@@ -352,6 +357,135 @@ fn what_a_full_disk_could_not_take_is_a_gap_and_everything_else_is_there() {
         assert_eq!(count(&less, table), count(&whole, table), "{table}");
     }
     assert_eq!(embedded::manifest(&less).verdict, "complete with gaps");
+}
+
+/// A folder on a disk of its own that is full at once, and a scan of the planted image that is to write there.
+fn scan_with_full(dir: &Path, size: &str, set: &str) -> (Run, std::path::PathBuf) {
+    let p = planted();
+    let (out, full) = (dir.join("out"), dir.join("full"));
+    let _ = std::fs::remove_dir_all(&out);
+    std::fs::create_dir_all(&full).expect("a folder");
+    let mut c = command();
+    c.arg("scan").arg(&p.image).arg("--rules").arg(&p.rules);
+    c.arg("--set").arg(format!("{set}={}", full.display()));
+    c.arg("--out").arg(&out);
+    (run(&mut with_small_disk(&full, size, &c)), out)
+}
+
+#[test]
+fn caches_on_a_full_disk_cost_time_alone() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let findings = |out: &Path| {
+        let rows = query(out, "SELECT * EXCLUDE (capture) FROM findings ORDER BY id");
+        assert!(!rows.is_empty());
+        rows
+    };
+    let whole = dir.path().join("whole");
+    let p = planted();
+    ok(&scan(
+        &p.image,
+        &whole,
+        &["--rules", &p.rules.display().to_string()],
+    ));
+    for cache in ["rules.cache", "worker.kernels", "symbols.store"] {
+        let (r, out) = scan_with_full(dir.path(), "8k", cache);
+        assert_eq!(r.code, 0, "{cache}: {}{}", r.out, r.err);
+        assert_eq!(embedded::manifest(&out).verdict, "complete", "{cache}");
+        assert!(findings(&out) == findings(&whole), "{cache}");
+    }
+}
+
+#[test]
+fn a_seal_without_room_for_its_temporary_files_says_where_and_the_next_run_goes_on() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let (r, out) = scan_with_full(dir.path(), "8k", "aggregator.spill");
+    assert_eq!(r.code, 2, "{}{}", r.out, r.err);
+    for said in ["aggregator.spill", "full", "No space left on device"] {
+        assert!(r.err.contains(said), "{said}: {}", r.err);
+    }
+    let p = planted();
+    ok(&scan(
+        &p.image,
+        &out,
+        &["--rules", &p.rules.display().to_string()],
+    ));
+    assert_eq!(embedded::manifest(&out).verdict, "complete");
+}
+
+#[test]
+fn a_scan_whose_results_fill_the_disk_ends_with_the_reason_and_the_next_run_goes_on() {
+    let p = planted();
+    let dir = tempfile::tempdir().expect("tempdir");
+    // Room for the job, not for what it finds.
+    let (full, kept) = (dir.path().join("full"), dir.path().join("kept"));
+    for folder in [&full, &kept] {
+        std::fs::create_dir_all(folder).expect("a folder");
+    }
+    let mut c = command();
+    c.arg("scan")
+        .arg(&p.image)
+        .arg("--out")
+        .arg(full.join("out"));
+    let r = run(&mut with_small_disk_kept(&full, "2m", &kept, &c));
+    let out = kept.join("out");
+    assert_eq!(r.code, 2, "{}{}", r.out, r.err);
+    assert!(r.err.contains("the disk is full"), "{}", r.err);
+    let said = r.err.matches("store trouble").count();
+    assert!(said < 10, "{said} times: {}", r.err);
+    // Nothing that was half written is left behind.
+    let temporary = out.join(".tmp");
+    let left = std::fs::read_dir(&temporary).map_or(0, Iterator::count);
+    assert_eq!(left, 0, "{}", temporary.display());
+    ok(&scan(&p.image, &out, &[]));
+    assert_eq!(embedded::manifest(&out).verdict, "complete");
+}
+
+#[test]
+fn reports_go_to_every_aggregator_behind_a_name_and_to_the_one_that_is_left() {
+    let p = planted();
+    let sets = [
+        ("RAMSIFT_SCAN_CHUNK_SIZE", "1048576"),
+        ("RAMSIFT_SCAN_OVERLAP", "65536"),
+    ];
+    let c = Cluster::start(&sets);
+    upload(&c, "planted.mem", &p.image);
+    let hosts = c.logs.path().join("hosts");
+    let names = "127.0.0.1 localhost aggregators.test\n127.0.0.2 aggregators.test\n";
+    std::fs::write(&hosts, names).expect("hosts");
+    let port = c.ports[1];
+    let url = format!("http://aggregators.test:{port}");
+    let url = [("RAMSIFT_AGGREGATOR_URL", url.as_str())];
+    let named = |what: &str| c.service_as(what, &url, |c| with_hosts(&hosts, &c));
+    let coordinator = named("coordinator");
+    let mut first = c.service("aggregator");
+    let listen = format!("127.0.0.2:{port}");
+    let second = c.service_with("aggregator", &[("RAMSIFT_AGGREGATOR_LISTEN", &listen)]);
+    let _worker = named("chunk-worker");
+    let _structured = named("structured-worker");
+    coordinator.await_ready();
+    let durable = |s: &Service| {
+        let (_, text) = http_get(s.http(), "/metrics").expect("metrics");
+        let of = |l: &&str| l.starts_with("ramsift_reports_total{") && l.contains("\"durable\"");
+        let line = text.lines().find(of).map(str::to_owned);
+        line.and_then(|l| l.rsplit(' ').next()?.parse::<f64>().ok())
+            .unwrap_or(0.0)
+    };
+    let job = submit(&c, &["s3://evidence/planted.mem"]);
+    let r = run(c.command().args(["watch", &job]));
+    assert_eq!(r.code, 0, "{}{}\n{}", r.out, r.err, c.log());
+    let (a, b) = (durable(&first), durable(&second));
+    // In turn: neither has much more than the other.
+    assert!(a >= 20.0 && b >= 20.0, "{a} and {b}");
+    first.process.kill();
+    upload(&c, "again.mem", &p.image);
+    let job = submit(&c, &["s3://evidence/again.mem"]);
+    let r = run(c.command().args(["watch", &job]));
+    assert_eq!(r.code, 0, "{}{}\n{}", r.out, r.err, c.log());
+    assert!(
+        durable(&second) >= b + 64.0,
+        "{} after {b}",
+        durable(&second)
+    );
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! The pipeline against real servers. One binary: everything heavy is linked once.
 
 mod analyst;
+mod artifacts;
 mod conformance;
 mod containers;
 mod convert;

@@ -2,11 +2,13 @@
 //! `tests/bench` runs this; the figures are for people, nothing is asserted on them.
 
 use crate::distributed::{objects, submit};
+use ramsift_store::Keys;
 use ramsift_store::objects::Objects;
-use ramsift_tests::block_on;
+use ramsift_tests::fixtures::planted;
 use ramsift_tests::program::{Cluster, Service, run};
+use ramsift_tests::{block_on, wait_for};
 use std::path::PathBuf;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// CPU seconds and peak resident MiB of a process.
 fn usage(s: &Service) -> (f64, u64) {
@@ -75,4 +77,118 @@ fn cluster() {
         bytes / 1e6 / all,
         written.len() as f64 / gib
     );
+}
+
+/// When each job of a list is done, in seconds since `started`, in their order.
+fn ends(c: &Cluster, jobs: &[String], started: Instant) -> Vec<f64> {
+    let results = objects(c, "results", "r");
+    let mut done: Vec<Option<f64>> = vec![None; jobs.len()];
+    wait_for("every job ends", Duration::from_secs(1800), || {
+        for (job, end) in jobs.iter().zip(&mut done) {
+            if end.is_none() && block_on(results.head(&Keys::new(job).manifest())).is_ok() {
+                *end = Some(started.elapsed().as_secs_f64());
+            }
+        }
+        done.iter().all(Option::is_some).then_some(())
+    });
+    done.into_iter().flatten().collect()
+}
+
+#[test]
+#[ignore = "a measurement of minutes: tests/bench runs it"]
+fn small_jobs_beside_a_large_one() {
+    const SMALL: usize = 200;
+    let large = std::env::var_os("RAMSIFT_BENCH_IMAGE").expect("RAMSIFT_BENCH_IMAGE");
+    let c = Cluster::start(&[
+        ("RAMSIFT_WORKER_SLOTS", "2"),
+        ("RAMSIFT_AGGREGATOR_COMMIT_MILLISECONDS", "2000"),
+        ("RAMSIFT_COORDINATOR_POLL_MILLISECONDS", "500"),
+    ]);
+    c.s3.put_as_is("evidence", "large.raw", &PathBuf::from(large));
+    let bytes = std::fs::read(&planted().image).expect("the planted image");
+    let evidence = objects(&c, "evidence", "");
+    for (i, mib) in bytes.chunks_exact(1 << 20).cycle().take(SMALL).enumerate() {
+        // No two are the same capture.
+        let mut own = mib.to_vec();
+        own[..8].copy_from_slice(&(i as u64).to_le_bytes());
+        block_on(evidence.put(&format!("small-{i}.raw"), own.into())).expect("upload");
+    }
+    let services: Vec<Service> = [
+        "coordinator",
+        "aggregator",
+        "chunk-worker",
+        "structured-worker",
+    ]
+    .into_iter()
+    .map(|s| c.service(s))
+    .collect();
+    services.iter().for_each(Service::await_ready);
+    let one = Instant::now();
+    let alone = ends(&c, &[submit(&c, &["s3://evidence/large.raw"])], one)[0];
+    let cpu: f64 = services.iter().map(|s| usage(s).0).sum();
+    let begun = Instant::now();
+    let mut jobs = vec![submit(&c, &["s3://evidence/large.raw", "--case", "again"])];
+    let r = run(c.command().args(["submit", "s3://evidence/small-"]));
+    assert_eq!(r.code, 0, "{}{}", r.out, r.err);
+    jobs.extend(
+        r.out
+            .lines()
+            .filter_map(|l| Some(l.split_whitespace().next()?.to_owned())),
+    );
+    assert_eq!(jobs.len(), SMALL + 1, "{}", r.out);
+    let submitted = begun.elapsed().as_secs_f64();
+    let all = ends(&c, &jobs, begun);
+    let beside = all[0];
+    let mut small = all[1..].to_vec();
+    small.sort_by(f64::total_cmp);
+    let cpu = services.iter().map(|s| usage(s).0).sum::<f64>() - cpu;
+    println!(
+        "{SMALL} small jobs: submitted in {submitted:.1} s, first {:.1} s, median {:.1} s, last {:.1} s; \
+         the large one {beside:.1} s beside them, {alone:.1} s alone; {cpu:.1} s CPU",
+        small[0],
+        small[SMALL / 2],
+        small[SMALL - 1]
+    );
+}
+
+#[test]
+#[ignore = "a measurement of minutes: tests/bench runs it"]
+fn a_list_of_a_thousand_jobs() {
+    let c = Cluster::start(&[]);
+    let bytes = std::fs::read(&planted().image).expect("the planted image");
+    let evidence = objects(&c, "evidence", "");
+    block_on(evidence.put("small.raw", bytes[..1 << 20].to_vec().into())).expect("upload");
+    let services = [
+        "coordinator",
+        "aggregator",
+        "chunk-worker",
+        "structured-worker",
+    ]
+    .map(|s| c.service(s));
+    services.iter().for_each(Service::await_ready);
+    let job = submit(&c, &["s3://evidence/small.raw"]);
+    ends(&c, std::slice::from_ref(&job), Instant::now());
+    let r = run(c.command().args(["watch", &job]));
+    assert_eq!(r.code, 0, "{}{}", r.out, r.err);
+    let results = objects(&c, "results", "r");
+    let keys = Keys::new(&job);
+    for key in [keys.spec(), keys.plan(), keys.state(), keys.manifest()] {
+        let (data, _) = block_on(results.get(&key)).expect("of the job");
+        let text = String::from_utf8(data.to_vec()).expect("JSON");
+        for i in 0..1000 {
+            let name = format!("{job}-{i:03}");
+            let (key, text) = (key.replace(&job, &name), text.replace(&job, &name));
+            block_on(results.put(&key, text.into_bytes().into())).expect("put");
+        }
+    }
+    for what in ["first", "second", "third"] {
+        let began = Instant::now();
+        let r = run(c.command().arg("jobs"));
+        let seconds = began.elapsed().as_secs_f64();
+        assert_eq!(r.code, 0, "{}{}", r.out, r.err);
+        println!(
+            "a list of {} jobs, {what}: {seconds:.2} s",
+            r.out.lines().count()
+        );
+    }
 }

@@ -11,6 +11,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
+#[path = "../../../crates/layers/tests/common/hiber.rs"]
+mod hiber;
+
 /// A field of each process that runs and is in the list.
 fn running(field: &str) -> BTreeSet<String> {
     let all = windows_machine().truth["processes"]
@@ -335,4 +338,63 @@ fn a_cluster_reads_a_crash_dump_as_a_laptop_does() {
         assert!(x.1.len() > 1, "{}", x.0);
         assert_eq!(x, y);
     }
+}
+
+/// The machine as it hibernates: pages of zeros are left out, as Windows leaves out free ones.
+#[test]
+fn a_hibernated_machine_is_scanned() {
+    let m = windows_machine();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let image = std::fs::read(&m.image).expect("raw");
+    let used: Vec<(u64, Vec<u8>)> = (0..)
+        .step_by(4096)
+        .zip(image.chunks_exact(4096))
+        .filter(|(_, p)| p.iter().any(|b| *b != 0))
+        .map(|(pa, p)| (pa, p.to_vec()))
+        .collect();
+    let file = dir.path().join("hiberfil.sys");
+    let highest = image.len() as u64 / 4096 - 1;
+    let h = hiber::Hiber {
+        cr3: m.truth["dtb"].as_u64().expect("dtb"),
+        highest: Some(highest),
+        ..hiber::Hiber::of(0x3e0)
+    };
+    std::fs::write(&file, hiber::modern(&used, h)).expect("write");
+    // Physical memory, page by page.
+    let raw = dir.path().join("converted.raw");
+    let r = run(command()
+        .arg("convert")
+        .arg(&file)
+        .args(["--to", "raw", "-o"])
+        .arg(&raw));
+    assert_eq!(r.code, 3, "{}\n{}", r.out, r.err);
+    let converted = std::fs::read(&raw).expect("raw");
+    let whole = image.len().min(converted.len());
+    assert!(converted[..whole] == image[..whole]);
+    assert!(image[whole..].iter().all(|b| *b == 0));
+    // What Windows left out is not there, so the scan is not complete; its views are those of the whole machine.
+    let out = dir.path().join("out");
+    let r = scan(&file, &out, &["--set", "scan.chunk_size=4194304"]);
+    assert_eq!(r.code, 3, "{}\n{}", r.out, r.err);
+    let sealed = embedded::manifest(&out);
+    assert_eq!(sealed.format, "hiberfil");
+    assert_ne!(sealed.verdict.to_string(), "complete");
+    let lacks = format!(
+        "{} of {} pages",
+        highest + 1 - used.len() as u64,
+        highest + 1
+    );
+    assert!(
+        sealed
+            .gaps
+            .iter()
+            .any(|g| format!("{g:?}").contains(&lacks)),
+        "{:?}",
+        sealed.gaps
+    );
+    let rows = query(&out, "SELECT os FROM system");
+    assert_eq!(rows[0]["os"], "windows");
+    let rows = query(&out, "SELECT pid FROM windows_pslist");
+    let pids: BTreeSet<String> = rows.iter().map(|r| r["pid"].to_string()).collect();
+    assert_eq!(pids, running("pid"));
 }

@@ -125,3 +125,60 @@ fn chunks_and_whole_file_agree_on_rules_counts_and_places() {
         }
     }
 }
+
+/// Patterns that lie there hundreds of times, and more often than they are counted.
+const DENSE: &str = r##"
+rule dense { strings: $a = "e" $b = "YARAMARK-" condition: $a and $b }
+rule pair { strings: $a = { 41 42 } condition: $a }
+rule pairs { strings: $a = { 41 42 } condition: #a > 20 }
+rule counted { strings: $a = "e" condition: #a > 5 }
+rule exact { strings: $a = "e" condition: #a == 7 }
+rule too_many_to_count { strings: $a = "e" condition: #a > 100000 }
+rule dispersed { strings: $a = { 41 42 } $b = "wp-login.php" condition: all of them }
+"##;
+
+#[test]
+fn no_column_of_a_finding_depends_on_the_chunk_size() {
+    let p = planted();
+    let dir = tempfile::tempdir().expect("tempdir");
+    let rules = dir.path().join("dense.yar");
+    std::fs::write(&rules, DENSE).expect("write");
+    let rules = rules.display().to_string();
+    let tables = |size: &str, matches: &str| {
+        let out = dir.path().join(format!("{size}-{matches}"));
+        let set = format!("scan.chunk_size={size}");
+        let more = ["--rules", &rules, "--set", &set, "--matches", matches];
+        let r = scan(
+            &p.image,
+            &out,
+            &[&more[..], &["--carvers", "anchors"]].concat(),
+        );
+        // What can't be counted to its end is a gap.
+        assert_eq!(r.code, 3, "{}{}", r.out, r.err);
+        let rows = |sql: &str| {
+            let q = ["query", sql, "--format", "jsonl"];
+            let r = run(command().arg("--store").arg(&out).args(q));
+            assert_eq!(r.code, 0, "{}", r.err);
+            r.out
+        };
+        let mut all =
+            rows("SELECT * EXCLUDE (capture) FROM findings WHERE kind = 'yara' ORDER BY id");
+        assert!(all.contains("counts_at_least"), "{all}");
+        all += &rows(
+            "SELECT * EXCLUDE (capture) FROM coverage WHERE engine = 'yara verdicts' ORDER BY reason",
+        );
+        assert!(all.contains("too_many_to_count"), "{all}");
+        if matches == "all" {
+            all += &rows("SELECT * EXCLUDE (capture) FROM yara_matches ORDER BY id");
+        }
+        all
+    };
+    for matches in ["listed", "all"] {
+        let whole = tables("67108864", matches);
+        for size in ["1048576", "8388608", "16777216"] {
+            let is = tables(size, matches);
+            let differ = is.lines().zip(whole.lines()).find(|(a, b)| a != b);
+            assert!(is == whole, "chunks of {size}, {matches}: {differ:?}");
+        }
+    }
+}

@@ -34,7 +34,8 @@ pub use file::{FileHit, FileMatch, FileScan, FileScanner};
 pub use info::{ConditionKind, MetaValue, RuleClass, RuleError, RuleInfo, RulesError};
 pub use rules::{RuleSet, load_rules};
 pub use scan::{
-    ChunkMatches, ChunkScanner, LOOK_BEHIND, PatternMatch, ScanLimits, Unfinished, UnfinishedReason,
+    BLOCK, ChunkMatches, ChunkScanner, LOOK_BEHIND, PatternMatch, ScanLimits, Unfinished,
+    UnfinishedReason,
 };
 pub use verdict::{
     Incomplete, Outcome, ScopeSeverity, Verdict, VerdictGroup, VerdictMatch, evaluate,

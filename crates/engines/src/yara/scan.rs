@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use yara_x::{Scanner, errors::ScanError};
 
 use super::{
-    RuleSet,
+    RuleInfo, RuleSet,
     probe::Probe,
     slow::{Budget, Clock, Moment, Ran, SlowRules, Trial, Which, run_set, time_out},
 };
@@ -41,7 +41,7 @@ pub struct ScanLimits {
     pub per_chunk: Duration,
     /// Processor time for one slow rule over one chunk or file, to the second.
     pub per_rule: Duration,
-    /// Matches of one pattern in one chunk or file after which the rest isn't looked for.
+    /// Matches of one pattern in one [`BLOCK`] or file after which the rest isn't looked for.
     pub max_matches_per_pattern: usize,
     /// List every match of presence-only rules too, up to that many.
     pub list_all: bool,
@@ -86,7 +86,7 @@ pub struct Unfinished {
 
 /// A match of a pattern that starts in the core.
 ///
-/// Of a presence-only rule the first ones in the chunk are listed; the last of these stands for `more` others.
+/// Of a presence-only rule the first ones of each [`BLOCK`] are listed; the last of these stands for `more` others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PatternMatch {
     /// Rule id.
@@ -99,7 +99,7 @@ pub struct PatternMatch {
     pub len: u64,
     /// Key of a pattern with `xor`.
     pub xor_key: Option<u8>,
-    /// Further matches of this pattern in this chunk that aren't listed.
+    /// Further matches of this pattern in what the chunk holds of the block that aren't listed, up to one more than the cap.
     pub more: u64,
     /// First byte of the last of those; `offset` when there are none.
     pub last: ImageOffset,
@@ -140,11 +140,23 @@ pub(super) struct RawMatch {
     pub(super) xor_key: Option<u8>,
 }
 
-/// Matches of a pattern of a presence-only rule that a chunk lists: more than a verdict does, and enough to see whether
-/// some lie together.
+/// Aligned range of the image within which matches are counted up to a cap, and listed: how large the chunks are changes
+/// nothing of what a verdict says.
+pub const BLOCK: u64 = 64 << 20;
+/// Matches of a pattern of a presence-only rule that are listed of a block: more than a verdict lists, and enough to see
+/// whether some lie together.
 const PRESENT: usize = 64;
 
-/// The matches of one pattern in the core, in positions of `data`.
+impl ScanLimits {
+    /// Matches of one pattern of a rule that are listed of one [`BLOCK`], its first ones.
+    pub fn listed(&self, rule: &RuleInfo) -> usize {
+        let all = rule.class.is_positional() || self.list_all;
+        let cap = self.max_matches_per_pattern.max(1);
+        if all { cap } else { PRESENT.min(cap) }
+    }
+}
+
+/// The matches of one pattern in what the core holds of one block, in positions of `data`.
 #[derive(Debug, Default)]
 struct Found {
     list: Vec<RawMatch>,
@@ -153,7 +165,8 @@ struct Found {
     capped: bool,
 }
 
-type FoundMap = BTreeMap<(u32, u32), Found>;
+/// By rule, pattern and block.
+type FoundMap = BTreeMap<(u32, u32, u64), Found>;
 
 /// Searches chunks. One per thread; it remembers which rules were slow.
 #[derive(Debug)]
@@ -169,6 +182,7 @@ pub struct ChunkScanner<'r> {
 /// A chunk being scanned.
 struct Job<'a> {
     data: &'a [u8],
+    base: u64,
     core: Range<usize>,
     clock: Clock,
     found: FoundMap,
@@ -203,6 +217,7 @@ impl<'r> ChunkScanner<'r> {
         let budget = Budget::new(&self.limits, clock.now());
         let mut job = Job {
             data,
+            base: base.0,
             core,
             clock,
             found: BTreeMap::new(),
@@ -253,8 +268,7 @@ impl<'r> ChunkScanner<'r> {
         let len = job.data.len();
         let mut trial = ChunkTrial {
             rules: self.rules,
-            cap: self.limits.max_matches_per_pattern.max(1),
-            list_all: self.limits.list_all,
+            limits: &self.limits,
             usual: self.trimmed[slot].as_ref().unwrap_or(own),
             segments,
             job,
@@ -277,7 +291,7 @@ impl<'r> ChunkScanner<'r> {
     fn report(&self, job: Job<'_>, base: ImageOffset) -> ChunkMatches {
         let mut out = ChunkMatches::default();
         let mut unfinished = job.unfinished;
-        for ((rule, pattern), found) in job.found {
+        for ((rule, pattern, _), found) in job.found {
             if found.capped {
                 let reason = UnfinishedReason::MatchCap;
                 unfinished.insert(Unfinished {
@@ -287,8 +301,6 @@ impl<'r> ChunkScanner<'r> {
                 });
             }
             let more = found.count.saturating_sub(found.list.len() as u64);
-            let info = self.rules.rules().get(rule as usize);
-            let presence = !info.is_some_and(|i| i.class.is_positional());
             let last_listed = found.list.len().saturating_sub(1);
             for (i, m) in found.list.iter().enumerate() {
                 let from = m.start.saturating_sub(self.limits.window_before);
@@ -314,12 +326,8 @@ impl<'r> ChunkScanner<'r> {
                     len: (m.end - m.start) as u64,
                     xor_key: m.xor_key,
                     // The last that is listed stands for those that are not.
-                    more: if presence && i == last_listed {
-                        more
-                    } else {
-                        0
-                    },
-                    last: if presence && i == last_listed {
+                    more: if i == last_listed { more } else { 0 },
+                    last: if i == last_listed {
                         base.saturating_add(found.last as u64)
                     } else {
                         offset
@@ -338,8 +346,7 @@ impl<'r> ChunkScanner<'r> {
 /// A search of one chunk with one probe.
 struct ChunkTrial<'a, 'd> {
     rules: &'a RuleSet,
-    cap: usize,
-    list_all: bool,
+    limits: &'a ScanLimits,
     usual: &'a Probe,
     segments: &'a [Range<usize>],
     job: &'a mut Job<'d>,
@@ -373,51 +380,90 @@ impl Trial for ChunkTrial<'_, '_> {
 }
 
 impl ChunkTrial<'_, '_> {
+    /// The block that a position of the data lies in.
+    fn block(&self, at: usize) -> u64 {
+        self.job.base.saturating_add(at as u64) / BLOCK
+    }
+
     /// One search with one set of patterns.
     fn search(&self, probe: &Probe, wall: Duration) -> Result<FoundMap, Ran> {
         let started = Instant::now();
+        let cap = self.limits.max_matches_per_pattern.max(1);
+        let core = &self.job.core;
+        let blocks = self.block(core.end.saturating_sub(1)) - self.block(core.start) + 1;
+        // At most one match begins at each byte before the core; one more than the cap shows that there are more.
+        let usual = cap
+            .saturating_add(1)
+            .saturating_mul(usize::try_from(blocks).unwrap_or(usize::MAX))
+            .saturating_add(core.start);
+        let mut most = usual;
+        loop {
+            let left = wall.saturating_sub(started.elapsed());
+            let (found, cut) = self.search_up_to(probe, left, most, cap)?;
+            if !cut {
+                return Ok(found);
+            }
+            // A block full of matches has used up what those behind it have a right to.
+            most = most.saturating_mul(4);
+        }
+    }
+
+    /// One search that takes this many matches of a pattern of each segment, and whether that kept a block from the
+    /// matches that are its own.
+    fn search_up_to(
+        &self,
+        probe: &Probe,
+        wall: Duration,
+        most: usize,
+        cap: usize,
+    ) -> Result<(FoundMap, bool), Ran> {
+        let started = Instant::now();
         let mut scanner = Scanner::new(&probe.compiled);
-        scanner.max_matches_per_pattern(self.cap);
-        let mut found = FoundMap::new();
+        scanner.max_matches_per_pattern(most);
+        let (mut found, mut cut) = (FoundMap::new(), false);
         for segment in self.segments {
             let left = wall.saturating_sub(started.elapsed());
             if left.is_zero() {
                 return Err(Ran::OutOfTime);
             }
             scanner.set_timeout(time_out(left));
+            let core_end = self.job.core.end.min(segment.end);
+            let last_block = self.block(core_end.saturating_sub(1));
             let results = scanner
                 .scan(&self.job.data[segment.clone()])
                 .map_err(|e| ran(&e))?;
             Probe::each_match(&results, |rule, pattern, matches| {
                 let info = self.rules.rules().get(rule as usize);
                 let positional = info.is_some_and(|i| i.class.is_positional());
-                let keep = if positional || self.list_all {
-                    self.cap
-                } else {
-                    PRESENT.min(self.cap)
-                };
-                let entry = found.entry((rule, pattern)).or_default();
-                let mut seen = 0;
+                let keep = info.map_or(0, |i| self.limits.listed(i));
+                // Whether what was seen is all that the core's last block takes.
+                let (mut seen, mut enough) = (0, false);
                 for mut m in matches {
                     seen += 1;
                     m.start += segment.start;
                     m.end += segment.start;
                     if !self.job.core.contains(&m.start) {
+                        enough |= m.start >= core_end;
+                        continue;
+                    }
+                    let block = self.block(m.start);
+                    let entry = found.entry((rule, pattern, block)).or_default();
+                    if entry.count > cap as u64 {
+                        enough |= block == last_block;
                         continue;
                     }
                     if entry.list.len() < keep {
                         entry.list.push(m);
-                    } else {
-                        entry.capped |= positional;
                     }
                     entry.count += 1;
+                    entry.capped |= positional && entry.count > cap as u64;
                     entry.last = m.start;
+                    enough |= block == last_block && entry.count > cap as u64;
                 }
-                // A presence-only rule has what it needs as soon as one match is in the core.
-                entry.capped |= seen >= self.cap && (positional || entry.list.is_empty());
+                cut |= seen >= most && !enough && most < self.job.data.len();
             });
         }
-        Ok(found)
+        Ok((found, cut))
     }
 }
 

@@ -1,7 +1,7 @@
 //! Containers: compressed streams and archives that hold one capture, and are unpacked once before it is read.
 //!
 //! ```text
-//! source -> gzip | zlib | zstd | xz | LZ4 -> tar -> ... -> one capture -> a file of its own, with holes where it is zeros
+//! source -> gzip | zlib | zstd | xz | LZ4 | ZDMP -> tar -> ... -> one capture -> a file of its own, with holes where it is zeros
 //! source -> zip (which is read from its end)
 //! ```
 //!
@@ -16,6 +16,7 @@ mod peek;
 mod sink;
 mod stream;
 mod unpack;
+mod zdmp;
 
 pub use peek::{Inside, peek};
 pub use unpack::{Unpacked, unpack};
@@ -46,6 +47,8 @@ pub enum Kind {
     Tar,
     /// A ZIP archive.
     Zip,
+    /// A compressed capture of DumpIt.
+    Zdmp,
 }
 
 impl Kind {
@@ -58,6 +61,7 @@ impl Kind {
             [0x28, 0xb5, 0x2f, 0xfd, ..] => Self::Zstd,
             [0xfd, b'7', b'z', b'X', b'Z', 0, ..] => Self::Xz,
             [0x04, 0x22, 0x4d, 0x18, ..] => Self::Lz4,
+            _ if head.starts_with(zdmp::MAGIC) => Self::Zdmp,
             // zstd's command line writes such frames in front; LZ4's does not.
             _ if skippable => Self::Zstd,
             [b'P', b'K', 3, 4, ..] if !is_aff4(head) => Self::Zip,
@@ -77,6 +81,7 @@ impl Kind {
             Self::Lz4 => "LZ4",
             Self::Tar => "tar",
             Self::Zip => "ZIP",
+            Self::Zdmp => "DumpIt (ZDMP)",
         }
     }
 

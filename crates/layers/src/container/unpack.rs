@@ -3,6 +3,7 @@
 use super::lz4::Lz4Reader;
 use super::sink::{Ended, Sink, fill};
 use super::stream::{SourceStream, hashes};
+use super::zdmp::ZdmpReader;
 use super::{ContainerError, Kind, Limits, MAX_DEPTH};
 use crate::format::{HEAD_LEN, looks_like_capture, refused};
 use crate::source::ByteSource;
@@ -50,6 +51,7 @@ pub(super) fn stripped(name: &str) -> String {
         "gz" | "gzip" | "z" | "zz" | "zlib" | "zst" | "zstd" | "xz" | "lz4" | "tar" | "zip" => {
             stem.to_owned()
         }
+        "zdmp" => format!("{stem}.dmp"),
         "tgz" | "txz" | "tzst" | "tlz4" => format!("{stem}.tar"),
         _ => base.to_owned(),
     }
@@ -73,6 +75,7 @@ pub(super) fn decoder<'r>(
             buffered, true, XZ_MEMORY,
         )),
         Kind::Lz4 => Box::new(Lz4Reader::new(buffered)),
+        Kind::Zdmp => Box::new(ZdmpReader::new(buffered)),
         Kind::Tar | Kind::Zip => return Ok(None),
     }))
 }

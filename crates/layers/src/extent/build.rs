@@ -119,6 +119,7 @@ impl ImageBuilder {
                 stored: at.len,
                 rest: at.rest,
                 codec: at.codec,
+                part: None,
             };
             return Ok(self.add(e)?);
         }
@@ -136,12 +137,40 @@ impl ImageBuilder {
                     stored: step,
                     rest: None,
                     codec: Codec::Raw,
+                    part: None,
                 })?;
                 off += step;
                 done += step;
             }
         }
         Ok(())
+    }
+
+    /// Adds pieces of memory, each an address and its bytes, that are packed together: they follow each other, from `before` bytes
+    /// on, in the `whole` that `at` stands for.
+    pub fn packed(
+        &mut self,
+        pieces: &[(u64, u64)],
+        at: Stored,
+        before: u64,
+        whole: u64,
+    ) -> Result<(), BuildError> {
+        let image = self.len;
+        for (pa, len) in pieces {
+            self.extend(*pa, *len, true)?;
+        }
+        self.place = at.source;
+        let len = self.len - image;
+        let e = Extent {
+            image,
+            len,
+            source: at.source,
+            stored: at.len,
+            rest: at.rest,
+            codec: at.codec,
+            part: (len != whole).then_some((before, whole)),
+        };
+        Ok(self.add(e)?)
     }
 
     /// Adds memory of which the container says that it is zero.
@@ -158,6 +187,7 @@ impl ImageBuilder {
                 stored: 0,
                 rest: None,
                 codec: Codec::Zero,
+                part: None,
             })?;
             done += step;
         }

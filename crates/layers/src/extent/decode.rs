@@ -3,7 +3,8 @@
 //! Sources: the snappy framing format (`framing_format.txt`: chunks of at most 64 KiB, CRC-32C masked by a rotation and a
 //! constant); RFC 1950 (zlib); RFC 8878 (zstd).
 
-use super::{Codec, lzo};
+use super::xpress::{self, Huffman};
+use super::{Codec, lzo, vm_compress};
 use miniz_oxide::inflate::TINFLStatus;
 use miniz_oxide::inflate::core::inflate_flags::{
     TINFL_FLAG_PARSE_ZLIB_HEADER, TINFL_FLAG_USING_NON_WRAPPING_OUTPUT_BUF,
@@ -16,6 +17,7 @@ use std::fmt;
 pub struct Decoder {
     inflate: Box<DecompressorOxide>,
     zstd: Option<zstd::bulk::Decompressor<'static>>,
+    huffman: Huffman,
 }
 
 impl fmt::Debug for Decoder {
@@ -81,6 +83,10 @@ impl Decoder {
                     .decompress_to_buffer(data, out)
                     .map_err(|e| e.to_string())?
             }
+            // What they stand for has no end of its own: they fill what there is to fill.
+            Codec::Xpress => xpress::plain(data, out).map(|()| want)?,
+            Codec::VmCompress => vm_compress::unpack(data, out)?,
+            Codec::XpressHuffman => self.huffman.unpack(data, out).map(|()| want)?,
         };
         if n != want {
             return Err(format!("it holds {n} bytes instead of {want}"));

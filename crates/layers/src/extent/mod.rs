@@ -20,7 +20,9 @@ mod decode;
 mod lzo;
 mod read;
 mod table;
+mod vm_compress;
 mod windows;
+mod xpress;
 
 pub use build::{BuildError, ImageBuilder, Stored};
 pub use decode::Decoder;
@@ -52,10 +54,16 @@ pub enum Codec {
     Snappy,
     /// A zstd frame.
     Zstd,
+    /// Xpress: plain LZ77.
+    Xpress,
+    /// Xpress: LZ77 with Huffman codes.
+    XpressHuffman,
+    /// Pages one by one, as saved states of Hyper-V have them: words that fill them, Xpress, as they are.
+    VmCompress,
 }
 
 impl Codec {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 11] = [
         Self::Raw,
         Self::Zero,
         Self::SnappyFrame,
@@ -64,6 +72,9 @@ impl Codec {
         Self::Lzo,
         Self::Snappy,
         Self::Zstd,
+        Self::Xpress,
+        Self::XpressHuffman,
+        Self::VmCompress,
     ];
 
     fn number(self) -> u8 {
@@ -85,6 +96,9 @@ impl Codec {
             Self::Lzo => "lzo",
             Self::Snappy => "snappy",
             Self::Zstd => "zstd",
+            Self::Xpress => "xpress",
+            Self::XpressHuffman => "xpress huffman",
+            Self::VmCompress => "Hyper-V block",
         }
     }
 }
@@ -104,6 +118,8 @@ pub struct Extent {
     pub rest: Option<(u64, u64)>,
     /// How they are stored.
     pub codec: Codec,
+    /// Where what is stored stands for more than this extent: how many bytes of that come before it, and how many it is in all.
+    pub part: Option<(u64, u64)>,
 }
 
 impl Extent {
@@ -126,7 +142,13 @@ impl Extent {
             Codec::Zero => stored == 0,
             _ => stored > 0,
         };
+        let within = |(before, whole): (u64, u64)| {
+            let end = before.checked_add(self.len);
+            let packed = !matches!(self.codec, Codec::Raw | Codec::Zero);
+            packed && whole <= MAX_EXTENT && end.is_some_and(|end| end <= whole)
+        };
         (1..=MAX_EXTENT).contains(&self.len)
+            && self.part.is_none_or(within)
             && self.image.checked_add(self.len).is_some()
             && fits
             && stored <= most

@@ -229,6 +229,7 @@ async fn read(
     let mut out = Output {
         decoder: Decoder::default(),
         scratch: Vec::new(),
+        held: None,
         what: stored,
         image,
         buf,
@@ -330,6 +331,8 @@ fn group(all: &[Part], worth: u64) -> Vec<&[Part]> {
 struct Output<'a> {
     decoder: Decoder,
     scratch: Vec<u8>,
+    /// Where what is unpacked in `scratch` begins in the source: the next extent may be another part of it.
+    held: Option<u64>,
     what: &'a dyn ByteSource,
     image: u64,
     buf: &'a mut [u8],
@@ -359,12 +362,21 @@ impl Output<'_> {
                 to.fill(0);
                 Ok(())
             }
-            _ if whole => self.decoder.decode(e.codec, data, to),
+            _ if whole && e.part.is_none() => self.decoder.decode(e.codec, data, to),
             _ => {
-                self.scratch.clear();
-                self.scratch.resize(index(e.len), 0);
-                let done = self.decoder.decode(e.codec, data, &mut self.scratch);
-                done.map(|()| to.copy_from_slice(&self.scratch[inside]))
+                let (before, all) = e.part.unwrap_or((0, e.len));
+                let held = self.held.take() == Some(e.source) && e.part.is_some();
+                let mut done = Ok(());
+                if !held || self.scratch.len() as u64 != all {
+                    self.scratch.clear();
+                    self.scratch.resize(index(all), 0);
+                    done = self.decoder.decode(e.codec, data, &mut self.scratch);
+                }
+                let inside = inside.start + index(before)..inside.end + index(before);
+                done.map(|()| {
+                    self.held = Some(e.source);
+                    to.copy_from_slice(&self.scratch[inside]);
+                })
             }
         };
         done.map_err(|why| SourceError::Medium {

@@ -21,8 +21,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 /// Extents in a block at most.
 const PER_BLOCK: usize = 4096;
-/// Bytes of an unpacked block at most: a codec and six numbers of at most ten bytes for each extent.
-const MAX_BLOCK: usize = PER_BLOCK * 61;
+/// Bytes of an unpacked block at most: a codec and eight numbers of at most ten bytes for each extent.
+const MAX_BLOCK: usize = PER_BLOCK * 81;
 /// Bytes of an entry of the directory.
 const ENTRY: usize = 80;
 /// Bytes of a directory at most: a thousand million extents.
@@ -31,6 +31,8 @@ const MAX_DIRECTORY: u64 = 20 << 20;
 const KEPT: usize = 32;
 /// Set in the number of a codec where an extent has a second part.
 const HAS_REST: u8 = 0x80;
+/// Set where an extent is a part of what is stored.
+const IS_PART: u8 = 0x40;
 
 /// What a plan says of a table.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -175,8 +177,9 @@ impl Writer {
         let (mut least, mut greatest) = (u64::MAX, 0);
         for e in &self.block {
             (least, greatest) = (least.min(e.source), greatest.max(e.source));
-            let flag = if e.rest.is_some() { HAS_REST } else { 0 };
-            bytes.push(e.codec.number() | flag);
+            let rest = if e.rest.is_some() { HAS_REST } else { 0 };
+            let part = if e.part.is_some() { IS_PART } else { 0 };
+            bytes.push(e.codec.number() | rest | part);
             put(&mut bytes, e.image - image_end);
             put(&mut bytes, e.len);
             put_difference(&mut bytes, source_end, e.source);
@@ -187,6 +190,10 @@ impl Writer {
                 put_difference(&mut bytes, source_end, at);
                 put(&mut bytes, n);
                 source_end = at + n;
+            }
+            if let Some((before, whole)) = e.part {
+                put(&mut bytes, before);
+                put(&mut bytes, whole);
             }
         }
         let packed = zstd::bulk::compress(&bytes, 1).map_err(|e| e.to_string())?;
@@ -387,13 +394,18 @@ fn parse(e: &Entry, packed: &[u8], source_len: u64) -> Option<Vec<Extent>> {
             source_end = at.checked_add(more)?;
             rest = Some((at, more));
         }
+        let mut part = None;
+        if kind & IS_PART != 0 {
+            part = Some((n.number()?, n.number()?));
+        }
         let x = Extent {
             image,
             len,
             source,
             stored,
             rest,
-            codec: Codec::of(kind & !HAS_REST)?,
+            codec: Codec::of(kind & !(HAS_REST | IS_PART))?,
+            part,
         };
         if !x.is_sound(source_len) || x.end() > e.image.end {
             return None;
@@ -422,6 +434,7 @@ mod tests {
                 stored: if i % 3 == 0 { 600 } else { 0 },
                 rest: (i % 300 == 0).then_some((i * 700 + 9000, 5)),
                 codec: if i % 3 == 0 { Codec::Zlib } else { Codec::Zero },
+                part: (i % 6 == 0).then_some((4096, 16384)),
             })
             .collect()
     }

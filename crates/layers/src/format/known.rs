@@ -23,6 +23,7 @@ const DISK: &str = "that is a disk, not memory; name the memory capture beside i
 const RAW: &str = "convert it to raw";
 const DUMP_GUEST: &str =
     "dump the guest's memory with virsh dump --memory-only or dump-guest-memory";
+const HIBERNATED: &str = "its header is none of Windows 7 to 11; convert it to raw with Hibr2Bin";
 const MACH: &str = "of Mach-O files cores of physical memory alone can be read";
 
 /// Offset, magic, what it is, what to do.
@@ -71,7 +72,7 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
     (
         0,
         b"ZDMP",
-        "a compressed DumpIt capture",
+        "a compressed DumpIt capture of another version than 1.0",
         "unpack it with Z2Dmp",
     ),
     (
@@ -80,22 +81,32 @@ const MAGICS: &[(usize, &[u8], &str, &str)] = &[
         "an HPAK capture of FDPro",
         "extract its memory section to raw",
     ),
-    (0, b"HIBR", "a Windows hibernation file", RAW),
-    (0, b"hibr", "a Windows hibernation file", RAW),
+    (0, b"HIBR", "a Windows hibernation file", HIBERNATED),
+    (0, b"hibr", "a Windows hibernation file", HIBERNATED),
     (
         0,
         b"WAKE",
         "a Windows hibernation file that was resumed from",
-        RAW,
+        HIBERNATED,
     ),
     (
         0,
         b"wake",
         "a Windows hibernation file that was resumed from",
-        RAW,
+        HIBERNATED,
     ),
-    (0, b"RSTR", "a Windows hibernation file being restored", RAW),
-    (0, b"rstr", "a Windows hibernation file being restored", RAW),
+    (
+        0,
+        b"RSTR",
+        "a Windows hibernation file being restored",
+        HIBERNATED,
+    ),
+    (
+        0,
+        b"rstr",
+        "a Windows hibernation file being restored",
+        HIBERNATED,
+    ),
     (
         0,
         b"\xce\xfa\xed\xfe",

@@ -11,6 +11,8 @@ mod crash_dump;
 mod elf_core;
 mod ewf;
 mod flat;
+mod hiberfil;
+mod hyperv;
 mod kdump;
 mod known;
 mod lime;
@@ -37,6 +39,8 @@ pub use avml::Avml;
 pub use crash_dump::CrashDump;
 pub use elf_core::ElfCore;
 pub use ewf::Ewf;
+pub use hiberfil::Hiberfil;
+pub use hyperv::HyperV;
 pub use kdump::Kdump;
 pub(crate) use known::{is_tar, is_zlib};
 pub use lime::Lime;
@@ -70,7 +74,7 @@ fn note(notes: &mut Vec<String>, say: impl FnOnce() -> String) {
 #[serde(deny_unknown_fields)]
 pub struct Layout {
     /// Name of the format: `raw`, `lime`, `elf_core`, `avml`, `kdump`, `crash_dump`, `vmware`, `xen_core`, `macho`,
-    /// `qemu_savevm`, `ewf`.
+    /// `qemu_savevm`, `ewf`, `hiberfil`, `hyperv`.
     pub format: String,
     /// The version or kind of the format, in the format's own words, where it has several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -234,7 +238,8 @@ pub trait ImageFormat: Send + Sync {
 
 /// All formats in the order in which they are tried; raw takes what nothing else wants.
 pub const FORMATS: &[&dyn ImageFormat] = &[
-    &Lime, &Avml, &XenCore, &ElfCore, &Kdump, &CrashDump, &Vmware, &MachO, &Savevm, &Ewf, &Raw,
+    &Lime, &Avml, &XenCore, &ElfCore, &Kdump, &CrashDump, &Hiberfil, &HyperV, &Vmware, &MachO,
+    &Savevm, &Ewf, &Raw,
 ];
 
 /// Finds the format of a source and reads its headers.
@@ -300,6 +305,9 @@ pub async fn recognise(source: &dyn ByteSource) -> Result<&'static dyn ImageForm
     let found: &'static dyn ImageFormat = found.copied().unwrap_or(&Raw);
     if found.name() == Raw.name() {
         refuse_known(&head)?;
+        if hiberfil::is_wiped(source, &head).await? {
+            return Ok(&Hiberfil);
+        }
     }
     Ok(found)
 }
@@ -354,6 +362,9 @@ pub fn looks_like_capture(name: &str, head: &[u8], len: u64) -> Result<(), Strin
         .rsplit_once('.')
         .map(|(_, e)| e.to_ascii_lowercase())
         .unwrap_or_default();
+    if ext == "vmcx" {
+        return Err("the configuration of a Hyper-V machine; its memory is in the .vmrs".into());
+    }
     let claims = |f: &&&dyn ImageFormat| f.name() != Raw.name() && f.probe(head, len);
     if FORMATS.iter().any(|f| claims(&f)) {
         return Ok(());

@@ -47,7 +47,7 @@ pub async fn outline(source: &dyn ByteSource) -> Result<Option<Outline>, FormatE
     if head.starts_with(kdump::MAGIC) {
         return kdump(source).await.map(Some);
     }
-    Ok(None)
+    super::hiberfil::outline(source).await
 }
 
 /// The kernel's VMCOREINFO, where the container of a capture has it.

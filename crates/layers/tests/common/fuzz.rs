@@ -10,6 +10,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 #[path = "dumps.rs"]
 pub(crate) mod dumps;
+#[path = "hiber.rs"]
+pub(crate) mod hiber;
+#[path = "hyperv.rs"]
+pub(crate) mod hyperv;
 #[path = "machines.rs"]
 pub(crate) mod machines;
 
@@ -198,6 +202,27 @@ fn of_machines() -> Vec<Vec<u8>> {
         all.push(machines::savevm(&m[0].1, how));
     }
     all.extend(machines::ewf(&m[0].1, 1, 2));
+    for mixed in [false, true] {
+        for length in [0x360, 0x448, 0x2c8] {
+            let h = hiber::Hiber {
+                mixed,
+                ..hiber::Hiber::of(length)
+            };
+            all.push(hiber::modern(&m, h));
+        }
+    }
+    all.extend([0x128, 0xe0].map(|length| hiber::legacy(&m, hiber::Hiber::of(length))));
+    for (packed, objects) in [(true, 200), (true, 3)] {
+        let s = hyperv::State {
+            packed,
+            objects,
+            log: 0,
+        };
+        all.push(hyperv::vmrs(&m, s, 0x1aa_a000));
+    }
+    let mut wiped = hiber::legacy(&m, hiber::Hiber::of(0x128));
+    wiped[..4096].fill(0);
+    all.push(wiped);
     all
 }
 

@@ -365,13 +365,11 @@ pub(super) fn scanned<'k>(k: &'k Kernel<'_>) -> Result<&'k Scanned, WindowsError
     for run in runs {
         let end = run.pa.saturating_add(run.len);
         // What others looked at holds no headers but theirs.
-        let all = std::iter::once(run.pa..end);
-        let mut parts = match &k.pool {
-            Some(p) => p.missing(run.pa..end),
-            None => all.collect(),
-        };
-        // Headers behind the last part come too.
-        parts.push(end..end);
+        let whole = || std::iter::once(run.pa..end).collect();
+        let rest = k
+            .pool
+            .as_ref()
+            .map_or_else(whole, |p| p.missing(run.pa..end));
         let known = k.pool.as_ref().map_or(&[][..], |p| &p.headers);
         let from = known.partition_point(|h| *h < run.pa);
         let mut known = known[from..]
@@ -380,7 +378,7 @@ pub(super) fn scanned<'k>(k: &'k Kernel<'_>) -> Result<&'k Scanned, WindowsError
             .take_while(|h| *h < end)
             .peekable();
         // All in the order of memory.
-        for part in parts {
+        for part in rest.into_iter().chain(std::iter::once(end..end)) {
             while let Some(at) = known.next_if(|h| *h < part.start) {
                 unread += fill(k, at, (end - at).min(behind), &mut buf);
                 if let Some(tag) = buf.get(4..8)

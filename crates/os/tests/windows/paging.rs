@@ -76,7 +76,8 @@ fn machine(i: usize, seed: u32) -> (Made, Vec<u8>) {
 
 /// The command line of a process in a table.
 fn line_of(t: &Table, pid: &Value) -> (String, String) {
-    let row = (0..t.rows.len()).find(|r| cell(t, *r, "pid") == pid.to_string());
+    let pid = pid.to_string();
+    let row = (0..t.rows.len()).find(|r| cell(t, *r, "pid") == pid);
     let row = row.expect("a row of the process");
     (cell(t, row, "args"), cell(t, row, "reason"))
 }
@@ -133,8 +134,11 @@ fn what_was_written_out_is_read_from_the_page_file() {
         let injected = &paged["injected"];
         let found = |t: &Table| {
             let hit = |r: &usize| {
-                cell(t, *r, "pid") == injected["pid"].to_string()
-                    && cell(t, *r, "start") == injected["start"].to_string()
+                let is = |column| {
+                    let want = injected[column].to_string();
+                    cell(t, *r, column) == want
+                };
+                is("pid") && is("start")
             };
             (0..t.rows.len())
                 .find(hit)

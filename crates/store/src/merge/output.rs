@@ -3,7 +3,7 @@
 use super::{Group, Merged, Piece, Reference, Stamp, clock};
 use crate::StoreError;
 use crate::owners::{self, Owners};
-use crate::query::fail;
+use crate::query::{fail, on_disk, wrong};
 use crate::splice::{self, Judged, Order};
 use crate::tables::{ROW_GROUP, finished_schema, place_columns, writer_properties};
 use arrow::array::{
@@ -131,7 +131,7 @@ impl<'a> Output<'a> {
         let mut properties = writer_properties(sorted);
         add_encoded_arrow_schema_to_metadata(&schema, &mut properties);
         let described = ArrowSchemaConverter::new().convert(&schema).map_err(fail)?;
-        let file = File::create(to).map_err(|e| fail(format!("{}: {e}", to.display())))?;
+        let file = File::create(to).map_err(|e| on_disk(to, &e))?;
         let writer = SerializedFileWriter::new(
             BufWriter::with_capacity(1 << 20, file),
             described.root_schema_ptr(),
@@ -197,7 +197,7 @@ impl<'a> Output<'a> {
         for (i, c) in g.meta().columns().iter().enumerate() {
             let (w, field) = columns
                 .next()
-                .ok_or_else(|| fail("a row has more columns than its table"))?;
+                .ok_or_else(|| wrong("a row has more columns than its table"))?;
             if let Some((_, array)) = anew.iter().find(|(at, _)| *at == i) {
                 encode(w, field, array, &mut group)?;
                 continue;
@@ -244,7 +244,7 @@ impl<'a> Output<'a> {
             return Ok(Copy::Thinned);
         }
         let offsets = rows.column_by_name("image_offset").cloned();
-        let offsets = offsets.ok_or_else(|| fail("rows without their place"))?;
+        let offsets = offsets.ok_or_else(|| wrong("rows without their place"))?;
         let mut anew = Vec::new();
         if let (Some((at, base)), Some(old)) =
             (self.physical, rows.column_by_name("physical_address"))
@@ -363,7 +363,7 @@ impl<'a> Output<'a> {
                 for leaf in compute_leaves(field, &array).map_err(fail)? {
                     let w = writers
                         .next()
-                        .ok_or_else(|| fail("a row has more columns than its table"))?;
+                        .ok_or_else(|| wrong("a row has more columns than its table"))?;
                     w.write(&leaf).map_err(fail)?;
                 }
             }
@@ -397,9 +397,7 @@ impl<'a> Output<'a> {
         self.cut()?;
         let (rows, copied) = (self.rows, self.copied);
         self.writer.close().map_err(fail)?;
-        let bytes = std::fs::metadata(to)
-            .map_err(|e| fail(format!("{}: {e}", to.display())))?
-            .len();
+        let bytes = std::fs::metadata(to).map_err(|e| on_disk(to, &e))?.len();
         Ok(Merged {
             rows,
             bytes,

@@ -70,9 +70,9 @@ impl LocalObjects {
                 what,
                 detail: "permission denied".into(),
             },
-            io::ErrorKind::StorageFull => ObjectError::Failed {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ObjectError::Failed {
                 what,
-                detail: "the disk is full; make room and go on".into(),
+                detail: format!("the disk is full ({e}); make room and run it again"),
             },
             _ => ObjectError::Failed {
                 what,
@@ -85,9 +85,15 @@ impl LocalObjects {
         let dir = self.root.join(TEMP);
         fs::create_dir_all(&dir)?;
         let path = dir.join(uuid::Uuid::now_v7().to_string());
-        let mut f = File::create(&path)?;
-        f.write_all(data)?;
-        f.sync_data()?;
+        let written = File::create(&path).and_then(|mut f| {
+            f.write_all(data)?;
+            f.sync_data()
+        });
+        if let Err(e) = written {
+            // On a full disk what was begun takes the room that the next try needs.
+            let _ = fs::remove_file(&path);
+            return Err(e);
+        }
         Ok(path)
     }
 
@@ -121,16 +127,22 @@ impl LocalObjects {
             }
             let temp = self.root.join(TEMP).join(uuid::Uuid::now_v7().to_string());
             fs::create_dir_all(self.root.join(TEMP))?;
-            // Moves where it can, since the caller's file is a temporary one as a rule.
-            if fs::hard_link(path, &temp).is_err() {
-                fs::copy(path, &temp)?;
+            let move_in = || -> io::Result<()> {
+                // Moves where it can, since the caller's file is a temporary one as a rule.
+                if fs::hard_link(path, &temp).is_err() {
+                    fs::copy(path, &temp)?;
+                }
+                File::open(&temp)?.sync_data()?;
+                match new {
+                    true => fs::hard_link(&temp, &to),
+                    false => fs::rename(&temp, &to),
+                }
+            };
+            let done = move_in();
+            if new || done.is_err() {
+                // The error that matters is the first one.
+                let _ = fs::remove_file(&temp);
             }
-            File::open(&temp)?.sync_data()?;
-            if !new {
-                return fs::rename(&temp, &to);
-            }
-            let done = fs::hard_link(&temp, &to);
-            fs::remove_file(&temp)?;
             done
         };
         run().map_err(|e| self.error(key, &e))

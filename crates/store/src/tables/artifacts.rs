@@ -32,10 +32,10 @@ pub struct ArtifactRow<'a> {
     pub complete: Option<bool>,
     /// Why it is not whole, or why that can't be told.
     pub gap: Option<&'a str>,
-    /// Key of the object that holds it.
-    pub object: &'a str,
-    /// Where in that object.
-    pub object_offset: u64,
+    /// Key of the object that holds a copy of it, and where in that; `None`: it lies in the image.
+    pub object: Option<(&'a str, u64)>,
+    /// Where it lies in the image, as [`Placed`](crate::placed::Placed) writes it.
+    pub extents: Option<&'a str>,
     /// Typed fields as JSON.
     pub fields: Option<&'a str>,
 }
@@ -57,7 +57,7 @@ pub struct ArtifactsBuilder {
     object: StringBuilder,
     object_offset: UInt64Builder,
     fields: StringBuilder,
-    path: StringBuilder,
+    extents: StringBuilder,
     rows: usize,
     bytes: usize,
 }
@@ -90,12 +90,13 @@ impl ArtifactsBuilder {
         self.physical_address.append_option(r.physical_address);
         self.complete.append_option(r.complete);
         self.gap.append_option(r.gap);
-        self.object.append_value(r.object);
-        self.object_offset.append_value(r.object_offset);
+        self.object.append_option(r.object.map(|o| o.0));
+        self.object_offset.append_option(r.object.map(|o| o.1));
+        self.extents.append_option(r.extents);
         self.fields.append_option(r.fields);
-        self.path.append_null();
         self.rows += 1;
-        self.bytes += 300 + r.fields.map_or(0, str::len) + r.name.map_or(0, str::len);
+        let texts = [r.fields, r.name, r.extents];
+        self.bytes += 300 + texts.iter().flatten().map(|t| t.len()).sum::<usize>();
     }
 
     /// The rows as a batch; the builder is empty afterwards. `None` without rows.
@@ -119,8 +120,8 @@ impl ArtifactsBuilder {
             Arc::new(self.gap.finish()),
             Arc::new(self.object.finish()),
             Arc::new(self.object_offset.finish()),
+            Arc::new(self.extents.finish()),
             Arc::new(self.fields.finish()),
-            Arc::new(self.path.finish()),
         ];
         let schema = super::schema(ARTIFACTS)
             .ok_or_else(|| ArrowError::SchemaError("artifacts has no schema".into()))?;

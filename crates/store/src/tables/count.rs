@@ -2,7 +2,7 @@
 
 use super::name;
 use crate::StoreError;
-use crate::query::fail;
+use crate::query::{fail, on_disk};
 use arrow::array::AsArray;
 use parquet::arrow::ProjectionMask;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
@@ -21,7 +21,7 @@ pub fn kind_column(table: &str) -> Option<&'static str> {
 
 /// How many rows of a finished table have each value of a column of text; rows without one are not counted.
 pub fn count_by(path: &Path, column: &str) -> Result<BTreeMap<String, u64>, StoreError> {
-    let file = File::open(path).map_err(|e| fail(format!("{}: {e}", path.display())))?;
+    let file = File::open(path).map_err(|e| on_disk(path, &e))?;
     let b = ParquetRecordBatchReaderBuilder::try_new(file).map_err(fail)?;
     let only = ProjectionMask::columns(b.parquet_schema(), [column]);
     let rows = b.with_projection(only).with_batch_size(8192).build();

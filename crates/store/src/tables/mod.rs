@@ -220,10 +220,10 @@ static ARTIFACTS: Lazy = LazyLock::new(|| {
         number_or_null("physical_address"),
         field("complete", DataType::Boolean, true),
         text_or_null("gap"),
-        text("object"),
-        number("object_offset"),
+        text_or_null("object"),
+        number_or_null("object_offset"),
+        text_or_null("extents"),
         text_or_null("fields"),
-        text_or_null("path"),
     ]))
 });
 

@@ -160,7 +160,7 @@ pub struct MatchRow {
     pub window: Vec<u8>,
     /// Key of an `xor` pattern.
     pub xor_key: Option<u8>,
-    /// Further matches of the pattern in the same chunk that aren't listed.
+    /// Further matches of the pattern, in what the chunk holds of an aligned 64 MiB, that aren't listed.
     pub more: u64,
     /// First byte of the last of those.
     pub last: u64,
