@@ -44,7 +44,13 @@ fn a_scan_shows_what_the_intruder_left() {
     assert_eq!(r.code, 0, "{}\n{}", r.out, r.err);
     let sealed = embedded::manifest(&out);
     assert_eq!(sealed.verdict.to_string(), "complete", "{:?}", sealed.gaps);
-    let rows = query(&out, "SELECT os, status, found_by, build_id FROM system");
+    let rows = query(
+        &out,
+        "SELECT os, status, found_by, build_id, page_files FROM system",
+    );
+    let named = m.page_file.display().to_string();
+    let files = rows[0]["page_files"].as_str().expect("page files");
+    assert!(files.contains(&named), "{files}");
     assert_eq!(rows[0]["os"], "windows");
     assert_eq!(rows[0]["found_by"], "a low top table that maps itself");
     let guid = m.truth["pdb"]["guid"].as_str().expect("guid");
