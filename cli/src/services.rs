@@ -414,6 +414,7 @@ pub(crate) async fn aggregator(config: &Config) -> Result<u8> {
         bytes: usize::try_from(config.aggregator.commit_bytes).unwrap_or(usize::MAX),
         age: Duration::from_millis(config.aggregator.commit_milliseconds),
         total: usize::try_from(config.aggregator.memory_bytes).unwrap_or(usize::MAX),
+        ..CommitLimits::default()
     };
     let clamd = glue::clamd(&config.clamd.address)
         .await
