@@ -88,6 +88,7 @@ fn a_scan_shows_what_the_intruder_left() {
         "windows_driverscan",
         "windows_getsids",
         "windows_hollowprocesses",
+        "windows_inline_hooks",
         "windows_ldrmodules",
         "windows_malfind",
         "windows_modscan",
