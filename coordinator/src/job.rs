@@ -141,6 +141,8 @@ pub(crate) struct Job {
     pub(crate) not_before: Option<Instant>,
     /// Since when nothing has gone right.
     pub(crate) trouble_since: Option<Instant>,
+    /// What it was, until something goes on.
+    pub(crate) trouble: Option<String>,
 }
 
 impl Job {
@@ -181,15 +183,16 @@ impl Job {
             unpacking: Arc::default(),
             not_before: None,
             trouble_since: None,
+            trouble: None,
         }
     }
 
     /// Forgets what was read from the store, so that it is read again.
     pub(crate) fn start_over(&mut self) {
         let fresh = Self::new(self.spec.clone(), self.state.clone(), self.etag.clone());
-        let kept = (self.cancel.take(), self.trouble_since);
+        let kept = (self.cancel.take(), self.trouble_since, self.trouble.take());
         *self = fresh;
-        (self.cancel, self.trouble_since) = kept;
+        (self.cancel, self.trouble_since, self.trouble) = kept;
     }
 
     /// Takes a plan over and works out what is left to do, from the records in the store.
@@ -717,7 +720,16 @@ impl Job {
             eta_seconds: eta,
             priority: self.spec.priority,
             stage: self.stage_name().to_owned(),
-            waits_for: self.waits_for.iter().cloned().chain(unpacking).collect(),
+            waits_for: {
+                let trouble = self
+                    .trouble
+                    .iter()
+                    .map(|t| format!("tried again until it works: {t}"));
+                trouble
+                    .chain(self.waits_for.iter().cloned())
+                    .chain(unpacking)
+                    .collect()
+            },
         }
     }
 

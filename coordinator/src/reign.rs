@@ -141,8 +141,9 @@ impl Reign {
         if lasting {
             return self.end(name, JobPhase::Failed, &e.to_string()).await;
         }
-        tracing::warn!(job = name, error = %e, "store trouble, trying again");
-        self.retry(name, &e.to_string()).await
+        let why = e.to_string();
+        self.warn_once(name, &why, "store trouble, trying again");
+        self.retry(name, &why).await
     }
 
     /// Finds jobs in the store that are not known and not ended. `false`: a later coordinator has written to one.
@@ -264,7 +265,7 @@ impl Reign {
         let done = (news.len() as u64).saturating_sub(failed);
         self.me.inner.metrics.settled(done, failed);
         if !news.is_empty() {
-            job.trouble_since = None;
+            (job.trouble_since, job.trouble) = (None, None);
             self.me.inner.outage.settled(name, job.settled().len());
         }
         if let Some(why) = job.fatal.clone() {
@@ -451,12 +452,13 @@ impl Reign {
                     _ => {}
                 }
                 let (p, _): (Plan, _) = read(deps.objects.as_ref(), &job.keys.plan()).await?;
+                (job.trouble_since, job.trouble) = (None, None);
                 job.begin(&deps, p).await?;
                 self.write(&name, JobPhase::Running, "").await
             }
             Event::Planned(name, Err((why, true))) => self.end(&name, JobPhase::Failed, &why).await,
             Event::Planned(name, Err((why, false))) => {
-                tracing::warn!(job = %name, reason = %why, "planning failed, trying again");
+                self.warn_once(&name, &why, "planning failed, trying again");
                 self.retry(&name, &why).await
             }
             Event::Sealed(name, Ok(gaps)) => {
@@ -469,7 +471,7 @@ impl Reign {
             }
             Event::Sealed(name, Err((why, true))) => self.end(&name, JobPhase::Failed, &why).await,
             Event::Sealed(name, Err((why, false))) => {
-                tracing::warn!(job = %name, reason = %why, "sealing failed, trying again");
+                self.warn_once(&name, &why, "sealing failed, trying again");
                 // Plan, splits and records are read again: what is missing is published then.
                 if let Some(j) = self.jobs.get_mut(&name) {
                     j.start_over();
@@ -510,6 +512,16 @@ impl Reign {
         }
     }
 
+    /// One line for a trouble that lasts, however often it is met.
+    fn warn_once(&self, name: &str, why: &str, what: &str) {
+        let known = self.jobs.get(name).and_then(|j| j.trouble.as_deref());
+        if known == Some(why) {
+            tracing::debug!(job = name, reason = why, "{what}");
+        } else {
+            tracing::warn!(job = name, reason = why, "{what}");
+        }
+    }
+
     /// Tries again after a while; in embedded form an outage that lasts ends the job.
     async fn retry(&mut self, name: &str, why: &str) -> Result<bool, StoreError> {
         let deployment = self.me.inner.config.deployment;
@@ -518,6 +530,7 @@ impl Reign {
         };
         j.busy = false;
         j.not_before = Some(Instant::now() + Duration::from_secs(1));
+        j.trouble = Some(why.to_owned());
         let since = *j.trouble_since.get_or_insert_with(Instant::now);
         let longest = deployment.patience(Duration::MAX);
         if deployment.is_embedded() && since.elapsed() > longest {

@@ -4,10 +4,12 @@ use crate::distributed::{manifest as sealed, submit, upload};
 use crate::embedded::{manifest, ok, query};
 use ramsift_tests::dumps::avml_capture;
 use ramsift_tests::fixtures::{capture, planted};
-use ramsift_tests::program::{Cluster, command, run, scan};
+use ramsift_tests::program::{Cluster, command, run, scan, with_small_disk};
+use ramsift_tests::wait_for;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// Packs a file by a program that reads it from its standard input.
 fn packed(dir: &Path, name: &str, program: &[&str], of: &Path) -> PathBuf {
@@ -272,4 +274,42 @@ fn a_cluster_unpacks_what_lies_in_the_store() {
     ]));
     assert_eq!(r.code, 2, "{}{}", r.out, r.err);
     assert!(r.err.contains("sources.allow"), "{}", r.err);
+}
+
+/// The folder of the coordinator that unpacks is full: the job says so and waits, others go on, and room ends the wait.
+#[test]
+fn a_coordinator_without_room_to_unpack_says_so_and_goes_on_when_there_is_some() {
+    let c = Cluster::start(&[]);
+    let dir = tempfile::tempdir().expect("tempdir");
+    let gz = packed(
+        dir.path(),
+        "planted.mem.gz",
+        &["gzip", "-1"],
+        &planted().image,
+    );
+    upload(&c, "planted.mem.gz", &gz);
+    upload(&c, "plain.mem", &planted().image);
+    let full = dir.path().join("full");
+    std::fs::create_dir(&full).expect("a folder");
+    let spill = full.display().to_string();
+    let spill = [("RAMSIFT_WORKER_SPILL", spill.as_str())];
+    let mut coordinator = c.service_as("coordinator", &spill, |c| with_small_disk(&full, "1m", &c));
+    let _aggregator = c.service("aggregator");
+    let _workers = [c.service("chunk-worker"), c.service("structured-worker")];
+    coordinator.await_ready();
+    let job = submit(&c, &["s3://evidence/planted.mem.gz"]);
+    wait_for("status says what is full", Duration::from_secs(60), || {
+        let r = run(c.command().args(["status", &job]));
+        let says = ["worker.spill", "No space left on device", "tried again"];
+        says.iter().all(|s| r.out.contains(s)).then_some(())
+    });
+    let other = submit(&c, &["s3://evidence/plain.mem"]);
+    let r = run(c.command().args(["watch", &other]));
+    assert!([0, 3].contains(&r.code), "{}{}\n{}", r.out, r.err, c.log());
+    coordinator.process.terminate();
+    let coordinator = c.service("coordinator");
+    coordinator.await_ready();
+    let r = run(c.command().args(["watch", &job]));
+    assert_eq!(r.code, 0, "{}{}\n{}", r.out, r.err, c.log());
+    assert_eq!(sealed(&c, &job).verdict, "complete");
 }
