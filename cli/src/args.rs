@@ -374,7 +374,7 @@ pub(crate) struct DemoArgs {
     /// Folder for the capture and its results.
     #[arg(long, default_value = "ramsift-demo")]
     pub(crate) out: PathBuf,
-    /// Size of the capture in MiB.
+    /// Size of the capture in MiB; 64 at least, which the machine in it has.
     #[arg(long, default_value_t = 64)]
     pub(crate) size: u64,
 }

@@ -405,6 +405,8 @@ impl Rules {
 pub(crate) struct Symbols {
     /// A folder, or `s3://bucket/prefix`; empty: a folder of the user's.
     pub(crate) store: String,
+    /// Servers that are asked for symbol files of Windows kernels that neither the program nor the store has; empty: none.
+    pub(crate) servers: Vec<String>,
 }
 
 /// `/livez` and `/readyz`.

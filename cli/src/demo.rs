@@ -1,11 +1,19 @@
-//! `ramsift demo`: a small capture with planted evidence, scanned like any other, so that a
+//! `ramsift demo`: a small capture of a machine with planted evidence, scanned like any other, so that a
 //! newcomer without a capture sees the main job.
+//!
+//! ```text
+//! machine   a made Windows of build 19041 after an intrusion: a hidden process, injected code, connections, a script in the cache, log
+//!           records, a start-up key (data/demo-machine.xz, by tests/fixtures/windows/demo.py)
+//! rest      zeros, random pages and text in the pages that the machine does not use, and planted evidence among them
+//! ```
 
 use crate::args::{DemoArgs, JobArgs, ScanArgs};
 use crate::config::Config;
 use crate::scan;
 use crate::terminal::say;
 use anyhow::{Context, Result};
+use ramsift_symbols::isf;
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::Path;
 
@@ -84,15 +92,39 @@ rule demo_downloader {
 }
 "#;
 
-/// Makes the capture: zero, random and text pages, with the evidence at fixed places.
+/// The machine's pages: how many, their numbers, then the pages themselves.
+const MACHINE: &[u8] = include_bytes!("../data/demo-machine.xz");
+/// Its memory, in MiB.
+const MACHINE_MIB: u64 = 64;
+
+/// The pages of the machine, by number.
+fn machine() -> Result<BTreeMap<u64, Vec<u8>>> {
+    let all = isf::decompress(MACHINE)?;
+    let number = |i: usize| {
+        let b = all.get(i * 4..i * 4 + 4).and_then(|b| b.first_chunk());
+        b.map_or(0, |b| u32::from_le_bytes(*b))
+    };
+    let count = usize::try_from(number(0))?;
+    let pages = all
+        .get(4 + 4 * count..)
+        .unwrap_or_default()
+        .chunks_exact(PAGE);
+    let numbers = (1..=count).map(|i| u64::from(number(i)));
+    Ok(numbers.zip(pages.map(<[u8]>::to_vec)).collect())
+}
+
+/// Makes the capture: the machine's pages, and zero, random and text pages between, with the evidence at fixed places.
 fn make(path: &Path, mib: u64) -> Result<()> {
     let mut r = Random(2026);
-    let pages = mib.max(4) * 256;
+    let machine = machine()?;
+    let pages = mib.max(MACHINE_MIB) * 256;
+    let spots = spots(pages, &machine);
     let mut out = std::io::BufWriter::with_capacity(1 << 20, std::fs::File::create(path)?);
     let mut page = vec![0u8; PAGE];
     for n in 0..pages {
         page.fill(0);
         match n % 8 {
+            _ if machine.contains_key(&n) => {}
             0 | 3 | 5 => {}
             1 | 2 => r.fill(&mut page),
             _ => {
@@ -106,21 +138,29 @@ fn make(path: &Path, mib: u64) -> Result<()> {
                 }
             }
         }
-        plant(n, pages, &mut page);
+        match (machine.get(&n), spots.get(&n)) {
+            (Some(own), _) => page.copy_from_slice(own),
+            (None, Some(k)) => plant(*k, &mut page),
+            (None, None) => {}
+        }
         out.write_all(&page)?;
     }
     out.flush()?;
     Ok(())
 }
 
-/// Puts the evidence on its pages.
-fn plant(n: u64, pages: u64, page: &mut [u8]) {
-    let spots = 24;
-    let every = pages / spots;
-    if every == 0 || n % every != 1 {
-        return;
-    }
-    let k = usize::try_from(n / every).unwrap_or(0);
+/// Pages for the evidence, each with its number: spread evenly, where the machine has none.
+fn spots(pages: u64, machine: &BTreeMap<u64, Vec<u8>>) -> BTreeMap<u64, usize> {
+    let every = pages / 24;
+    let spot = |k: usize| {
+        let mut from = k as u64 * every + 1..pages;
+        Some((from.find(|n| !machine.contains_key(n))?, k))
+    };
+    (0..24).filter_map(spot).collect()
+}
+
+/// Puts a piece of the evidence on its page.
+fn plant(k: usize, page: &mut [u8]) {
     page.fill(0);
     let what: Vec<u8> = match k {
         2 | 9 => STORY.concat().into_bytes(),
@@ -147,7 +187,7 @@ pub(crate) async fn run(config: &Config, args: DemoArgs) -> Result<u8> {
     std::fs::write(&rules, RULES).with_context(|| format!("rules {}", rules.display()))?;
     let store = dir.join("results").display().to_string();
     say!(
-        "made {} with planted evidence; scanning it like any other:",
+        "made {}: a machine after an intrusion, and planted evidence; scanning it like any other:",
         image.display()
     );
     say!(

@@ -34,12 +34,18 @@ pub(crate) async fn means(config: &Config) -> Result<Means> {
     let symbols = if split_s3_url(&config.symbols.store).is_some() {
         let sources = Sources::new(config.s3.to_layers()?);
         let objects = glue::store(&config.symbols.store, &sources).await?;
-        Some(symbol_store(objects))
+        Some(symbol_store(objects, config.symbols.servers.clone()))
     } else {
         // A folder that doesn't exist has no files.
         let folder = folder(config).ok();
-        let objects = folder.and_then(|f| LocalObjects::open_existing(&f).ok());
-        objects.map(|o| symbol_store(Arc::new(o)))
+        let servers = config.symbols.servers.clone();
+        // What a server gives is kept in it.
+        let open = |f: PathBuf| match servers.is_empty() {
+            true => LocalObjects::open_existing(&f).ok(),
+            false => LocalObjects::open(&f).ok(),
+        };
+        let objects = folder.and_then(open);
+        objects.map(|o| symbol_store(Arc::new(o), servers))
     };
     Ok(Means {
         cache: config.worker.cache_bytes,

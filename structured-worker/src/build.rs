@@ -272,6 +272,7 @@ fn build_part(
             damage: found.damage,
             found_by: found.found_by.filter(|_| machine.is_some()),
             bytes_read: found.bytes_read,
+            page_files: page_files(input),
             ..system_row(d)
         };
         let batch = system_batch(&row).map_err(|e| e.to_string())?;
@@ -280,6 +281,17 @@ fn build_part(
         rows.not_built(d.os.unwrap_or("system"), part, why.clone());
     }
     rows.finish()
+}
+
+/// The page files that were read with the capture, for people and programs.
+fn page_files(input: &ViewInput<'_>) -> Option<String> {
+    let all = input.page_files.iter().map(|f| {
+        serde_json::json!({
+            "number": f.number, "source": f.pin.to_string(), "bytes": f.pin.size(), "found": f.found,
+        })
+    });
+    let all: Vec<_> = all.collect();
+    (!all.is_empty()).then(|| serde_json::Value::from(all).to_string())
 }
 
 pub(crate) fn header(worker: &Worker, task: &Task) -> TaskReport {

@@ -169,7 +169,7 @@ fn database(name: &str) -> String {
 }
 
 /// Name, GUID and age of the symbol file that stands for the banner of a Windows kernel.
-fn windows(banner: &str) -> Option<(&str, &str, u32)> {
+pub fn windows(banner: &str) -> Option<(&str, &str, u32)> {
     let (name, key) = banner.split_once(' ')?;
     let (guid, age) = key.split_once('-')?;
     let is_guid = guid.len() == 32 && guid.bytes().all(|b| b.is_ascii_hexdigit());

@@ -46,7 +46,13 @@ fn a_scan_shows_what_the_intruder_left() {
     assert_eq!(r.code, 0, "{}\n{}", r.out, r.err);
     let sealed = embedded::manifest(&out);
     assert_eq!(sealed.verdict.to_string(), "complete", "{:?}", sealed.gaps);
-    let rows = query(&out, "SELECT os, status, found_by, build_id FROM system");
+    let rows = query(
+        &out,
+        "SELECT os, status, found_by, build_id, page_files FROM system",
+    );
+    let named = m.page_file.display().to_string();
+    let files = rows[0]["page_files"].as_str().expect("page files");
+    assert!(files.contains(&named), "{files}");
     assert_eq!(rows[0]["os"], "windows");
     assert_eq!(rows[0]["found_by"], "a low top table that maps itself");
     let guid = m.truth["pdb"]["guid"].as_str().expect("guid");
@@ -84,6 +90,7 @@ fn a_scan_shows_what_the_intruder_left() {
         "windows_driverscan",
         "windows_getsids",
         "windows_hollowprocesses",
+        "windows_inline_hooks",
         "windows_ldrmodules",
         "windows_malfind",
         "windows_modscan",
@@ -249,6 +256,33 @@ fn a_kernel_that_only_a_pass_leads_to_is_found_by_the_chunks() {
     let read = scans.expect("its report").bytes_read;
     let size = std::fs::metadata(&m.image).expect("image").len();
     assert!(read < size / 2, "{read} of {size}");
+}
+
+#[test]
+fn the_demo_is_a_machine_after_an_intrusion() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let r = run(command().args(["demo", "--out", &dir.path().display().to_string()]));
+    assert_eq!(r.code, 0, "{}\n{}", r.out, r.err);
+    let out = dir.path().join("results");
+    let sealed = embedded::manifest(&out);
+    assert_eq!(sealed.verdict.to_string(), "complete", "{:?}", sealed.gaps);
+    let rows = query(
+        &out,
+        "SELECT view, detail FROM views WHERE status <> 'built' OR doubtful > 0",
+    );
+    assert!(rows.is_empty(), "{rows:?}");
+    // What the machine shows, and what was planted beside.
+    for sql in [
+        "SELECT * FROM findings WHERE kind = 'anomaly' AND path LIKE 'windows_psxview/%'",
+        "SELECT * FROM findings WHERE kind = 'anomaly' AND path LIKE 'windows_malfind/%'",
+        "SELECT * FROM findings WHERE kind = 'yara' AND value = 'demo_implant'",
+        "SELECT * FROM windows_netstat WHERE state = 'ESTABLISHED'",
+        "SELECT * FROM windows_dumpfiles WHERE path LIKE '%stage.ps1'",
+        "SELECT * FROM windows_run_keys WHERE name = 'Updater'",
+        "SELECT * FROM events WHERE source = 'sshd'",
+    ] {
+        assert!(!query(&out, sql).is_empty(), "{sql}");
+    }
 }
 
 #[test]

@@ -14,7 +14,6 @@
 //! ```
 //!
 //! Devices follow memory and are not read. A page that comes again counts as it was last: the machine ran on while it was written.
-//!
 //! The largest block is the machine's memory. On a PC it is split below 4 GiB: of i440fx machines at 3 GiB from 3.5 GiB on, of q35
 //! at 2 GiB from 2.75 GiB on. On `virt` machines of arm64 it begins at 1 GiB.
 //!

@@ -16,6 +16,7 @@ mod measured;
 mod name;
 mod ram;
 pub mod s3;
+mod web;
 
 pub use allow::Allowed;
 pub use cache::CachedPhys;
@@ -28,6 +29,7 @@ pub use map::Mapping;
 pub use name::{name_of, path_of};
 pub use ram::RamSource;
 pub use s3::{CustomerKey, S3Client, S3Config, S3Source, SignPayloads};
+pub use web::Web;
 
 use crate::FileOffset;
 use async_trait::async_trait;

@@ -196,6 +196,14 @@ fn fits(k: &Kernel<'_>, system: u64, base: u64) -> Option<usize> {
         };
         rank += usize::from(walk.items.first().is_some_and(own));
     }
+    // Builds of one family may differ behind the fields above.
+    rank += usize::from(p.number("ExitTime").is_ok_and(|t| t == 0));
+    let is_pointer = |va: u64| va == 0 || va >> 47 == 0x1_ffff;
+    rank += usize::from(
+        other
+            .first_of(&["VadRoot.Root", "VadRoot.BalancedRoot.RightChild"])
+            .is_ok_and(is_pointer),
+    );
     let token = other.number("Token").ok()? & !0xf;
     let count = k.object("_TOKEN", token).number("UserAndGroupCount");
     rank += usize::from(count.is_ok_and(|n| (1..4096).contains(&n)));

@@ -10,15 +10,12 @@
 use super::space::PageError;
 use super::{Kernel, WindowsError, lists};
 use ramsift_layers::page_file::{self, PageFile};
-use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::cell::RefCell;
 
 /// Pages that are compared at most.
 const COMPARED: usize = 256;
 /// Threads of a process whose blocks are looked at.
 const THREADS: usize = 64;
-/// Pages that are missing and counted one by one; what is more is "at least".
-const COUNTED: usize = 1 << 20;
 /// Page files of a machine.
 const MOST: usize = page_file::MOST as usize;
 
@@ -62,10 +59,6 @@ pub(super) struct Known {
 pub(super) struct PageFiles {
     files: [Option<Attached>; MOST],
     known: RefCell<[Option<Known>; MOST]>,
-    /// Pages that were asked for and are not at hand.
-    missing: RefCell<HashSet<(u8, u64)>>,
-    /// Whether answers are not to be counted: while files are compared.
-    silent: Cell<bool>,
 }
 
 impl PageFiles {
@@ -100,23 +93,9 @@ impl PageFiles {
         self.known.borrow().get(number)?.clone()
     }
 
-    /// How many pages of a file were asked for and are not at hand, and whether that is all.
-    pub(super) fn missing(&self, number: usize) -> (usize, bool) {
-        let missing = self.missing.borrow();
-        let of = missing.iter().filter(|(n, _)| usize::from(*n) == number);
-        (of.count(), missing.len() < COUNTED)
-    }
-
     /// The physical address of a page in a page file; the error says why it is not at hand.
     pub(super) fn place(&self, va: u64, file: u8, page: u64) -> Result<u64, PageError> {
         let number = usize::from(file);
-        let lost = |e: PageError| {
-            let mut missing = self.missing.borrow_mut();
-            if !self.silent.get() && missing.len() < COUNTED {
-                missing.insert((file, page));
-            }
-            Err(e)
-        };
         let compressed = self
             .known
             .borrow()
@@ -124,16 +103,16 @@ impl PageFiles {
             .and_then(|k| k.as_ref())
             .is_some_and(|k| k.compressed);
         if compressed {
-            return lost(PageError::Compressed { va, file, page });
+            return Err(PageError::Compressed { va, file, page });
         }
         let Some(f) = self.attached(number) else {
-            return lost(PageError::PageFile { va, file, page });
+            return Err(PageError::PageFile { va, file, page });
         };
         if let Trust::Foreign(_) = *f.trust.borrow() {
-            return lost(PageError::ForeignPageFile { va, file, page });
+            return Err(PageError::ForeignPageFile { va, file, page });
         }
         if page >= f.pages {
-            return lost(PageError::PastPageFile {
+            return Err(PageError::PastPageFile {
                 va,
                 file,
                 page,
@@ -173,13 +152,12 @@ impl Attached {
 /// Finds out what the kernel knows of its page files, and compares those at hand with what must be in them.
 pub(super) fn examine(k: &Kernel<'_>) {
     let files = k.space.page_files();
-    if let Ok(mut known) = files.known.try_borrow_mut() {
-        *known = of_kernel(k);
-    }
+    // Reading it asks what is known so far.
+    let known = of_kernel(k);
+    files.known.replace(known);
     if files.files.iter().all(Option::is_none) {
         return;
     }
-    files.silent.set(true);
     let (mut right, mut wrong) = ([0usize; MOST], [0usize; MOST]);
     // What can't be read is compared with nothing.
     let _ = compare(k, &mut |number, fits| {
@@ -189,7 +167,6 @@ pub(super) fn examine(k: &Kernel<'_>) {
         }
         right.iter().chain(&wrong).sum::<usize>() < COMPARED
     });
-    files.silent.set(false);
     for (f, (right, wrong)) in files.files.iter().zip(right.into_iter().zip(wrong)) {
         let Some(f) = f else { continue };
         *f.trust.borrow_mut() = match (right, wrong) {

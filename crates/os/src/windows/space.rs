@@ -17,7 +17,7 @@
 use super::page_files::PageFiles;
 use ramsift_layers::translate::{PhysError, PhysRead, Shape, TranslateError, walk};
 use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 
@@ -122,6 +122,8 @@ impl PageError {
 }
 
 const PAGE: u64 = 4096;
+/// Prototype entries that one translation follows, each in memory that another leads to.
+const FOLLOWED: u32 = 8;
 /// Translations kept at a time; they are forgotten together.
 const KEPT: usize = 64 << 10;
 /// Bits 47:12, which hold a page's number.
@@ -148,6 +150,8 @@ pub struct Space<'a> {
     dtb: Dtb,
     entries: Entries,
     known: RefCell<HashMap<u64, u64>>,
+    /// Prototype entries that are being followed: forged ones lead to each other.
+    following: Cell<u32>,
 }
 
 impl std::fmt::Debug for Space<'_> {
@@ -168,6 +172,7 @@ impl<'a> Space<'a> {
                 ..Entries::default()
             },
             known: RefCell::default(),
+            following: Cell::default(),
         }
     }
 
@@ -271,7 +276,14 @@ impl<'a> Space<'a> {
             if at == 0xffff_ffff || at == u64::MAX {
                 return Err(PageError::Unknown { va, entry });
             }
-            let counts = self.u64(at)?;
+            let depth = self.following.get();
+            if depth >= FOLLOWED {
+                return Err(PageError::Unknown { va, entry });
+            }
+            self.following.set(depth + 1);
+            let counts = self.u64(at);
+            self.following.set(depth);
+            let counts = counts?;
             if counts & 1 != 0 {
                 return Ok(counts & NUMBER);
             }
@@ -421,6 +433,29 @@ mod tests {
         assert!(s.translate(0x4000).is_err());
         let e = s.translate(0x5000).expect_err("not there");
         assert!(matches!(e, PageError::Unknown { .. }), "{e}");
+    }
+
+    #[test]
+    fn entries_that_lead_to_each_other_end() {
+        // Each prototype entry is said to lie in the page that it stands for, or in that of the other.
+        let words = machine(&[0x8_0400, 0x1008_0400, 0x2000_0400, 0x3000_0400]);
+        let s = Space::new(&words, X86_64, 0x1000);
+        for va in [0x1000, 0x2000, 0x3000] {
+            let e = s.translate(va).expect_err("nowhere");
+            assert!(
+                matches!(e, PageError::Unknown { .. } | PageError::Phys { .. }),
+                "{va:#x} {e}"
+            );
+        }
+    }
+
+    #[test]
+    fn tables_in_transition_are_followed() {
+        let mut words = machine(&[0x9063]);
+        // The table of the first level is on its way out.
+        words.0.insert(0x3000, 0x4880);
+        let s = Space::new(&words, X86_64, 0x1000);
+        assert_eq!(s.translate(4).expect("there"), PhysAddr(0x9004));
     }
 
     #[test]

@@ -141,7 +141,8 @@ pub(crate) const REGISTRY: [&str; 5] = [
 ];
 
 /// Views of the memory of processes.
-pub(crate) const MEMORY: [&str; 5] = [
+pub(crate) const MEMORY: [&str; 6] = [
+    "windows/pagefiles",
     "windows/cmdline",
     "windows/envars",
     "windows/dlllist",

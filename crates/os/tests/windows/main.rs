@@ -8,6 +8,7 @@ mod files;
 mod frames;
 mod hostile;
 mod kernel;
+mod nearest;
 mod paging;
 mod processes;
 mod registry;

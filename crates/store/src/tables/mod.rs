@@ -313,6 +313,7 @@ static SYSTEM: Lazy = LazyLock::new(|| {
         text_or_null("damage"),
         text_or_null("found_by"),
         number_or_null("bytes_read"),
+        text_or_null("page_files"),
     ]))
 });
 

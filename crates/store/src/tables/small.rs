@@ -279,6 +279,9 @@ pub struct SystemRow {
     pub found_by: Option<String>,
     /// Bytes read of the capture until the kernel was open, a pass over the image aside.
     pub bytes_read: Option<u64>,
+    /// Page files that were read with the capture, as JSON: number, source, bytes, and whether nobody named it. Whether they are the
+    /// machine's own is told by its views.
+    pub page_files: Option<String>,
 }
 
 /// The system view as a batch of one row.
@@ -300,6 +303,7 @@ pub fn system_batch(r: &SystemRow) -> Result<RecordBatch, ArrowError> {
         text(&r.damage),
         text(&r.found_by),
         Arc::new(UInt64Array::from(vec![r.bytes_read])),
+        text(&r.page_files),
     ];
     let schema =
         schema(SYSTEM).ok_or_else(|| ArrowError::SchemaError("system has no schema".into()))?;
@@ -334,6 +338,8 @@ pub fn system_row(b: &RecordBatch) -> Option<SystemRow> {
         damage: text(11),
         found_by: text(12),
         bytes_read: number(13),
+        // Segments of before have no such column.
+        page_files: (b.num_columns() > 14).then(|| text(14)).flatten(),
     })
 }
 

@@ -420,7 +420,16 @@ fn facts(v: &Value, out: &mut BTreeMap<String, Kernel>) -> Result<(), &'static s
     let types = v.get("types").and_then(Value::as_object).ok_or("types")?;
     let builds = v.get("builds").and_then(Value::as_array).ok_or("builds")?;
     for b in builds {
-        let guid = b.get("guid").and_then(Value::as_str).ok_or("guid")?;
+        // Of some builds types alone are known; they go by a name.
+        let text = |key: &str| b.get(key).and_then(Value::as_str);
+        let (guid, named) = match (text("guid"), text("name")) {
+            (Some(guid), _) => (guid, false),
+            (None, Some(name)) => (name, true),
+            (None, None) => return Err("guid"),
+        };
+        if named && !guid.contains("x64") {
+            continue;
+        }
         let own = b
             .get("types")
             .and_then(Value::as_object)
@@ -433,7 +442,7 @@ fn facts(v: &Value, out: &mut BTreeMap<String, Kernel>) -> Result<(), &'static s
         }
         let symbols = b.get("symbols").and_then(Value::as_object);
         let kernel = Kernel {
-            age: age(b.get("age")),
+            age: if named { 0 } else { age(b.get("age")) },
             types: keep(&all),
             globals: globals(symbols, Value::as_u64),
         };

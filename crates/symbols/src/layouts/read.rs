@@ -176,12 +176,25 @@ impl<'t> Reader<'t> {
             "enum" => self.base.get("long").copied().unwrap_or_default(),
             "void" => TypeId::VOID,
             "fn" => self.b.derived(Shape::Function),
+            // A struct that is named alone, as some files of facts have them.
+            name if name.starts_with('_') => self.by_name(name, false),
             name => match self.base.get(name) {
                 Some(id) => *id,
                 None => return Err(malformed(place, "a base type")),
             },
         };
         Ok((ty, 0, 0))
+    }
+
+    /// A struct or union of a name, which may be defined nowhere.
+    fn by_name(&mut self, name: &'t str, union: bool) -> TypeId {
+        if let Some(id) = self.named.get(name) {
+            return *id;
+        }
+        let named = self.b.string(name);
+        let id = self.b.push(Shape::Forward { union }, named);
+        self.named.insert(name, id);
+        id
     }
 
     fn composite(
@@ -192,15 +205,7 @@ impl<'t> Reader<'t> {
         depth: usize,
     ) -> Result<TypeId, LayoutError> {
         match kind.get(1) {
-            Some(Value::String(name)) => Ok(match self.named.get(name.as_str()) {
-                Some(id) => *id,
-                None => {
-                    let named = self.b.string(name);
-                    let id = self.b.push(Shape::Forward { union }, named);
-                    self.named.insert(name, id);
-                    id
-                }
-            }),
+            Some(Value::String(name)) => Ok(self.by_name(name, union)),
             Some(Value::Array(written)) => {
                 let size = written.first().and_then(Value::as_u64);
                 let size = size.and_then(|n| u32::try_from(n).ok());

@@ -8,7 +8,9 @@ use ramsift_layers::translate::{
 use ramsift_layers::{Dtb, PhysAddr, VirtAddr};
 use ramsift_symbols::kallsyms::{self, DIGITS, Hints, Places};
 use ramsift_symbols::layouts::Layouts;
-use ramsift_symbols::{Btf, Provenance, SymbolTable, Types, btf as btf_of, isf as isf_of};
+use ramsift_symbols::{
+    Btf, Provenance, SymbolTable, Types, btf as btf_of, isf as isf_of, pdb as pdb_of,
+};
 use std::sync::Arc;
 
 /// The bytes as physical memory from 1 MiB on.
@@ -66,6 +68,13 @@ pub(crate) fn kallsyms(data: &[u8]) {
         relative_base: (head[20] & 1 != 0).then(|| place(5)),
     };
     let _ = kallsyms::decode(&memory, &places, &Hints::default());
+}
+
+pub(crate) fn pdb(data: &[u8]) {
+    let _ = pdb_of::key(data);
+    if let Ok(isf) = pdb_of::to_isf("ntkrnlmp.pdb", data) {
+        let _ = isf_of::parse("fuzz", isf.to_string().as_bytes());
+    }
 }
 
 pub(crate) fn btf(data: &[u8]) {

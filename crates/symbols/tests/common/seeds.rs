@@ -31,6 +31,11 @@ pub(crate) fn btf_seeds() -> Vec<Vec<u8>> {
     vec![own, both]
 }
 
+pub(crate) fn pdb_seeds() -> Vec<Vec<u8>> {
+    let file = ramsift_symbols::isf::decompress(include_bytes!("../data/ntkrnlmp.pdb.xz"));
+    vec![file.unwrap().into_owned()]
+}
+
 pub(crate) fn isf_seeds() -> Vec<Vec<u8>> {
     let blob = super::blob::every_kind().finish();
     let types = ramsift_symbols::btf::to_types(&ramsift_symbols::Btf::parse(&blob).unwrap());

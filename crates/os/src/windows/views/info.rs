@@ -5,6 +5,7 @@
 
 use crate::table::{Column, Kind, Table, Value, column};
 use crate::windows::{Kernel, WindowsError, WindowsView, time};
+use ramsift_layers::page_file::MOST;
 use ramsift_symbols::Source;
 
 /// `windows/info`.
@@ -53,6 +54,9 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
     if let Source::Nearest { .. } = &k.symbols.provenance().types {
         out.doubts.push(k.symbols.provenance().types.to_string());
     }
+    let files = k.space.page_files();
+    let doubts = (0..usize::from(MOST)).filter_map(|n| files.attached(n)?.doubt(n));
+    out.doubts.extend(doubts);
     let shared = k.object("_KUSER_SHARED_DATA", SHARED_DATA);
     let small = |name| {
         let at = k.symbols.address(name)?;

@@ -147,13 +147,10 @@ fn build(k: &Kernel<'_>) -> Result<Table, WindowsError> {
                 pages.saturating_mul(PAGE)
             ));
         }
-        let (asked, all) = files.missing(number);
-        if missing > 0 || asked > 0 {
+        if missing > 0 {
             out.doubts.push(format!(
-                "page file {number}, {}: {}{} pages of processes lie in it and are not there",
-                a.name,
-                if all { "" } else { "at least " },
-                missing.max(asked)
+                "page file {number}, {}: {missing} pages of processes lie in it and are not there",
+                a.name
             ));
         }
     }
