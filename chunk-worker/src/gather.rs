@@ -29,7 +29,7 @@ pub(crate) async fn gather(
 ) -> Result<Vec<(Range<usize>, String)>, SourceError> {
     let mut all: Vec<Wanted> = all.iter().flat_map(pieces).collect();
     all.sort_unstable_by_key(|w| (w.file, w.at));
-    let groups = group(&all, source.worth());
+    let groups = group(&all, source.coalesce_distance());
     let mut reads = futures::stream::iter(groups)
         .map(|g| async move {
             let (first, last) = (g[0].file, g[g.len() - 1]);
@@ -75,14 +75,14 @@ fn pieces(w: &Wanted) -> impl Iterator<Item = Wanted> {
 }
 
 /// Neighbours that one read gets, in order.
-fn group(all: &[Wanted], worth: u64) -> Vec<&[Wanted]> {
+fn group(all: &[Wanted], distance: u64) -> Vec<&[Wanted]> {
     let end = |w: &Wanted| w.file + w.len as u64;
     let mut out = Vec::new();
     let mut from = 0;
     for i in 1..=all.len() {
         let cut = all.get(i).is_none_or(|w| {
             let before = end(&all[i - 1]);
-            w.file < before || w.file - before > worth || end(w) - all[from].file > READ as u64
+            w.file < before || w.file - before > distance || end(w) - all[from].file > READ as u64
         });
         if cut {
             out.push(&all[from..i]);
@@ -111,7 +111,8 @@ mod tests {
             wanted(50_005, 10, 0),
             wanted(60_000, READ, 0),
         ];
-        let sizes = |worth| -> Vec<usize> { group(&all, worth).iter().map(|g| g.len()).collect() };
+        let sizes =
+            |distance| -> Vec<usize> { group(&all, distance).iter().map(|g| g.len()).collect() };
         assert_eq!(sizes(1000), [3, 1, 1, 1]);
         assert_eq!(sizes(10), [2, 1, 1, 1, 1]);
         assert_eq!(sizes(0), [2, 1, 1, 1, 1]);

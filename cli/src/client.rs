@@ -6,7 +6,7 @@ use crate::loudest::Loudest;
 use crate::progress::{Display, pace};
 use crate::services::channel;
 use crate::terminal::{Shown, say, tell};
-use crate::{CANNOT_RUN, capture, glue, inspect};
+use crate::{CANNOT_RUN, capture, inspect, setup};
 use anyhow::{Context, Result, anyhow, bail};
 use futures::{StreamExt, TryStreamExt};
 use indicatif::HumanBytes;
@@ -82,12 +82,12 @@ async fn submit_all(config: &Config, args: SubmitArgs) -> Result<Vec<String>> {
     for (name, why) in &found.skipped {
         tell!("skipped {}: {}", Shown(name), Shown(why));
     }
-    let objects = glue::store(&config.store.url, &sources).await?;
-    let rules = glue::compile_rules(config, objects.as_ref(), &args.job).await?;
+    let objects = setup::store(&config.store.url, &sources).await?;
+    let rules = setup::compile_rules(config, objects.as_ref(), &args.job).await?;
     let mut client = client(config)?;
     let mut jobs = Vec::new();
     for source in found.captures {
-        let mut spec = glue::spec(config, &args.job, &source)?;
+        let mut spec = setup::spec(config, &args.job, &source)?;
         // Evidence that only the services can reach is none of this machine's business.
         if let Ok(opened) = sources.open(&source).await
             && let Some(what) = inspect::line(&sources, opened.as_ref(), spec.chunk_size).await
@@ -155,9 +155,9 @@ async fn stored(
     config: &Config,
     only: Option<&str>,
 ) -> Result<Vec<(JobProgress, Option<Manifest>)>> {
-    let objects = glue::existing_store(config).await?;
+    let objects = setup::existing_store(config).await?;
     let jobs = match only {
-        Some(j) => vec![glue::pick_job(objects.as_ref(), Some(j)).await?],
+        Some(j) => vec![setup::pick_job(objects.as_ref(), Some(j)).await?],
         None => objects.list_folders("jobs/").await?,
     };
     let read_one = |job: String| {
@@ -286,7 +286,7 @@ pub(crate) async fn status(config: &Config, job: &str) -> Result<u8> {
         say!("  waits: {}", Shown(w));
     }
     if p.state.as_ref().is_some_and(|s| !s.phase().is_final()) {
-        let objects = glue::existing_store(config).await.ok();
+        let objects = setup::existing_store(config).await.ok();
         for line in Loudest::new(objects, job).all().await {
             say!("  {line}");
         }
@@ -306,7 +306,7 @@ pub(crate) async fn watch(config: &Config, job: &str) -> Result<u8> {
         .into_inner();
     let mut display = Display::new(job, false);
     let mut last = None;
-    let mut loudest = Loudest::new(glue::existing_store(config).await.ok(), job);
+    let mut loudest = Loudest::new(setup::existing_store(config).await.ok(), job);
     while let Some(p) = stream.message().await.map_err(|s| explain(config, &s))? {
         display.show(&p);
         if p.state.as_ref().is_some_and(|s| !s.phase().is_final()) {

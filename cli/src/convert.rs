@@ -4,7 +4,7 @@ use crate::args::ConvertArgs;
 use crate::config::Config;
 use crate::scan::GAPS;
 use crate::terminal::{Shown, tell};
-use crate::{evidence, glue};
+use crate::{evidence, setup};
 use anyhow::{Context, Result, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use ramsift_layers::ByteSource;
@@ -47,7 +47,7 @@ impl To {
     /// The folder of the file that is written first.
     fn folder(&self, config: &Config) -> PathBuf {
         match self {
-            Self::Object(..) => glue::temporary(&config.worker.spill),
+            Self::Object(..) => setup::temporary(&config.worker.spill),
             Self::File(p) => match p.parent() {
                 Some(d) if !d.as_os_str().is_empty() => d.to_owned(),
                 _ => Path::new(".").to_owned(),

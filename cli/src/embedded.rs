@@ -1,7 +1,7 @@
 //! All four services in one process: in-process queue and ledger, no port opened.
 
 use crate::config::Config;
-use crate::glue::{self, LocalFinaliser, Specs, YaraVerdicts, finalise_info};
+use crate::setup::{self, LocalFinaliser, Specs, YaraVerdicts, finalise_info};
 use anyhow::Result;
 use ramsift_aggregator::{Aggregator, CommitLimits};
 use ramsift_chunk_worker::tasks_in_hand;
@@ -84,7 +84,7 @@ pub(crate) async fn start(
             deployment: EMBEDDED,
             only: Some(jobs),
             unpack: config.unpack.limits(),
-            spill: glue::temporary(&config.worker.spill),
+            spill: setup::temporary(&config.worker.spill),
             ..ramsift_coordinator::Config::default()
         },
         ramsift_coordinator::Deps {
@@ -105,7 +105,7 @@ pub(crate) async fn start(
     let mut tasks = JoinSet::new();
     let (c, s) = (coordinator.clone(), stop.clone());
     tasks.spawn(async move { c.run(s).await });
-    let disk = glue::disk(config);
+    let disk = setup::disk(config);
     let worker = worker_config(config, "embedded", EMBEDDED, disk.clone());
     let deps = ramsift_chunk_worker::Deps {
         queue: queue.clone(),
@@ -125,7 +125,7 @@ pub(crate) async fn start(
         sources,
         readiness,
     };
-    let structured = glue::structured(config, "embedded".into(), EMBEDDED, disk).await?;
+    let structured = setup::structured(config, "embedded".into(), EMBEDDED, disk).await?;
     tasks.spawn(ramsift_structured_worker::run(
         structured,
         deps,

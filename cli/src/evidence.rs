@@ -2,7 +2,7 @@
 //! kernel was found before.
 
 use crate::config::Config;
-use crate::glue;
+use crate::setup;
 use crate::terminal::{Shown, tell};
 use anyhow::{Context, Result, anyhow, bail};
 use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
@@ -51,10 +51,10 @@ pub(crate) async fn named(config: &Config, name: &str) -> Result<Named> {
     }
     let neither =
         |why: &dyn std::fmt::Display| anyhow!("{name} is neither a file nor a job: {why:#}");
-    let objects = glue::existing_store(config)
+    let objects = setup::existing_store(config)
         .await
         .map_err(|e| neither(&format!("{e:#}")))?;
-    let job = glue::pick_job(objects.as_ref(), Some(name))
+    let job = setup::pick_job(objects.as_ref(), Some(name))
         .await
         .map_err(|e| neither(&e))?;
     let Some((plan, _)) = read_opt::<Plan>(objects.as_ref(), &Keys::new(&job).plan()).await? else {
@@ -122,7 +122,7 @@ pub(crate) async fn unpack(
     config: &Config,
     source: Arc<dyn ByteSource>,
 ) -> Result<(Arc<dyn ByteSource>, FromContainer)> {
-    let folder = glue::temporary(&config.worker.spill);
+    let folder = setup::temporary(&config.worker.spill);
     let limits = config.unpack.limits();
     let pin = source.pin().clone();
     tell!(

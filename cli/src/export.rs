@@ -3,9 +3,9 @@
 use crate::args::{ArtifactArgs, ExportArgs, ExportFormat};
 use crate::artifacts::{COLUMNS, Opened, Stored};
 use crate::config::Config;
-use crate::glue;
 use crate::overview::rows_of_query;
 use crate::rows::{write_csv, write_json};
+use crate::setup;
 use crate::terminal::{say, shown_json};
 use anyhow::{Context, Result, bail};
 use arrow::array::RecordBatch;
@@ -54,8 +54,8 @@ fn write_timesketch(out: &mut dyn Write, b: &RecordBatch) -> Result<()> {
 
 /// `ramsift export`
 pub(crate) async fn export(config: &Config, args: ExportArgs) -> Result<u8> {
-    let objects = glue::existing_store(config).await?;
-    let job = glue::pick_job(objects.as_ref(), args.job.as_deref()).await?;
+    let objects = setup::existing_store(config).await?;
+    let job = setup::pick_job(objects.as_ref(), args.job.as_deref()).await?;
     let t = Tables::new(objects.clone(), &QueryLimits::default())?;
     let there = t.register_jobs(std::slice::from_ref(&job)).await?;
     if there.is_empty() {
@@ -114,7 +114,7 @@ pub(crate) async fn export(config: &Config, args: ExportArgs) -> Result<u8> {
 
 /// `ramsift artifact`
 pub(crate) async fn artifact(config: &Config, args: ArtifactArgs) -> Result<u8> {
-    let objects = glue::existing_store(config).await?;
+    let objects = setup::existing_store(config).await?;
     let wanted = args.sha256.to_ascii_lowercase();
     if wanted.len() < 4 || !wanted.bytes().all(|b| b.is_ascii_hexdigit()) {
         bail!(
@@ -123,7 +123,7 @@ pub(crate) async fn artifact(config: &Config, args: ArtifactArgs) -> Result<u8> 
         );
     }
     let jobs = match &args.job {
-        Some(j) => vec![glue::pick_job(objects.as_ref(), Some(j)).await?],
+        Some(j) => vec![setup::pick_job(objects.as_ref(), Some(j)).await?],
         None => objects.list_folders("jobs/").await?,
     };
     let t = Tables::new(objects.clone(), &QueryLimits::default())?;

@@ -309,7 +309,7 @@ async fn of_source(look: &Look, source: Arc<CountedSource>, row: &mut Row) -> Re
     };
     row.size = Some(source.len());
     row.chunks = Some(chunks.count(source.len()));
-    let far = source.worth() >= FAR;
+    let far = source.coalesce_distance() >= FAR;
     if far && !look.deep {
         let seen = outline(source.as_ref()).await;
         if let Some(o) = seen.map_err(|e| e.to_string())? {

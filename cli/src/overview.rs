@@ -4,7 +4,7 @@ use crate::args::OverviewArgs;
 use crate::config::Config;
 use crate::results::session;
 use crate::terminal::{Shown, count, say};
-use crate::{glue, terminal};
+use crate::{setup, terminal};
 use anyhow::{Context, Result};
 use arrow::array::{Array, AsArray, RecordBatch};
 use arrow::util::display::{ArrayFormatter, FormatOptions};
@@ -72,8 +72,8 @@ pub(crate) fn section(
 
 /// Runs the command.
 pub(crate) async fn run(config: &Config, args: OverviewArgs) -> Result<u8> {
-    let objects = glue::existing_store(config).await?;
-    let job = glue::pick_job(objects.as_ref(), args.job.as_deref()).await?;
+    let objects = setup::existing_store(config).await?;
+    let job = setup::pick_job(objects.as_ref(), args.job.as_deref()).await?;
     let (m, _): (Manifest, _) = read(objects.as_ref(), &Keys::new(&job).manifest())
         .await
         .with_context(|| {

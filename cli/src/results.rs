@@ -4,7 +4,7 @@ use crate::args::{QueryArgs, ResultsArgs};
 use crate::config::Config;
 use crate::overview::texts;
 use crate::terminal::{Shown, tell};
-use crate::{glue, rows, suggest};
+use crate::{rows, setup, suggest};
 use anyhow::{Result, bail};
 use arrow::array::{AsArray, RecordBatch};
 use ramsift_aggregator::so_far;
@@ -76,11 +76,11 @@ async fn unfinished(t: &Tables, objects: &dyn Objects, job: &str) -> Result<Vec<
 
 /// `ramsift results`
 pub(crate) async fn results(config: &Config, args: ResultsArgs) -> Result<u8> {
-    let objects = glue::existing_store(config).await?;
+    let objects = setup::existing_store(config).await?;
     let jobs = if args.all {
         objects.list_folders("jobs/").await?
     } else {
-        vec![glue::pick_job(objects.as_ref(), args.job.as_deref()).await?]
+        vec![setup::pick_job(objects.as_ref(), args.job.as_deref()).await?]
     };
     let (t, there) = session(objects, &jobs).await?;
     if there.is_empty() {
@@ -388,10 +388,10 @@ fn explained(e: StoreError, sql: &str, there: &[String]) -> anyhow::Error {
 
 /// `ramsift query`
 pub(crate) async fn query(config: &Config, args: QueryArgs) -> Result<u8> {
-    let objects = glue::existing_store(config).await?;
+    let objects = setup::existing_store(config).await?;
     let mut jobs = Vec::new();
     for j in &args.job {
-        jobs.push(glue::pick_job(objects.as_ref(), Some(j)).await?);
+        jobs.push(setup::pick_job(objects.as_ref(), Some(j)).await?);
     }
     if jobs.is_empty() {
         jobs = objects.list_folders("jobs/").await?;

@@ -23,7 +23,7 @@ pub(crate) fn run(command: RulesCommand) -> Result<u8> {
 
 /// Loads rules and says what is wrong with them.
 fn load(paths: &[PathBuf], define: &[String]) -> Result<RuleSet> {
-    let set = load_rules(paths, crate::glue::defines(define)?)?;
+    let set = load_rules(paths, crate::setup::defines(define)?)?;
     for w in set.warnings() {
         say!("warning  {}", Shown(w.to_string()));
     }

@@ -5,7 +5,7 @@ use crate::config::Config;
 use crate::embedded::{self, Embedded};
 use crate::progress::Display;
 use crate::terminal::{Shown, tell};
-use crate::{CANNOT_RUN, capture, glue, inspect, summary};
+use crate::{CANNOT_RUN, capture, inspect, setup, summary};
 use anyhow::{Context, Result, bail};
 use futures::StreamExt;
 use ramsift_layers::source::Sources;
@@ -74,16 +74,16 @@ pub(crate) async fn run(config: &Config, args: ScanArgs) -> Result<u8> {
         tell!("skipped {}: {}", Shown(name), Shown(why));
     }
     let store = args.out.clone().unwrap_or_else(|| config.store.url.clone());
-    let objects = glue::store(&store, &sources).await?;
+    let objects = setup::store(&store, &sources).await?;
     ramsift_store::objects::check_conditions(objects.as_ref())
         .await
         .context("results store")?;
-    let clamd = glue::clamd(args.clamd.as_deref().unwrap_or(&config.clamd.address)).await?;
-    let rules = glue::compile_rules(config, objects.as_ref(), &args.job).await?;
+    let clamd = setup::clamd(args.clamd.as_deref().unwrap_or(&config.clamd.address)).await?;
+    let rules = setup::compile_rules(config, objects.as_ref(), &args.job).await?;
     let mut todo = Vec::new();
     let mut worst = 0;
     for source in found.captures {
-        let mut spec = glue::spec(config, &args.job, &source)?;
+        let mut spec = setup::spec(config, &args.job, &source)?;
         spec.clamav = clamd.is_some();
         spec.rules_digest = rules
             .as_ref()

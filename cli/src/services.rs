@@ -2,7 +2,7 @@
 
 use crate::config::{Client, Config};
 use crate::embedded::worker_config;
-use crate::glue::{self, Specs, YaraVerdicts, finalise_info};
+use crate::setup::{self, Specs, YaraVerdicts, finalise_info};
 use anyhow::{Context, Result};
 use async_trait::async_trait;
 use ramsift_aggregator::{Aggregator, CommitLimits};
@@ -85,7 +85,7 @@ async fn shared(config: &Config, what: &str) -> Result<Shared> {
     let sources = Sources::new(config.s3.to_layers()?)
         .only(config.sources.allowed()?)
         .owning(&config.store.url);
-    let objects = glue::store(&config.store.url, &sources).await?;
+    let objects = setup::store(&config.store.url, &sources).await?;
     let queue: Arc<dyn Queue> = Arc::new(RabbitQueue::new(RabbitConfig {
         url: config.queue.url.clone(),
         prefix: config.queue.prefix.clone(),
@@ -301,7 +301,7 @@ pub(crate) async fn coordinator(config: &Config) -> Result<u8> {
             lease: Duration::from_secs(c.lease_seconds.max(1)),
             smallest: c.smallest_bytes.max(1 << 16),
             unpack: config.unpack.limits(),
-            spill: glue::temporary(&config.worker.spill),
+            spill: setup::temporary(&config.worker.spill),
             ..ramsift_coordinator::Config::default()
         },
         ramsift_coordinator::Deps {
@@ -350,7 +350,7 @@ pub(crate) async fn chunk_worker(config: &Config) -> Result<u8> {
             config,
             &instance("chunk-worker"),
             Deployment::Cluster,
-            glue::disk(config),
+            setup::disk(config),
         ),
         deps,
         s.stop,
@@ -366,7 +366,7 @@ async fn await_clamd(
 ) -> Result<Option<ramsift_engines::clamav::Clamd>> {
     let mut wait = Duration::from_millis(500);
     loop {
-        match glue::clamd(&config.clamd.address).await {
+        match setup::clamd(&config.clamd.address).await {
             Ok(c) => {
                 s.readiness.ready("clamd");
                 return Ok(c);
@@ -399,8 +399,8 @@ pub(crate) async fn structured_worker(config: &Config) -> Result<u8> {
         readiness: s.readiness,
     };
     let name = instance("structured-worker");
-    let disk = glue::disk(config);
-    let c = glue::structured(config, name, Deployment::Cluster, disk).await?;
+    let disk = setup::disk(config);
+    let c = setup::structured(config, name, Deployment::Cluster, disk).await?;
     ramsift_structured_worker::run(c, deps, s.stop).await;
     Ok(0)
 }
@@ -416,7 +416,7 @@ pub(crate) async fn aggregator(config: &Config) -> Result<u8> {
         total: usize::try_from(config.aggregator.memory_bytes).unwrap_or(usize::MAX),
         ..CommitLimits::default()
     };
-    let clamd = glue::clamd(&config.clamd.address)
+    let clamd = setup::clamd(&config.clamd.address)
         .await
         .unwrap_or_else(|e| {
             tracing::warn!(

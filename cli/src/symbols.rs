@@ -2,7 +2,7 @@
 
 use crate::args::SymbolsCommand;
 use crate::config::Config;
-use crate::glue;
+use crate::setup;
 use crate::terminal::say;
 use anyhow::{Context, Result, anyhow, bail};
 use ramsift_layers::source::{Sources, split_s3_url};
@@ -33,7 +33,7 @@ fn folder(config: &Config) -> Result<PathBuf> {
 pub(crate) async fn means(config: &Config) -> Result<Means> {
     let symbols = if split_s3_url(&config.symbols.store).is_some() {
         let sources = Sources::new(config.s3.to_layers()?);
-        let objects = glue::store(&config.symbols.store, &sources).await?;
+        let objects = setup::store(&config.symbols.store, &sources).await?;
         Some(symbol_store(objects, config.symbols.servers.clone()))
     } else {
         // A folder that doesn't exist has no files.
@@ -57,7 +57,7 @@ pub(crate) async fn means(config: &Config) -> Result<Means> {
 pub(crate) async fn run(config: &Config, command: SymbolsCommand) -> Result<u8> {
     if split_s3_url(&config.symbols.store).is_some() {
         let sources = Sources::new(config.s3.to_layers()?);
-        let files = ObjectFiles::new(glue::store(&config.symbols.store, &sources).await?);
+        let files = ObjectFiles::new(setup::store(&config.symbols.store, &sources).await?);
         return tokio::task::spawn_blocking(move || with(files, command)).await?;
     }
     let files = Folder::new(folder(config)?);

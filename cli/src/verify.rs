@@ -3,8 +3,8 @@
 use crate::args::VerifyArgs;
 use crate::config::Config;
 use crate::evidence::as_scanned;
-use crate::glue;
 use crate::overview::rows_of_query;
+use crate::setup;
 use crate::terminal::say;
 use anyhow::{Context, Result, bail};
 use ramsift_layers::FileOffset;
@@ -105,17 +105,17 @@ async fn referred(objects: &Arc<dyn Objects>, job: &str) -> Result<u64> {
 async fn find(config: &Config, name: &str) -> Result<(Arc<dyn Objects>, String)> {
     if Path::new(name).is_dir() {
         let objects: Arc<dyn Objects> = Arc::new(LocalObjects::open_existing(Path::new(name))?);
-        let job = glue::pick_job(objects.as_ref(), None).await?;
+        let job = setup::pick_job(objects.as_ref(), None).await?;
         return Ok((objects, job));
     }
     if split_s3_url(name).is_some() {
         let sources = Sources::new(config.s3.to_layers()?);
-        let objects = glue::store(name, &sources).await?;
-        let job = glue::pick_job(objects.as_ref(), None).await?;
+        let objects = setup::store(name, &sources).await?;
+        let job = setup::pick_job(objects.as_ref(), None).await?;
         return Ok((objects, job));
     }
-    let objects = glue::existing_store(config).await?;
-    let job = glue::pick_job(objects.as_ref(), Some(name)).await?;
+    let objects = setup::existing_store(config).await?;
+    let job = setup::pick_job(objects.as_ref(), Some(name)).await?;
     Ok((objects, job))
 }
 

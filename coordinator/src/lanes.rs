@@ -100,7 +100,7 @@ pub(crate) async fn watch(
     lanes: Arc<Mutex<Lanes>>,
     stop: CancellationToken,
 ) {
-    // The first answer is about what was published before this reign, which publishes all of that again.
+    // The first answer is about what was published before this term, which publishes all of that again.
     let mut first = true;
     loop {
         // Without an answer nothing is known, and readiness says why.

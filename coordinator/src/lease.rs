@@ -39,7 +39,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// Notes an epoch that states were written under: the next reign's is higher.
+    /// Notes an epoch that states were written under: the next term's is higher.
     pub fn used(&mut self, epoch: u64) {
         self.used = self.used.max(epoch);
     }
@@ -115,7 +115,7 @@ impl Lease {
         }
     }
 
-    /// The number of this reign; every later one is higher.
+    /// The number of this term; every later one is higher.
     pub fn epoch(&self) -> u64 {
         self.record.epoch
     }

@@ -10,12 +10,12 @@
 mod check;
 mod job;
 mod lanes;
+mod leadership;
 mod lease;
 mod lost;
 mod metrics;
 mod outage;
 mod plan;
-mod reign;
 mod retry;
 mod schedule;
 mod server;

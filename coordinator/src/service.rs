@@ -3,10 +3,10 @@
 use crate::check::{SubmitError, check};
 use crate::job::Job;
 use crate::lanes;
+use crate::leadership::Leadership;
 use crate::lease::{Lease, Watch};
 use crate::metrics::Metrics;
 use crate::outage::Outage;
-use crate::reign::Reign;
 use crate::retry::{RETRIES, RetryError, ended, queue_again};
 use crate::{Config, Deps};
 use futures::StreamExt;
@@ -60,7 +60,7 @@ pub(crate) struct Inner {
     /// Who is active, while this one stands by.
     pub(crate) active: Mutex<Option<String>>,
     /// This one is active.
-    pub(crate) reigns: AtomicBool,
+    pub(crate) leads: AtomicBool,
     /// The highest epoch that states were seen with.
     pub(crate) used_epoch: AtomicU64,
     /// Jobs that are complete, which nothing changes any more: a list of a thousand need not read each of them again.
@@ -87,7 +87,7 @@ impl Coordinator {
             progress: Mutex::default(),
             cancels: Mutex::default(),
             active: Mutex::default(),
-            reigns: AtomicBool::new(false),
+            leads: AtomicBool::new(false),
             used_epoch: AtomicU64::new(0),
             complete: Mutex::default(),
             good_rules: Mutex::default(),
@@ -168,7 +168,7 @@ impl Coordinator {
     async fn tell_active(&self) {
         self.inner.wake.notify_one();
         let inner = &self.inner;
-        if inner.reigns.load(Ordering::Relaxed) || inner.config.deployment.is_embedded() {
+        if inner.leads.load(Ordering::Relaxed) || inner.config.deployment.is_embedded() {
             return;
         }
         let note = uuid::Uuid::now_v7().to_string();
@@ -262,7 +262,7 @@ impl Coordinator {
         let mut watch = Watch::default();
         let mut told = String::new();
         while !stop.is_cancelled() {
-            match self.reign(&mut watch, &stop).await {
+            match self.lead(&mut watch, &stop).await {
                 Ok(()) => {}
                 Err(e) => {
                     let why = e.to_string();
@@ -320,13 +320,13 @@ impl Coordinator {
         lock(&self.inner.active).clone()
     }
 
-    /// Notes an epoch of another reign: the next of this coordinator's is higher.
+    /// Notes an epoch of another term: the next of this coordinator's is higher.
     pub(crate) fn saw_epoch(&self, epoch: u64) {
         self.inner.used_epoch.fetch_max(epoch, Ordering::Relaxed);
     }
 
     /// One time as the active coordinator, from getting the lease to losing it.
-    async fn reign(&self, watch: &mut Watch, stop: &CancellationToken) -> Result<(), StoreError> {
+    async fn lead(&self, watch: &mut Watch, stop: &CancellationToken) -> Result<(), StoreError> {
         let inner = &self.inner;
         let lost = CancellationToken::new();
         let mut keeper = None;
@@ -349,42 +349,42 @@ impl Coordinator {
             }
         }
         inner.deps.readiness.ready("store");
-        inner.reigns.store(true, Ordering::Relaxed);
+        inner.leads.store(true, Ordering::Relaxed);
         tracing::info!(epoch, "active");
-        let mut reign = Reign::new(self.clone(), epoch);
+        let mut own = Leadership::new(self.clone(), epoch);
         let watching = CancellationToken::new();
         let grave = tokio::spawn(dead_letters(
             inner.clone(),
-            reign.events_in.clone(),
+            own.events_in.clone(),
             watching.clone(),
         ));
         // A queue in this process loses nothing, and its workers are here.
         if !inner.config.deployment.is_embedded() {
-            let (queue, lanes) = (inner.deps.queue.clone(), reign.lanes.clone());
+            let (queue, lanes) = (inner.deps.queue.clone(), own.lanes.clone());
             tokio::spawn(lanes::watch(queue, lanes, watching.clone()));
         }
         let done = loop {
             if stop.is_cancelled() || lost.is_cancelled() {
                 break Ok(());
             }
-            match reign.tick().await {
+            match own.tick().await {
                 Ok(true) => {}
                 Ok(false) => break Ok(()),
                 Err(e) => break Err(e),
             }
             let mut pause = inner.config.poll;
-            if reign.is_at_a_turn() {
+            if own.is_at_a_turn() {
                 pause /= 5;
             }
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = inner.wake.notified() => {}
-                Some(e) = reign.events.recv() => reign.backlog.push(e),
+                Some(e) = own.events.recv() => own.backlog.push(e),
                 () = stop.cancelled() => {}
                 () = lost.cancelled() => {}
             }
         };
-        inner.reigns.store(false, Ordering::Relaxed);
+        inner.leads.store(false, Ordering::Relaxed);
         inner.metrics.set(None);
         watching.cancel();
         grave.abort();

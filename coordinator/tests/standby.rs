@@ -176,7 +176,7 @@ async fn a_job_that_has_ended_runs_again_when_a_standby_is_asked() {
     until("it runs once more", async || is(JobPhase::Running).await).await;
 }
 
-/// A state that the first reign wrote is under the second's epoch before that one does anything: what the first still
+/// A state that the first term wrote is under the second's epoch before that one does anything: what the first still
 /// writes meets another version.
 #[tokio::test]
 async fn what_an_old_reign_writes_is_refused() {
@@ -185,7 +185,7 @@ async fn what_an_old_reign_writes_is_refused() {
     let a = w.coordinator("a", "s3://");
     let submitted = a.submit(spec("j", "s3://b/k")).await.expect("stored");
     assert_eq!(submitted, Submitted::New);
-    // The job as a reign of epoch 7 left it, whose lease object is lost besides.
+    // The job as a term of epoch 7 left it, whose lease object is lost besides.
     let key = Keys::new("j").state();
     let left = JobState {
         job: "j".into(),

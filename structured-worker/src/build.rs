@@ -180,7 +180,7 @@ async fn on_kernel(
     let near = image.over(near).paged_bytes();
     let cache = means.cache / worker.config.slots.max(1) as u64;
     let work = move || {
-        let around = near.worth();
+        let around = near.coalesce_distance();
         let symbols = means.symbols.as_deref();
         let looked = known.is_none();
         let (memory, runs, anchors, found_by) = match known {

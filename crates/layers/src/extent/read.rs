@@ -147,8 +147,8 @@ impl ByteSource for Decoded {
         self.stored.check_pin().await
     }
 
-    fn worth(&self) -> u64 {
-        self.stored.worth()
+    fn coalesce_distance(&self) -> u64 {
+        self.stored.coalesce_distance()
     }
 
     fn len(&self) -> u64 {
@@ -265,7 +265,7 @@ async fn read(
         return Ok(());
     }
     far.sort_unstable_by_key(|p| (p.source, p.second));
-    let groups = group(&far, stored.worth());
+    let groups = group(&far, stored.coalesce_distance());
     let reads: Vec<_> = groups
         .iter()
         .map(|g| {
@@ -308,12 +308,12 @@ async fn read(
 }
 
 /// Neighbours that one read gets.
-fn group(all: &[Part], worth: u64) -> Vec<&[Part]> {
+fn group(all: &[Part], distance: u64) -> Vec<&[Part]> {
     let mut out = Vec::new();
     let (mut from, mut end) = (0, 0u64);
     for (i, p) in all.iter().enumerate() {
         let first = all.get(from).map_or(0, |p| p.source);
-        let cut = p.source > end.saturating_add(worth) || p.source + p.len > first + READ;
+        let cut = p.source > end.saturating_add(distance) || p.source + p.len > first + READ;
         if i > from && cut {
             out.push(&all[from..i]);
             from = i;

@@ -23,10 +23,10 @@ pub(super) struct Ahead<'a> {
 
 impl<'a> Ahead<'a> {
     pub(super) fn new(source: &'a dyn ByteSource) -> Self {
-        let worth = source.worth();
+        let distance = source.coalesce_distance();
         Self {
             source,
-            step: if worth >= NETWORK { FAR } else { PAGE },
+            step: if distance >= NETWORK { FAR } else { PAGE },
             start: 0,
             bytes: Vec::new(),
         }

@@ -57,8 +57,8 @@ impl ByteSource for CountedSource {
         self.source.parts()
     }
 
-    fn worth(&self) -> u64 {
-        self.source.worth()
+    fn coalesce_distance(&self) -> u64 {
+        self.source.coalesce_distance()
     }
 
     fn len(&self) -> u64 {

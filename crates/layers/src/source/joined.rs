@@ -82,8 +82,12 @@ impl ByteSource for JoinedSource {
         }
     }
 
-    fn worth(&self) -> u64 {
-        self.parts.iter().map(|p| p.worth()).max().unwrap_or(0)
+    fn coalesce_distance(&self) -> u64 {
+        self.parts
+            .iter()
+            .map(|p| p.coalesce_distance())
+            .max()
+            .unwrap_or(0)
     }
 
     fn parts(&self) -> &[Arc<dyn ByteSource>] {

@@ -270,7 +270,7 @@ pub trait ByteSource: Send + Sync + fmt::Debug {
     }
 
     /// Bytes that are rather read in vain than skipped: what a read costs, in bytes.
-    fn worth(&self) -> u64 {
+    fn coalesce_distance(&self) -> u64 {
         16 << 10
     }
 

@@ -501,7 +501,7 @@ impl ByteSource for S3Source {
             .await
     }
 
-    fn worth(&self) -> u64 {
+    fn coalesce_distance(&self) -> u64 {
         512 << 10
     }
 

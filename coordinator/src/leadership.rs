@@ -35,7 +35,7 @@ const BATCH: usize = 64;
 /// Tries to write a state that others write to.
 const WRITES: usize = 4;
 
-/// A job's state under this reign's epoch, and its tag.
+/// A job's state under this term's epoch, and its tag.
 type Adopted = (JobState, String);
 
 /// Looks at the evidence once more before its job is sealed. The error says whether it is final.
@@ -52,8 +52,8 @@ fn look(job: &mut Job, lanes: &Lanes, longest: Duration) -> bool {
     lanes.has_no_chunks() && job.republish_lost(longest)
 }
 
-/// The state of one reign.
-pub(crate) struct Reign {
+/// The state of one term.
+pub(crate) struct Leadership {
     me: Coordinator,
     epoch: u64,
     jobs: BTreeMap<String, Job>,
@@ -70,7 +70,7 @@ pub(crate) struct Reign {
     news_at: Instant,
 }
 
-impl Reign {
+impl Leadership {
     pub(crate) fn new(me: Coordinator, epoch: u64) -> Self {
         let (events_in, events) = mpsc::channel(64);
         Self {
@@ -556,7 +556,7 @@ impl Reign {
         Ok(true)
     }
 
-    /// Writes a job's state under this reign's epoch. `false`: another coordinator did.
+    /// Writes a job's state under this term's epoch. `false`: another coordinator did.
     async fn write(&mut self, name: &str, phase: JobPhase, why: &str) -> Result<bool, StoreError> {
         let deps = self.deps();
         let Some(job) = self.jobs.get_mut(name) else {
@@ -582,18 +582,18 @@ impl Reign {
                 return Ok(false);
             }
             if found.phase().is_final() && found != next {
-                // An earlier reign ended it before this one had put its epoch there.
+                // An earlier term ended it before this one had put its epoch there.
                 self.jobs.remove(name);
                 self.ended.insert(name.to_owned());
                 return Ok(true);
             }
-            // Of an earlier reign, or of this one with its answer lost.
+            // Of an earlier term, or of this one with its answer lost.
             job.etag = etag;
         }
         Ok(false)
     }
 
-    /// Puts this reign's epoch on the state that an earlier one left: what that one still writes is refused from then on.
+    /// Puts this term's epoch on the state that an earlier one left: what that one still writes is refused from then on.
     /// `None`: the state has changed since it was read.
     async fn adopt(&self, state: JobState, etag: String) -> Result<Option<Adopted>, StoreError> {
         if state.epoch == 0 || state.epoch == self.epoch {
