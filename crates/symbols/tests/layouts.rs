@@ -128,6 +128,28 @@ fn a_table_of_symbol_files_has_their_types_and_globals() {
     assert!(!k.types().has_type("_NOBODY_ASKS"));
 }
 
+/// Some facts tell arrays by their bytes, below zero: of enumerations that is a number of elements.
+#[test]
+fn arrays_that_are_told_by_their_bytes_have_elements() {
+    let facts = serde_json::json!({
+        "builds": [{ "guid": "AA", "types": { "_EPROCESS": 0 } }],
+        "types": { "_EPROCESS": [[800, {
+            "Before": [0, "unsigned long"],
+            "History": [308, "[]", -80, ["enum", "long"]],
+            "Unknown": [600, "[]", -24, ["struct", "_NOBODY_KNOWS"]],
+            "Plain": [700, "[]", 3, ["unsigned long"]],
+        }]] },
+    });
+    let file = [("facts.json".to_owned(), facts.to_string().into_bytes())];
+    let made = pack("facts", &file).expect("packed");
+    let k = Layouts::read(&made).expect("sound").kernel("AA", BASE);
+    let k = k.expect("known").expect("sound");
+    let at = |field| k.types().field("_EPROCESS", field).expect(field);
+    assert_eq!((at("History").offset, at("History").size), (308, 80));
+    assert_eq!((at("Unknown").offset, at("Unknown").size), (600, 0));
+    assert_eq!((at("Plain").offset, at("Plain").size), (700, 12));
+}
+
 #[test]
 fn what_is_no_symbol_file_is_named() {
     let of = |text: &str| pack("", &[("x.json".to_owned(), text.as_bytes().to_vec())]);

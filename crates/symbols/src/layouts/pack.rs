@@ -384,7 +384,9 @@ fn keep(all: &BTreeMap<&str, &Value>) -> BTreeMap<String, Variant> {
         let Some((name, v)) = all.get_key_value(name) else {
             continue;
         };
-        let Ok(variant) = serde_json::from_value::<Variant>((*v).clone()) else {
+        let mut own = (*v).clone();
+        count_elements(&mut own);
+        let Ok(variant) = serde_json::from_value::<Variant>(own) else {
             continue;
         };
         if let Some(Value::Object(fields)) = v.get(1) {
@@ -395,6 +397,34 @@ fn keep(all: &BTreeMap<&str, &Value>) -> BTreeMap<String, Variant> {
         out.insert((*name).to_owned(), variant);
     }
     out
+}
+
+/// Bytes of an enumeration, as every compiler of these kernels has it.
+const ENUM: i64 = 4;
+
+/// Some sources give the length of an array whose elements they don't know the size of as bytes, below zero. It becomes a
+/// number of elements where these are enumerations, else none.
+fn count_elements(v: &mut Value) {
+    match v {
+        Value::Array(parts) => {
+            let array = parts.iter().position(|p| p.as_str() == Some("[]"));
+            if let Some(at) = array
+                && let Some(bytes) = parts.get(at + 1).and_then(Value::as_i64)
+                && bytes < 0
+            {
+                let element = parts.get(at + 2).and_then(|e| e.get(0)?.as_str());
+                let count = if element == Some("enum") {
+                    bytes.abs() / ENUM
+                } else {
+                    0
+                };
+                parts[at + 1] = count.into();
+            }
+            parts.iter_mut().for_each(count_elements);
+        }
+        Value::Object(fields) => fields.values_mut().for_each(count_elements),
+        _ => {}
+    }
 }
 
 /// Names of types that lie inside a field; what it points to does not.
