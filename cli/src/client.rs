@@ -8,6 +8,7 @@ use crate::services::channel;
 use crate::terminal::{Shown, say, tell};
 use crate::{CANNOT_RUN, capture, inspect, setup};
 use anyhow::{Context, Result, anyhow, bail};
+use futures::future::join_all;
 use futures::{StreamExt, TryStreamExt};
 use indicatif::HumanBytes;
 use ramsift_auth::{AuthChannel, describe, is_untrusted};
@@ -15,13 +16,15 @@ use ramsift_layers::source::{Sources, split_s3_url};
 use ramsift_proto::v1::coordinator_client::CoordinatorClient;
 use ramsift_proto::v1::{
     CancelRequest, GetJobRequest, JobPhase, JobProgress, JobSpec, JobState, ListJobsRequest,
-    RetryRequest, SubmitRequest,
+    RetryRequest, SubmitRequest, SubmitResponse,
 };
 use ramsift_store::job::read_opt;
 use ramsift_store::{Keys, Manifest};
 use tracing::Instrument;
 
-fn client(config: &Config) -> Result<CoordinatorClient<AuthChannel>> {
+type Client = CoordinatorClient<AuthChannel>;
+
+fn client(config: &Config) -> Result<Client> {
     let channel = channel(&config.client, "coordinator.url", &config.coordinator.url)?;
     Ok(CoordinatorClient::new(channel))
 }
@@ -68,6 +71,35 @@ pub(crate) async fn submit(config: &Config, args: SubmitArgs) -> Result<u8> {
     Ok(worst)
 }
 
+/// Captures that are looked at and handed in side by side.
+const SUBMITS: usize = 16;
+
+/// Looks at a capture and hands its job in. Gives the answer, and what the capture is.
+async fn submit_one(
+    config: &Config,
+    args: &SubmitArgs,
+    sources: &Sources,
+    mut client: Client,
+    rules: &str,
+    source: &str,
+) -> Result<(SubmitResponse, Option<String>)> {
+    let mut spec = setup::spec(config, &args.job, source)?;
+    let mut what = None;
+    // Evidence that only the services can reach is none of this machine's business.
+    if let Ok(opened) = sources.open(source).await {
+        what = inspect::line(sources, opened.as_ref(), spec.chunk_size).await;
+    }
+    spec.job = job_name();
+    spec.priority = args.priority;
+    spec.clamav = args.clamav;
+    rules.clone_into(&mut spec.rules_digest);
+    let span = tracing::info_span!("submit", job = spec.job);
+    let r = client.submit(SubmitRequest { spec: Some(spec) });
+    let taken = r.instrument(span).await;
+    let taken = taken.map_err(|s| explain(config, &s))?.into_inner();
+    Ok((taken, what))
+}
+
 /// Hands jobs in; gives their names.
 async fn submit_all(config: &Config, args: SubmitArgs) -> Result<Vec<String>> {
     let sources = Sources::new(config.s3.to_layers()?);
@@ -84,36 +116,39 @@ async fn submit_all(config: &Config, args: SubmitArgs) -> Result<Vec<String>> {
     }
     let objects = setup::store(&config.store.url, &sources).await?;
     let rules = setup::compile_rules(config, objects.as_ref(), &args.job).await?;
-    let mut client = client(config)?;
+    let rules = rules.map(|r| hex::encode(r.digest())).unwrap_or_default();
+    let client = client(config)?;
     let mut jobs = Vec::new();
-    for source in found.captures {
-        let mut spec = setup::spec(config, &args.job, &source)?;
-        // Evidence that only the services can reach is none of this machine's business.
-        if let Ok(opened) = sources.open(&source).await
-            && let Some(what) = inspect::line(&sources, opened.as_ref(), spec.chunk_size).await
-        {
-            tell!("{}: {}", Shown(&source), Shown(what));
+    // Looking at a capture takes a few reads of the store: some are looked at side by side.
+    for batch in found.captures.chunks(SUBMITS) {
+        let all = batch
+            .iter()
+            .map(|source| submit_one(config, &args, &sources, client.clone(), &rules, source));
+        let mut failed = None;
+        for (source, taken) in batch.iter().zip(join_all(all).await) {
+            let (taken, what) = match taken {
+                Ok(t) => t,
+                Err(e) => {
+                    failed.get_or_insert(e);
+                    continue;
+                }
+            };
+            if let Some(what) = what {
+                tell!("{}: {}", Shown(source), Shown(what));
+            }
+            if !taken.active.is_empty() {
+                tell!(
+                    "taken by a coordinator that stands by; {} runs jobs and was told",
+                    Shown(&taken.active)
+                );
+            }
+            say!("{}  {}", taken.job, Shown(source));
+            jobs.push(taken.job);
         }
-        spec.job = job_name();
-        spec.priority = args.priority;
-        spec.clamav = args.clamav;
-        spec.rules_digest = rules
-            .as_ref()
-            .map(|r| hex::encode(r.digest()))
-            .unwrap_or_default();
-        let span = tracing::info_span!("submit", job = spec.job);
-        let r = client.submit(SubmitRequest { spec: Some(spec) });
-        let taken = r.instrument(span).await;
-        let taken = taken.map_err(|s| explain(config, &s))?.into_inner();
-        if !taken.active.is_empty() {
-            tell!(
-                "taken by a coordinator that stands by; {} runs jobs and was told",
-                Shown(&taken.active)
-            );
+        // What was handed in beside it has been said.
+        if let Some(e) = failed {
+            return Err(e);
         }
-        let job = taken.job;
-        say!("{job}  {}", Shown(&source));
-        jobs.push(job);
     }
     Ok(jobs)
 }
