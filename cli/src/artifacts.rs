@@ -13,6 +13,9 @@ use std::sync::Arc;
 /// Columns of an artifact that say where it is, in the order of [`Stored::of`].
 pub(crate) const COLUMNS: &str = "sha256, size, object, object_offset, extents";
 
+/// Bytes of an artifact at most: more than jobs recover, and little enough to hold.
+const LARGEST: u64 = 4 << 30;
+
 /// An artifact, and where its content is.
 #[derive(Clone, Debug)]
 pub(crate) struct Stored {
@@ -36,7 +39,8 @@ impl Stored {
             bail!("the table of artifacts lacks a column");
         };
         let damaged = || anyhow!("the row of artifact {sha256} is damaged");
-        let size = size.parse().map_err(|_| damaged())?;
+        let size = size.parse().ok().filter(|n| *n <= LARGEST);
+        let size = size.ok_or_else(damaged)?;
         let at = if object.is_empty() {
             Place::Image(Placed::parse(extents, size).ok_or_else(damaged)?)
         } else {
@@ -214,6 +218,7 @@ mod tests {
         );
         for bad in [
             ["ab", "x", "packs/x", "5", ""],
+            ["ab", "4294967297", "", "", "[[null,4294967297]]"],
             ["ab", "10", "packs/x", "", ""],
             ["ab", "10", "", "", "[[0,11]]"],
             ["ab", "10", "", "", ""],

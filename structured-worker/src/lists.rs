@@ -195,7 +195,9 @@ impl Lists {
     /// Lists the artifacts of a batch of their table.
     pub(crate) fn files(&mut self, rows: &RecordBatch) -> Result<(), String> {
         let (mut list, mut bytes) = (FileList::default(), 0);
-        for f in recovered(rows).ok_or("the table of artifacts lacks a column")? {
+        for f in recovered(rows)
+            .ok_or("the table of artifacts lacks a column, or a place in it can't be read")?
+        {
             bytes += f.size;
             list.files.push(f);
             if bytes >= LIST {
@@ -235,31 +237,35 @@ fn recovered(rows: &RecordBatch) -> Option<Vec<Recovered>> {
         number("object_offset")?,
     );
     let physical = number("physical_address")?;
-    let row = |i: usize| Recovered {
-        kind: kind.value(i).to_owned(),
-        name: if name.is_valid(i) { name.value(i) } else { "" }.to_owned(),
-        sha256: sha256.value(i).to_owned(),
-        size: size.value(i),
-        object: if object.is_valid(i) {
-            object.value(i)
-        } else {
-            ""
-        }
-        .to_owned(),
-        object_offset: if inside.is_valid(i) {
-            inside.value(i)
-        } else {
-            0
-        },
-        extents: Some(i)
-            .filter(|i| extents.is_valid(*i))
-            .and_then(|i| Placed::parse(extents.value(i), size.value(i)))
-            .unwrap_or_default(),
-        image_offset: at.value(i),
-        physical_address: physical.is_valid(i).then(|| physical.value(i)),
-        gap: gap.is_valid(i).then(|| gap.value(i).to_owned()),
+    let row = |i: usize| {
+        // A place that can't be read is an error: zeros in its stead would be content that was not there.
+        let places = match extents.is_valid(i) {
+            true => Placed::parse(extents.value(i), size.value(i))?,
+            false => Placed::default(),
+        };
+        Some(Recovered {
+            kind: kind.value(i).to_owned(),
+            name: if name.is_valid(i) { name.value(i) } else { "" }.to_owned(),
+            sha256: sha256.value(i).to_owned(),
+            size: size.value(i),
+            object: if object.is_valid(i) {
+                object.value(i)
+            } else {
+                ""
+            }
+            .to_owned(),
+            object_offset: if inside.is_valid(i) {
+                inside.value(i)
+            } else {
+                0
+            },
+            extents: places,
+            image_offset: at.value(i),
+            physical_address: physical.is_valid(i).then(|| physical.value(i)),
+            gap: gap.is_valid(i).then(|| gap.value(i).to_owned()),
+        })
     };
-    Some((0..rows.num_rows()).map(row).collect())
+    (0..rows.num_rows()).map(row).collect()
 }
 
 /// What of a unit is stored in the image, in the unit's addresses.
