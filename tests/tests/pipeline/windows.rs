@@ -452,3 +452,31 @@ fn a_machine_that_hyper_v_saved_is_scanned() {
         r.err
     );
 }
+
+/// A raw image as a hypervisor keeps it: without the hole below 4 GiB. The kernel's page tables say where memory lies.
+#[test]
+fn a_raw_image_without_its_hole_is_read_as_the_dump_of_the_same_machine() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let memory = ["--mem-mb", "2560", "--hole-mb", "2048", "--dmp"];
+    for (name, more) in [("stub", &[][..]), ("table", &["--no-low-stub"])] {
+        let stem = dir.path().join(name);
+        let m = make_windows(&stem, &[&memory[..], more].concat());
+        let inspect = run(command().arg("inspect").arg(&m.image));
+        ok(&inspect);
+        let runs = "2, physical 0x0 to 0x120000000";
+        assert!(inspect.out.contains(runs), "{}", inspect.out);
+        let note = "what lies in the file from 0x80000000 on is at physical 0x100000000";
+        assert!(inspect.out.contains(note), "{}", inspect.out);
+        let processes = |image: &std::path::Path| {
+            let mut c = command();
+            c.env("XDG_CACHE_HOME", dir.path());
+            c.args(["view", "windows/pslist"]).arg(image);
+            let r = run(c.args(["--format", "jsonl", "--columns", "pid,name"]));
+            ok(&r);
+            r.out
+        };
+        let want = processes(&stem.with_extension("dmp"));
+        assert!(want.lines().count() > 20, "{want}");
+        assert_eq!(processes(&m.image), want, "{name}");
+    }
+}

@@ -13,7 +13,7 @@ use std::collections::HashSet;
 const PAGE: usize = 4096;
 /// Places that are looked at, and pages at each.
 const PLACES: u64 = 32;
-const PAGES_EACH: u64 = 4;
+const PAGES_EACH: u64 = 2;
 /// Bits per byte from which a page of 4 KiB is as good as random: random ones have 7.95.
 const RANDOM_BITS: f64 = 7.6;
 

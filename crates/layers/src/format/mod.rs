@@ -12,6 +12,7 @@ mod elf_core;
 mod ewf;
 mod flat;
 mod hiberfil;
+mod hole;
 mod hyperv;
 mod kdump;
 mod known;
@@ -293,7 +294,8 @@ pub async fn open_beside(
         }
     }
     let mut opened = format.open(source).await?;
-    let lacks = vmware::without_state(source.len());
+    let hole_is_known = opened.layout.runs.runs().len() > 1;
+    let lacks = vmware::without_state(source.len(), hole_is_known);
     opened.layout.notes.insert(0, lacks);
     Ok(opened)
 }

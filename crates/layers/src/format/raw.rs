@@ -1,10 +1,10 @@
 //! Raw and padded images: the file offset is the physical address.
 //!
 //! Nothing in the file says so; raw is what is left when no other format matches. So its content is asked whether it
-//! can be memory at all. Images of machines whose memory doesn't begin at 0, or with a hole that was left out, can't
-//! be told apart here: the kernel's own tables decide that later.
+//! can be memory at all. Of an image that lacks the hole below 4 GiB the kernel's page tables tell (see [`hole`](super::hole)); where the
+//! memory of a machine begins elsewhere than at 0, its kernel decides later.
 
-use super::{ContainerGap, FormatError, ImageFormat, Layout, Opened, content};
+use super::{ContainerGap, FormatError, ImageFormat, Layout, Opened, content, hole};
 use crate::run::RunMap;
 use crate::source::ByteSource;
 use async_trait::async_trait;
@@ -42,10 +42,20 @@ impl ImageFormat for Raw {
                 "the last {rest} bytes are no whole page: was the file cut short?"
             ));
         }
+        let packed = match gaps.is_empty() {
+            true => hole::left_out(source).await?,
+            false => None,
+        };
+        if let Some([below, above]) = packed.as_ref().map(RunMap::runs) {
+            notes.push(format!(
+                "the hole below 4 GiB was left out, as the kernel's page tables prove: what lies in the file from {:#x} on is at physical {:#x}",
+                below.len, above.pa
+            ));
+        }
         Ok(Layout {
             format: "raw".into(),
             version: None,
-            runs: RunMap::raw(len),
+            runs: packed.unwrap_or_else(|| RunMap::raw(len)),
             arch: None,
             dtb_hints: Vec::new(),
             notes,
