@@ -8,5 +8,8 @@ mod drive;
 mod fuzz;
 
 fn main() {
-    drive::drive("formats", &fuzz::seeds(), fuzz::formats);
+    drive::drive("formats", &fuzz::seeds(), |data: &[u8]| {
+        fuzz::formats(data);
+        fuzz::several(data);
+    });
 }

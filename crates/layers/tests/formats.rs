@@ -8,4 +8,6 @@ mod fuzz;
 fn whatever_headers_claim() {
     fuzz::seeds().iter().for_each(|s| fuzz::formats(s));
     fuzz::formats(&fuzz::many_notes());
+    fuzz::seeds().iter().for_each(|s| fuzz::several(s));
+    fuzz::hole(&fuzz::tables());
 }

@@ -150,6 +150,9 @@ impl ImageFormat for CrashDump {
                 "this is a kernel dump: the memory of processes was not dumped".to_owned()
             });
         }
+        if kind == 1 {
+            agree(&head, &s, &runs, &mut gaps);
+        }
         tell(&head, &s, kind, &mut notes);
         let last = runs.iter().map(|r| r.file + r.stored).max();
         for r in runs.iter().filter(|r| r.stored < r.len) {
@@ -262,6 +265,22 @@ fn full(head: &[u8], s: &Shape, end: u64) -> Result<Vec<Run>, FormatError> {
         at += len;
     }
     Ok(out)
+}
+
+/// Says where the runs of a full dump have another number of pages than the header says they have: one run that is wrong moves all
+/// behind it.
+fn agree(head: &[u8], s: &Shape, runs: &[Run], gaps: &mut Vec<ContainerGap>) {
+    let word = if s.wide { 8 } else { 4 };
+    let at = s.runs + word;
+    let said = number(head, at, s.wide);
+    let pages: u64 = runs.iter().map(|r| r.len / PAGE).sum();
+    if said != pages {
+        gap(gaps, at as u64..(at + word) as u64, || {
+            format!(
+                "the header names {said} pages and its runs have {pages}: a run is wrong, and pages may have the content of others"
+            )
+        });
+    }
 }
 
 /// Runs of a bitmap dump: pages whose bits are set follow each other.
@@ -401,7 +420,7 @@ mod tests {
     async fn runs_of_a_full_dump_follow_each_other() {
         let mut h = header(1);
         h[0x88..0x8c].copy_from_slice(&2u32.to_le_bytes());
-        for (at, v) in [(0x98, 1), (0xa0, 2), (0xa8, 0x100), (0xb0, 1)] {
+        for (at, v) in [(0x90, 3), (0x98, 1), (0xa0, 2), (0xa8, 0x100), (0xb0, 1)] {
             put(&mut h, at, v);
         }
         h.resize(0x2000 + 3 * 4096, 7);

@@ -13,7 +13,7 @@
 //! `Documentation/arch/x86/x86_64/mm.rst`.
 //! `e_phnum` of 0xffff means the count stands in section header 0, `sh_info`.
 
-use super::twice::lay_out;
+use super::twice::{lay_out, unnamed as unnamed_parts};
 use super::{
     ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, gap, note, notes as elf_notes,
 };
@@ -287,21 +287,20 @@ const SLACK: u64 = 64 << 10;
 
 /// Says which parts of the file no header names.
 fn unnamed(file_len: u64, phdrs: &[Phdr], notes_end: u64, gaps: &mut Vec<ContainerGap>) {
-    let mut named: Vec<(u64, u64)> = phdrs
-        .iter()
-        .map(|p| (p.offset, p.offset.saturating_add(p.filesz)))
-        .chain([(0, notes_end)])
-        .collect();
-    named.sort_unstable();
-    let mut at = 0u64;
-    for (start, end) in named.into_iter().chain([(file_len, file_len)]) {
-        if start > at.saturating_add(SLACK) && start <= file_len {
-            gap(gaps, at..start, || {
-                format!("{} bytes that no header names are not read", start - at)
-            });
-        }
-        at = at.max(end);
+    let known = |p: &&Phdr| matches!(p.kind, PT_LOAD | PT_NOTE);
+    for p in phdrs.iter().filter(|p| !known(p) && p.filesz > 0) {
+        let end = p.offset.saturating_add(p.filesz).min(file_len);
+        gap(gaps, p.offset.min(end)..end, || {
+            format!(
+                "a program header of type {:#x}, which cores of machines don't have, names {} bytes: they are not read",
+                p.kind, p.filesz
+            )
+        });
     }
+    let named = phdrs
+        .iter()
+        .map(|p| (p.offset, p.offset.saturating_add(p.filesz)));
+    unnamed_parts(notes_end..file_len, named, SLACK, "header", gaps);
 }
 
 /// The VMCOREINFO in the notes of a core, if there is one.

@@ -10,7 +10,7 @@
 //! Source: `mach-o/loader.h`.
 
 use super::bytes::{le32, le64};
-use super::twice::lay_out;
+use super::twice::{lay_out, unnamed};
 use super::{FormatError, ImageFormat, Layout, MAX_RUNS, Opened, note};
 use crate::FileOffset;
 use crate::run::Run;
@@ -27,6 +27,8 @@ const LC_SEGMENT_64: u32 = 0x19;
 const MAX_COMMANDS: u64 = 64 << 20;
 /// Processors have no more bits of physical addresses; kernels' virtual ones have all upper bits set.
 const PHYSICAL: u64 = 1 << 52;
+/// Bytes between segments that align them to pages.
+const ALIGNMENT: u64 = 4096;
 
 /// Mach-O cores.
 #[derive(Clone, Copy, Debug)]
@@ -127,6 +129,16 @@ impl ImageFormat for MachO {
             }
             at += len;
         }
+        let named = runs
+            .iter()
+            .map(|r| (r.file, r.file.saturating_add(r.stored)));
+        unnamed(
+            first + size..source.len(),
+            named,
+            ALIGNMENT,
+            "segment",
+            &mut gaps,
+        );
         let runs = lay_out(source, runs, &mut notes, &mut gaps).await?;
         if runs.runs().is_empty() {
             return Err(FormatError::NoMemory { format: NAME });

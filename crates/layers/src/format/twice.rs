@@ -1,11 +1,12 @@
 //! Physical addresses that a container stores more than once: the copy that is left out is compared with the one
-//! that is kept, so that nothing is called complete that was not.
+//! that is kept, so that nothing is called complete that was not. And bytes of it that stand for no address at all.
 
 use super::content::readable;
 use super::{ContainerGap, gap, note};
 use crate::run::{LeftOut, Run, RunMap};
 use crate::source::{ByteSource, SourceError};
 use crate::{FileOffset, PhysAddr};
+use std::ops::Range;
 
 /// Bytes that are compared in all: a kernel's text is 16 to 40 MiB.
 const MAX_COMPARED: u64 = 64 << 20;
@@ -76,4 +77,26 @@ async fn same(
         done += n;
     }
     Ok(true)
+}
+
+/// Says which parts of a range of the file nothing names, where they are longer than `slack`: what headers name is told by first
+/// offset and the one behind the last. `by` is what names bytes in the format.
+pub(super) fn unnamed(
+    within: Range<u64>,
+    named: impl Iterator<Item = (u64, u64)>,
+    slack: u64,
+    by: &str,
+    gaps: &mut Vec<ContainerGap>,
+) {
+    let mut named: Vec<(u64, u64)> = named.collect();
+    named.sort_unstable();
+    let mut at = within.start;
+    for (start, end) in named.into_iter().chain([(within.end, within.end)]) {
+        if start > at.saturating_add(slack) && start <= within.end {
+            gap(gaps, at..start, || {
+                format!("{} bytes that no {by} names are not read", start - at)
+            });
+        }
+        at = at.max(end);
+    }
 }

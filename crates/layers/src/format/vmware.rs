@@ -19,7 +19,7 @@
 //! Sources: the file format as published with vmsnparser and in Volatility's and LeechCore's readers.
 
 use super::bytes::{le32, le64, text};
-use super::twice::lay_out;
+use super::twice::{lay_out, unnamed};
 use super::{ContainerGap, FormatError, ImageFormat, Layout, Opened, gap, note};
 use crate::FileOffset;
 use crate::run::Run;
@@ -303,19 +303,10 @@ impl State {
             });
         }
         let mut gaps = std::mem::take(&mut self.gaps);
-        let named = self
-            .regions
+        let named = runs
             .iter()
-            .map(|(_, at, n)| at.saturating_add(*n))
-            .max();
-        if let Some(end) = named.filter(|e| *e < there) {
-            gap(&mut gaps, base + end..base + there, || {
-                format!(
-                    "{} bytes of memory that no region names are not read",
-                    there - end
-                )
-            });
-        }
+            .map(|r| (r.file, r.file.saturating_add(r.stored)));
+        unnamed(base..base + there, named, 0, "region", &mut gaps);
         let runs = lay_out(source, runs, &mut notes, &mut gaps).await?;
         if runs.runs().is_empty() {
             return Err(FormatError::NoMemory { format: NAME });
@@ -427,8 +418,8 @@ pub(super) async fn open_vmem(
 }
 
 /// What a `.vmem` without its state lacks.
-pub(super) fn without_state(len: u64) -> String {
-    let lost = match len > HOLE {
+pub(super) fn without_state(len: u64, hole_is_known: bool) -> String {
+    let lost = match len > HOLE && !hole_is_known {
         true => {
             "; the machine has more than 3 GiB, so memory above lies at higher addresses than this says, and its system may not be found"
         }

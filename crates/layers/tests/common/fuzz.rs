@@ -3,17 +3,23 @@
 
 use async_trait::async_trait;
 use futures::FutureExt;
-use ramsift_layers::source::{RamSource, SourceError, SourcePin};
+use ramsift_layers::source::{JoinedSource, RamSource, SourceError, SourcePin};
 use ramsift_layers::{ByteSource, ChunkParams, FileOffset, ImageOffset, format};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[path = "dumps.rs"]
 pub(crate) mod dumps;
+#[path = "forms.rs"]
+pub(crate) mod forms;
 #[path = "hiber.rs"]
 pub(crate) mod hiber;
 #[path = "hyperv.rs"]
 pub(crate) mod hyperv;
+#[path = "large.rs"]
+pub(crate) mod large;
+#[path = "linux.rs"]
+pub(crate) mod linux;
 #[path = "machines.rs"]
 pub(crate) mod machines;
 
@@ -35,6 +41,72 @@ impl ByteSource for Counted {
     async fn check_pin(&self) -> Result<(), SourceError> {
         Ok(())
     }
+}
+
+/// The bytes as what lies beside the memory of a VMware machine, and as two files of one capture.
+pub(crate) fn several(data: &[u8]) {
+    let ram = |name: &str, b: &[u8]| -> Arc<dyn ByteSource> {
+        Arc::new(RamSource::new(name, b.to_vec()))
+    };
+    let memory = ram("a.vmem", &[0; 0x45_000]);
+    let beside = Neighbour(ram("a.vmss", data));
+    let opened = format::open_beside(memory.as_ref(), &beside).now_or_never();
+    if let Ok(o) = opened.expect("memory does not wait") {
+        assert!(o.layout.runs.image_len() > 0);
+    }
+    let (first, second) = data.split_at(data.len() / 2);
+    let both = JoinedSource::new(vec![ram("x.001", first), ram("x.002", second)]);
+    let _ = format::open(&both)
+        .now_or_never()
+        .expect("memory does not wait");
+    let one = ram("x.001", data);
+    let joined = format::joined(&one, &beside).now_or_never();
+    let _ = joined.expect("memory does not wait");
+}
+
+struct Neighbour(Arc<dyn ByteSource>);
+
+#[async_trait]
+impl format::Beside for Neighbour {
+    async fn with_ending(&self, ending: &str) -> Result<Option<Arc<dyn ByteSource>>, SourceError> {
+        Ok((ending == "vmss").then(|| self.0.clone()))
+    }
+
+    async fn numbered(&self) -> Result<Vec<Arc<dyn ByteSource>>, SourceError> {
+        Ok(vec![self.0.clone()])
+    }
+}
+
+/// Memory of the raw image that the bytes are page tables of.
+const TABLES_LEN: u64 = 5 << 30;
+
+/// A machine whose hole was left out, and its page tables.
+fn machine() -> linux::Linux {
+    linux::Linux::of(0xc000_0000, TABLES_LEN + (1 << 30))
+}
+
+/// The page tables of a machine, one after the other.
+pub(crate) fn tables() -> Vec<u8> {
+    let all = machine().pages().into_values().take(TABLES);
+    all.flatten().flat_map(u64::to_le_bytes).collect()
+}
+
+const TABLES: usize = 24;
+
+/// The bytes as page tables of a raw image of 5 GiB: the first two lie where those of a machine do, and so on.
+pub(crate) fn hole(data: &[u8]) {
+    let gib = 1u64 << 30;
+    let place = |pa: u64| if pa >= 4 * gib { pa - gib } else { pa };
+    let places = machine().pages().into_keys().map(place);
+    let pieces: Vec<_> = places.zip(data.chunks(4096).map(<[u8]>::to_vec)).collect();
+    let source = large::Large::object(TABLES_LEN, pieces);
+    let opened = format::open(&source).now_or_never();
+    let o = opened.expect("memory does not wait").expect("a raw image");
+    let (bytes, reads) = source.cost();
+    assert!(bytes < 1 << 20 && reads < 200, "{bytes} in {reads}");
+    let runs = o.layout.runs.runs();
+    assert_eq!(runs.iter().map(|r| r.stored).sum::<u64>(), TABLES_LEN);
+    assert!(runs.len() <= 2);
 }
 
 /// Most chunks that are planned of one file.
@@ -171,6 +243,7 @@ pub(crate) fn seeds() -> Vec<Vec<u8>> {
     let mut all = vec![three, cut, core, many, vec![0; 0x3000]];
     all.extend(packed());
     all.extend(of_machines());
+    all.extend(forms::all().into_iter().map(|f| f.file));
     all
 }
 
