@@ -347,6 +347,10 @@ pub(crate) struct InspectArgs {
     /// Take the time that it takes: open the kernels of objects, and go over captures that pack their memory.
     #[arg(long)]
     pub(crate) deep: bool,
+    /// MB of memory per second that a scan is taken to do, for the estimated time; 300 for each chunk slot of this machine if not
+    /// given: carvers without rules.
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) rate: Option<u64>,
     #[command(flatten)]
     pub(crate) how: Format,
 }

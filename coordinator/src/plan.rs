@@ -117,6 +117,9 @@ impl Planned {
     }
 }
 
+/// A day in microseconds: clocks of the captured machine and of whoever stored its capture differ.
+const DAY: i64 = 86_400_000_000;
+
 /// Opens a capture and plans its job. Reads a few KiB of one that holds memory as it is; of one that packs it, what tells where.
 pub async fn plan(sources: &Sources, spec: JobSpec) -> Result<Planned, PlanError> {
     parameters(&spec).map_err(PlanError::Parameters)?;
@@ -184,7 +187,14 @@ pub async fn plan_of(
         true => "the object's last modification",
         false => "the capture file's modification time",
     };
-    let reference_time = dated.mtime_ns().map(|ns| (ns / 1000, what.to_owned()));
+    let of_file = dated.mtime_ns().map(|ns| (ns / 1000, what.to_owned()));
+    // The file may have been copied long after; it was not taken after it was written.
+    let acquired = layout.told.acquired.filter(|a| {
+        let latest = of_file.as_ref().map(|(m, _)| m.saturating_add(DAY));
+        latest.is_none_or(|l| *a <= l)
+    });
+    let by_container = acquired.map(|a| (a, format!("the time in the {} header", layout.format)));
+    let reference_time = by_container.or(of_file);
     let chunk_count = chunks.count(source.len());
     if chunk_count > MAX_CHUNKS {
         let why = format!(

@@ -23,6 +23,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use tokio::runtime::Handle;
 
+/// The kind of anchors that are a kernel's VMCOREINFO.
+const VMCOREINFO: &str = "vmcoreinfo";
 /// Anchors of one kind that are kept: hostile memory can be full of them.
 const PER_KIND: usize = 256;
 
@@ -89,6 +91,22 @@ pub(crate) async fn pool(
         }
     }
     Ok(PoolScan::new(out))
+}
+
+/// Where an anchor lies that is in no place of the image.
+const NOWHERE: u64 = u64::MAX;
+
+/// Anchors with the VMCOREINFO of the container, where none was found in memory: pages may be left out of a dump.
+pub(crate) fn with_told(mut anchors: Vec<Anchor>, layout: &Layout) -> Vec<Anchor> {
+    let there = anchors.iter().any(|a| a.kind == VMCOREINFO);
+    if let Some(text) = layout.told.vmcoreinfo.as_ref().filter(|_| !there) {
+        anchors.push(Anchor {
+            kind: VMCOREINFO.to_owned(),
+            image_offset: NOWHERE,
+            data: text.clone().into_bytes(),
+        });
+    }
+    anchors
 }
 
 fn thin(mut all: Vec<Anchor>) -> Vec<Anchor> {
@@ -198,7 +216,7 @@ fn led_to(
         let beside = anchors_beside(&input, image);
         anchors.extend(beside);
     }
-    let anchors = thin(anchors);
+    let anchors = with_told(thin(anchors), layout);
     let input = input(memory, &layout.runs, layout, &anchors, symbols);
     let d = discover(&input);
     let table = d.page_tables.iter().find(|t| t.confirmed)?;
@@ -323,7 +341,7 @@ pub(crate) async fn stream(
                 at = end;
             }
         }
-        Ok(thin(found.0))
+        Ok(with_told(thin(found.0), &layout))
     });
     match done.await {
         Ok(found) => found,

@@ -59,7 +59,10 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
     // The first part looks for the kernel; the others take what it found.
     let known = match part {
         Part::System => None,
-        Part::Anchored => Some((anchors::reported(objects, &keys).await?, BY_CHUNKS)),
+        Part::Anchored => {
+            let found = anchors::reported(objects, &keys).await?;
+            Some((anchors::with_told(found, &plan.layout), BY_CHUNKS))
+        }
         _ => match read::<KernelRecord>(objects, &keys.kernel()).await {
             Ok((record, _)) => Some((alone::known(&record), BEFORE)),
             Err(e) => return no_record(worker, task, &e),

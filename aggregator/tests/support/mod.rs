@@ -63,6 +63,7 @@ pub(crate) fn plan() -> Plan {
             gaps: Vec::new(),
             extents: None,
             page_files: Vec::new(),
+            told: Default::default(),
         },
         chunks: ChunkParams {
             size: CHUNK,

@@ -345,6 +345,12 @@ async fn segments_of_an_encase_image_are_one() {
         assert_eq!(same(&o, &r, &m).await, pages(&m), "{n}");
         assert!(o.layout.gaps.is_empty() && o.layout.runs.missing().is_empty());
     }
+    // A segment of another image of the same size, under the next name.
+    let mut other = ram.clone();
+    other[0x10_0000] ^= 1;
+    std::fs::write(at(3), &ewf(&other, 4, 5)[2]).expect("write");
+    let e = joined(&at(1)).await.expect_err("another image").to_string();
+    assert!(e.contains("one of another") && e.contains("offset"), "{e}");
     // Without the third the rest is missing; a later one alone can't be placed.
     std::fs::remove_file(at(3)).expect("removed");
     let (o, r) = joined(&at(1)).await.expect("an image");

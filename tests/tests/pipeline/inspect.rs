@@ -215,3 +215,62 @@ fn objects_are_looked_at_with_little() {
         );
     }
 }
+
+/// A prefix with many captures is told before anything is queued: a row for each, little read of any, and a line on all of them.
+#[test]
+fn three_hundred_captures_of_a_prefix() {
+    let c = Cluster::start(&[]);
+    let dir = tempfile::tempdir().expect("tempdir");
+    let at = dir.path().join("capture");
+    let put = |name: &str, bytes: &[u8]| {
+        std::fs::write(&at, bytes).expect("write");
+        upload(&c, &format!("many/{name}"), &at);
+    };
+    let lime = |n: u64| {
+        let mut f = b"EMiL\x01\0\0\0".to_vec();
+        for v in [n << 20, (n << 20) + 0xffff, 0] {
+            f.extend(v.to_le_bytes());
+        }
+        f.resize(32 + 0x1_0000, 0x11);
+        f
+    };
+    for n in 0..297 {
+        put(&format!("host-{n:03}.lime"), &lime(n));
+    }
+    put("cut.lime", &lime(300)[..0x8000]);
+    let mut disk = b"QFI\xfb\0\0\0\x03".to_vec();
+    disk.resize(1 << 20, 0);
+    put("disk.raw", &disk);
+    put("notes.txt", b"notes");
+    let inspect = |more: &[&str]| {
+        let mut r = c.command();
+        r.args(["inspect", "s3://evidence/many/", "--rate", "1"]);
+        run(r.args(more))
+    };
+    let r = inspect(&["--format", "jsonl"]);
+    assert_eq!(r.code, 2, "{}{}", r.out, r.err);
+    let all = rows(&r);
+    assert_eq!(all.len(), 300);
+    let with = |status: &str| all.iter().filter(|(_, v)| v["status"] == status).count();
+    let counts = ["ok", "gaps", "unreadable", "no capture"].map(with);
+    assert_eq!(counts, [297, 1, 1, 1]);
+    let one = row(&all, "host-042.lime");
+    assert_eq!(
+        (&one["lowest_address"], &one["chunks"]),
+        (&"0x2a00000".into(), &1.into())
+    );
+    assert_eq!(one["estimated_seconds"], 1);
+    assert!(
+        all.iter()
+            .all(|(_, v)| v["bytes_read"].as_u64() <= Some(256 << 10))
+    );
+    let r = inspect(&[]);
+    let line = r.err.lines().last().expect("a line on all of them");
+    for part in [
+        "298 captures, 1 with gaps, 1 files that can't be read, 1 files passed over",
+        "298 chunks",
+        "1 MB per second",
+    ] {
+        assert!(line.contains(part), "{line}");
+    }
+}

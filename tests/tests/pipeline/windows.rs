@@ -471,7 +471,7 @@ fn a_raw_image_without_its_hole_is_read_as_the_dump_of_the_same_machine() {
             let mut c = command();
             c.env("XDG_CACHE_HOME", dir.path());
             c.args(["view", "windows/pslist"]).arg(image);
-            let r = run(c.args(["--format", "jsonl", "--columns", "pid,name"]));
+            let r = run(c.args(["--format", "jsonl", "--columns", "pid,comm"]));
             ok(&r);
             r.out
         };

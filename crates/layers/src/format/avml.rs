@@ -19,7 +19,7 @@
 //! Sources: AVML `src/image.rs`, `src/io/snappy.rs`; the snappy framing format; LiME `src/lime.h`.
 
 use super::ahead::Ahead;
-use super::{ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, gap, note};
+use super::{ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, Told, gap, note};
 use crate::extent::{Codec, ImageBuilder, MAX_STORED, Stored};
 use crate::source::ByteSource;
 use async_trait::async_trait;
@@ -343,6 +343,7 @@ fn lay_out(
             gaps,
             extents: Some(table.info.clone()),
             page_files: Vec::new(),
+            told: Told::default(),
         },
         table: Some(table),
     })

@@ -2,19 +2,21 @@
 //! 32-bit machines.
 //!
 //! ```text
-//! PAGEDU64, 8 KiB   top page table at 0x10, machine 0x30, bug check 0x38, runs 0x88, kind of dump 0xF98, comment 0xFB0
+//! PAGEDU64, 8 KiB   build at 0xC, top page table at 0x10, machine 0x30, bug check 0x38, runs 0x88, kind of dump 0xF98, time 0xFA8,
+//!                   comment 0xFB0
 //!   1 full          runs: number, pages, then first page and number of pages of each; their bytes follow from 0x2000 on
 //!   2, 5, 6 bitmap  at 0x2000 "SDMP" or "FDMP", "DUMP"; place of the first page at 0x20, pages 0x28, bits 0x30, bitmap 0x38:
 //!                   the pages of the bits that are set follow each other
 //!   4 triage        what a debugger looks at first, by virtual address: no physical memory
-//! PAGEDUMP, 4 KiB   top page table at 0x10, machine 0x20, PAE 0x5C, runs 0x64 with fields of four bytes, kind 0xF88
+//! PAGEDUMP, 4 KiB   top page table at 0x10, machine 0x20, PAE 0x5C, runs 0x64 with fields of four bytes, kind 0xF88,
+//!                   time 0xFC0
 //! ```
 //!
 //! Sources: the structures `DUMP_HEADER64`, `DUMP_HEADER32` and `SUMMARY_DUMP` as published with Volatility 3 and in the
 //! Windows debugger's headers (`wdbgexts.h`, `ntdbg`); kinds of dumps by their numbers there.
 
 use super::twice::lay_out;
-use super::{ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, gap, note};
+use super::{ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, Told, gap, note};
 use crate::FileOffset;
 use crate::run::Run;
 use crate::source::ByteSource;
@@ -70,6 +72,7 @@ struct Shape {
     runs: usize,
     kind: usize,
     comment: usize,
+    time: usize,
 }
 
 const WIDE: Shape = Shape {
@@ -80,6 +83,7 @@ const WIDE: Shape = Shape {
     runs: 0x88,
     kind: 0xf98,
     comment: 0xfb0,
+    time: 0xfa8,
 };
 
 const NARROW: Shape = Shape {
@@ -90,6 +94,7 @@ const NARROW: Shape = Shape {
     runs: 0x64,
     kind: 0xf88,
     comment: 0xf9c,
+    time: 0xfc0,
 };
 
 #[async_trait]
@@ -204,8 +209,23 @@ fn layout(
         gaps,
         extents: None,
         page_files: Vec::new(),
+        told: of_machine(head, s),
     }
     .into()
+}
+
+/// What the header says of the machine: the build, where it is one, and when the dump was made.
+fn of_machine(head: &[u8], s: &Shape) -> Told {
+    let build = number(head, 12, false);
+    let mut out = Told {
+        system: Some("windows".into()),
+        kernel: (2000..100_000)
+            .contains(&build)
+            .then(|| format!("build {build}")),
+        ..Told::default()
+    };
+    out.take_windows_time(number(head, s.time, true));
+    out
 }
 
 /// What the header says of the machine, for people.

@@ -15,7 +15,8 @@
 
 use super::twice::{lay_out, unnamed as unnamed_parts};
 use super::{
-    ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, gap, note, notes as elf_notes,
+    ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, Told, gap, note,
+    notes as elf_notes,
 };
 use crate::FileOffset;
 use crate::run::Run;
@@ -287,13 +288,13 @@ const SLACK: u64 = 64 << 10;
 
 /// Says which parts of the file no header names.
 fn unnamed(file_len: u64, phdrs: &[Phdr], notes_end: u64, gaps: &mut Vec<ContainerGap>) {
-    let known = |p: &&Phdr| matches!(p.kind, PT_LOAD | PT_NOTE);
-    for p in phdrs.iter().filter(|p| !known(p) && p.filesz > 0) {
+    let strange = |p: &&Phdr| !matches!(p.kind, PT_LOAD | PT_NOTE) && p.filesz > 0;
+    for p in phdrs.iter().filter(strange) {
         let end = p.offset.saturating_add(p.filesz).min(file_len);
         gap(gaps, p.offset.min(end)..end, || {
             format!(
-                "a program header of type {:#x}, which cores of machines don't have, names {} bytes: they are not read",
-                p.kind, p.filesz
+                "bytes of a program header of type {:#x} are not read",
+                p.kind
             )
         });
     }
@@ -333,7 +334,7 @@ impl ImageFormat for ElfCore {
         let shape = core_shape(&head).ok_or_else(|| cut("the ELF header", 0))?;
         let arch = shape.half(&head, 18).and_then(processor);
         let (mut runs, mut notes, mut dtb_hints) = (Vec::new(), Vec::new(), Vec::new());
-        let mut gaps = Vec::new();
+        let (mut gaps, mut told) = (Vec::new(), Told::default());
         let mut left = MAX_NOTES;
         let phdrs = program_headers(source, shape, &head).await?;
         let is_load = |p: &&Phdr| p.kind == PT_LOAD && p.filesz.max(p.memsz) > 0;
@@ -354,15 +355,18 @@ impl ImageFormat for ElfCore {
             let len = p.filesz.min(left);
             left -= len;
             match read(source, p.offset, len, "the notes").await {
-                Ok(b) => elf_notes::page_tables(&b, arch, &mut dtb_hints),
+                Ok(b) => {
+                    elf_notes::page_tables(&b, arch, &mut dtb_hints);
+                    told.take_vmcoreinfo(&elf_notes::vmcoreinfo(&b).unwrap_or_default());
+                }
                 Err(FormatError::Source(e @ SourceError::Unavailable { .. })) => {
                     return Err(e.into());
                 }
                 Err(e) => note(&mut notes, || e.to_string()),
             }
         }
-        let headers = shape.phdr_len() * phdrs.len() as u64;
-        unnamed(source.len(), &phdrs, headers + SLACK, &mut gaps);
+        let headers = shape.phdr_len() * phdrs.len() as u64 + SLACK;
+        unnamed(source.len(), &phdrs, headers, &mut gaps);
         let runs = lay_out(source, runs, &mut notes, &mut gaps).await?;
         if runs.runs().is_empty() {
             return Err(FormatError::NoMemory { format: "elf_core" });
@@ -377,6 +381,7 @@ impl ImageFormat for ElfCore {
             gaps,
             extents: None,
             page_files: Vec::new(),
+            told,
         }
         .into())
     }

@@ -3,7 +3,8 @@
 //! ```text
 //! 0    "EVF\t\r\n\xff\0", 1, number of the segment u16, 0 u16
 //! 13   sections: type[16], where the next begins u64, bytes u64, 40 bytes, Adler-32 of these 72 bytes; then its content
-//! volume   chunks u32 at 4, sectors of a chunk u32, bytes of a sector u32, sectors u64
+//! volume   chunks u32 at 4, sectors of a chunk u32, bytes of a sector u32, sectors u64; identifier of the set at 64, 16 bytes
+//! data     the same in later segments
 //! sectors  the chunks: a zlib stream, or as it is with its Adler-32 behind it
 //! table    entries u32, 4 bytes, base u64, 4 bytes, Adler-32; for each chunk its place from the base on, top bit: packed; Adler-32
 //! next, done   the end of a segment, of the last one
@@ -15,7 +16,7 @@
 
 use super::bytes::{le32, le64, text};
 use super::known;
-use super::{Beside, ContainerGap, FormatError, ImageFormat, Layout, Opened, gap, note};
+use super::{Beside, ContainerGap, FormatError, ImageFormat, Layout, Opened, Told, gap, note};
 use crate::FileOffset;
 use crate::extent::{Codec, Decoder, ImageBuilder, MAX_STORED, Stored};
 use crate::source::{ByteSource, JoinedSource};
@@ -70,11 +71,13 @@ fn segment(head: &[u8]) -> Option<u16> {
 }
 
 /// What the section `volume` says.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Volume {
     chunk: u64,
     /// Bytes of memory.
     len: u64,
+    /// The same in all segments of an image; zeros in those of the old form.
+    set: [u8; 16],
 }
 
 fn volume(b: &[u8], at: u64) -> Result<Volume, FormatError> {
@@ -103,7 +106,9 @@ fn volume(b: &[u8], at: u64) -> Result<Volume, FormatError> {
             len.to_string(),
         ));
     }
-    Ok(Volume { chunk, len })
+    let set = b.get(64..80).filter(|_| b.len() >= 1052);
+    let set = set.and_then(|s| s.try_into().ok()).unwrap_or_default();
+    Ok(Volume { chunk, len, set })
 }
 
 /// What was found of the chunks.
@@ -151,12 +156,23 @@ impl Walk {
             }
             let content = at + SECTION;
             match text(&head[..16]) {
-                b"volume" | b"disk" if self.volume.is_none() => {
+                b"volume" | b"disk" | b"data" => {
                     let n =
                         usize::try_from(size.saturating_sub(SECTION).min(1052).min(end - content))
                             .unwrap_or(0);
                     let b = f.read_vec(FileOffset(content), n).await?;
-                    self.volume = Some(volume(&b, base + content)?);
+                    let own = volume(&b, base + content)?;
+                    let first = *self.volume.get_or_insert(own);
+                    // The second copy may be of the old form.
+                    let sets = [own.set, first.set];
+                    let other_set = sets[0] != sets[1] && !sets.contains(&[0; 16]);
+                    if other_set || (own.chunk, own.len) != (first.chunk, first.len) {
+                        return Err(bad(
+                            base + content,
+                            format!("a segment of the image {:02x?}", first.set),
+                            format!("one of another, {:02x?}: move it away", own.set),
+                        ));
+                    }
                 }
                 b"sectors" => sectors = Some((content, at.saturating_add(size).min(end))),
                 b"table" => {
@@ -343,6 +359,7 @@ impl ImageFormat for Ewf {
                 gaps,
                 extents: Some(table.info.clone()),
                 page_files: Vec::new(),
+                told: Told::default(),
             },
             table: Some(table),
         })

@@ -48,7 +48,7 @@ const LOW: [Range<u64>; 4] = [
     0x8_0000..0xa_0000,
     0..0x2_0000,
     0x1a_0000..0x1b_0000,
-    0x6_0000..0x8_0000,
+    0x7_0000..0x8_0000,
 ];
 /// Pages before the tables of the kernel's image among which its top table is.
 const BEFORE: u64 = 6;
@@ -289,10 +289,12 @@ impl Memory {
                 let Some(t) = self.table(pages, pa).await? else {
                     continue;
                 };
-                if !self.is_table(&t, depth) {
+                if !self.may_be_table(&t, depth) {
                     return Ok(None);
                 }
-                high += usize::from(pa >= END);
+                // Kernels keep tables for what they may map one day: a page of zeros is as good as one.
+                let is_empty = t.iter().all(|e| *e & PRESENT == 0);
+                high += usize::from(pa >= END && !is_empty);
                 let from = if depth == 0 { 256 } else { 0 };
                 let below = t[from..].iter().filter(|e| {
                     **e & PRESENT != 0 && (**e & LARGE == 0 || depth == 0) && depth < 3
@@ -314,16 +316,14 @@ impl Memory {
         Ok(Some(high))
     }
 
-    /// Whether a page is a table: there are entries, and none leads where nothing can be.
-    fn is_table(&self, t: &[u64; 512], depth: usize) -> bool {
-        let mut present = t.iter().filter(|e| **e & PRESENT != 0).peekable();
-        let inside = |e: &u64| {
+    /// Whether a page may be a table: no entry leads where nothing can be.
+    fn may_be_table(&self, t: &[u64; 512], depth: usize) -> bool {
+        t.iter().filter(|e| **e & PRESENT != 0).all(|e| {
             let pa = e & ADDRESS;
             // Tables lie in memory; pages may be those of devices.
             let page = depth >= 3 || (depth > 0 && e & LARGE != 0);
             pa < MAX_ADDRESS && (page || !(self.hole..END).contains(&pa))
-        };
-        present.peek().is_some() && present.all(inside)
+        })
     }
 
     /// Whether the first thing that a top table of Linux maps in its upper half is all of this memory, and nothing else.

@@ -17,7 +17,7 @@
 //! snapshot tools for what packed blocks and the state of processors are.
 
 use super::bytes::{le32, le64};
-use super::{ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, gap, note};
+use super::{ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, Told, gap, note};
 use crate::FileOffset;
 use crate::extent::{BuildError, Codec, ImageBuilder, Stored};
 use crate::source::ByteSource;
@@ -267,6 +267,7 @@ impl ImageFormat for HyperV {
                 dtb_hints,
                 notes,
                 page_files: Vec::new(),
+                told: Told::default(),
                 gaps: keys.gaps,
                 extents: Some(table.info.clone()),
             },

@@ -14,7 +14,9 @@
 //! rest of the file is a gap, unless it is zeros. Ranges that hold the same addresses are kept once.
 
 use super::twice::lay_out;
-use super::{Avml, ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, gap, note};
+use super::{
+    Avml, ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, Told, gap, note,
+};
 use crate::FileOffset;
 use crate::run::Run;
 use crate::source::ByteSource;
@@ -122,6 +124,7 @@ impl ImageFormat for Lime {
             gaps,
             extents: None,
             page_files: Vec::new(),
+            told: Told::default(),
         }
         .into())
     }

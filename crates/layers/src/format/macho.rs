@@ -11,7 +11,7 @@
 
 use super::bytes::{le32, le64};
 use super::twice::{lay_out, unnamed};
-use super::{FormatError, ImageFormat, Layout, MAX_RUNS, Opened, note};
+use super::{FormatError, ImageFormat, Layout, MAX_RUNS, Opened, Told, note};
 use crate::FileOffset;
 use crate::run::Run;
 use crate::source::ByteSource;
@@ -159,6 +159,7 @@ impl ImageFormat for MachO {
             gaps,
             extents: None,
             page_files: Vec::new(),
+            told: Told::default(),
         }
         .into())
     }

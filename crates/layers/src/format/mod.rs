@@ -22,6 +22,7 @@ mod notes;
 mod outline;
 mod raw;
 mod savevm;
+mod told;
 mod twice;
 mod vmware;
 mod xen_core;
@@ -49,6 +50,7 @@ pub use macho::MachO;
 pub use outline::{Outline, outline, vmcoreinfo};
 pub use raw::Raw;
 pub use savevm::Savevm;
+pub use told::Told;
 pub use vmware::Vmware;
 pub use xen_core::XenCore;
 
@@ -97,6 +99,9 @@ pub struct Layout {
     /// What the captured system wrote out of its memory.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub page_files: Vec<PageFile>,
+    /// What else the container says of the machine.
+    #[serde(default, skip_serializing_if = "Told::is_empty")]
+    pub told: Told,
 }
 
 impl Layout {

@@ -73,13 +73,16 @@ pub(super) fn page_tables(notes: &[u8], arch: Option<&str>, out: &mut Vec<u64>) 
     out.retain(|dtb| *dtb != 0 && seen.insert(*dtb));
 }
 
+/// What a line of a VMCOREINFO says.
+pub(super) fn value<'t>(text: &'t str, key: &str) -> Option<&'t str> {
+    let find = |l: &'t str| l.strip_prefix(key)?.strip_prefix('=');
+    text.lines().find_map(find)
+}
+
 /// The page table that a VMCOREINFO names, by its physical address.
 pub(super) fn of_vmcoreinfo(text: &[u8], arch: Option<&str>) -> Option<u64> {
     let text = String::from_utf8_lossy(text.get(..MAX_INFO).unwrap_or(text));
-    let value = |key: &str| {
-        let find = |l: &str| l.strip_prefix(key)?.strip_prefix('=').map(str::to_owned);
-        text.lines().find_map(find)
-    };
+    let value = |key: &str| value(&text, key);
     let table = u64::from_str_radix(value("SYMBOL(swapper_pg_dir)")?.trim(), 16).ok()?;
     let number = |key: &str| -> Option<u64> {
         let v = value(key)?;

@@ -6,7 +6,7 @@
 
 use super::avml::header as avml_header;
 use super::flat::{Dump, MAGIC as FLAT};
-use super::{FormatError, kdump};
+use super::{FormatError, Told, kdump};
 use crate::FileOffset;
 use crate::source::ByteSource;
 
@@ -23,6 +23,8 @@ pub struct Outline {
     pub memory: Option<u64>,
     /// Page-table roots that the container recorded.
     pub dtb_hints: Vec<u64>,
+    /// What the container says of its machine.
+    pub told: Told,
     /// What else is known, for people.
     pub notes: Vec<String>,
     /// Why the capture is not complete, as far as this tells.
@@ -106,7 +108,8 @@ async fn kdump(source: &dyn ByteSource) -> Result<Outline, FormatError> {
         arch: h.arch.map(str::to_owned),
         memory: h.dumped_bytes(&dump).await?,
         dtb_hints: h.page_tables(&dump).await?,
-        notes: h.told(),
+        told: h.told(&dump).await,
+        notes: h.notes(),
         damage: None,
     })
 }

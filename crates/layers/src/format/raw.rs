@@ -4,7 +4,7 @@
 //! can be memory at all. Of an image that lacks the hole below 4 GiB the kernel's page tables tell (see [`hole`](super::hole)); where the
 //! memory of a machine begins elsewhere than at 0, its kernel decides later.
 
-use super::{ContainerGap, FormatError, ImageFormat, Layout, Opened, content, hole};
+use super::{ContainerGap, FormatError, ImageFormat, Layout, Opened, Told, content, hole};
 use crate::run::RunMap;
 use crate::source::ByteSource;
 use async_trait::async_trait;
@@ -62,6 +62,7 @@ impl ImageFormat for Raw {
             gaps,
             extents: None,
             page_files: Vec::new(),
+            told: Told::default(),
         }
         .into())
     }

@@ -22,7 +22,7 @@
 
 use super::ahead::Ahead;
 use super::bytes::{be32, be64, le32};
-use super::{ContainerGap, FormatError, ImageFormat, Layout, Opened, gap, note};
+use super::{ContainerGap, FormatError, ImageFormat, Layout, Opened, Told, gap, note};
 use crate::extent::{Codec, ImageBuilder, Stored};
 use crate::source::ByteSource;
 use async_trait::async_trait;
@@ -533,6 +533,7 @@ impl ImageFormat for Savevm {
                 gaps: w.gaps,
                 extents: Some(table.info.clone()),
                 page_files: Vec::new(),
+                told: Told::default(),
             },
             table: Some(table),
         })

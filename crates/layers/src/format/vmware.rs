@@ -20,7 +20,7 @@
 
 use super::bytes::{le32, le64, text};
 use super::twice::{lay_out, unnamed};
-use super::{ContainerGap, FormatError, ImageFormat, Layout, Opened, gap, note};
+use super::{ContainerGap, FormatError, ImageFormat, Layout, Opened, Told, gap, note};
 use crate::FileOffset;
 use crate::run::Run;
 use crate::source::{ByteSource, SourceError};
@@ -322,6 +322,7 @@ impl State {
             gaps,
             extents: None,
             page_files: Vec::new(),
+            told: Told::default(),
         }
         .into())
     }

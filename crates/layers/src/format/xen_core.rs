@@ -14,7 +14,7 @@
 
 use super::bytes::{le32, le64, text};
 use super::twice::lay_out;
-use super::{FormatError, ImageFormat, Layout, MAX_RUNS, Opened, note};
+use super::{FormatError, ImageFormat, Layout, MAX_RUNS, Opened, Told, note};
 use crate::FileOffset;
 use crate::run::Run;
 use crate::source::ByteSource;
@@ -265,6 +265,7 @@ impl ImageFormat for XenCore {
             gaps,
             extents: None,
             page_files: Vec::new(),
+            told: Told::default(),
         }
         .into())
     }

@@ -361,6 +361,16 @@ pub(crate) fn ewf(ram: &[u8], segments: usize, per_table: usize) -> Vec<Vec<u8>>
         let mut f = b"EVF\x09\x0d\x0a\xff\x00\x01".to_vec();
         le(&mut f, n as u64 + 1, 2);
         le(&mut f, 0, 2);
+        let mut v = vec![1, 0, 0, 0];
+        le(&mut v, chunks.len() as u64, 4);
+        le(&mut v, 64, 4);
+        le(&mut v, 512, 4);
+        le(&mut v, ram.len() as u64 / 512, 8);
+        v.resize(64, 0);
+        // The identifier of the set: as unique as its content.
+        v.extend(adler(ram).repeat(4));
+        v.resize(1048, 0);
+        v.extend(adler(&v));
         if n == 0 {
             section(
                 &mut f,
@@ -368,14 +378,9 @@ pub(crate) fn ewf(ram: &[u8], segments: usize, per_table: usize) -> Vec<Vec<u8>>
                 b"whatever programs say of themselves",
                 false,
             );
-            let mut v = vec![1, 0, 0, 0];
-            le(&mut v, chunks.len() as u64, 4);
-            le(&mut v, 64, 4);
-            le(&mut v, 512, 4);
-            le(&mut v, ram.len() as u64 / 512, 8);
-            v.resize(1048, 0);
-            v.extend(adler(&v));
             section(&mut f, b"volume", &v, false);
+        } else {
+            section(&mut f, b"data", &v, false);
         }
         for group in own.chunks(per_table) {
             let first = f.len() + 76;

@@ -18,7 +18,9 @@ mod legacy;
 mod modern;
 
 use super::bytes::{le32, le64};
-use super::{ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, Outline, gap, note};
+use super::{
+    ContainerGap, FormatError, ImageFormat, Layout, MAX_RUNS, Opened, Outline, Told, gap, note,
+};
 use crate::extent::{BuildError, Codec, ImageBuilder, Stored};
 use crate::source::{ByteSource, SourceError};
 use async_trait::async_trait;
@@ -74,6 +76,7 @@ struct Found {
     pieces: Vec<Piece>,
     notes: Vec<String>,
     gaps: Vec<ContainerGap>,
+    told: Told,
 }
 
 impl Found {
@@ -168,6 +171,7 @@ impl ImageFormat for Hiberfil {
             });
         }
         let time = le64(&head, if version.wide() { 0x20 } else { 0x18 });
+        found.told = told_by(time);
         if let Some(at) = time.and_then(written_at) {
             note(&mut found.notes, || format!("hibernated at {at}"));
         }
@@ -247,6 +251,16 @@ fn page_table(head: &[u8], wide: bool) -> Option<u64> {
         let fits = cr3 >> 52 == 0 && cr3 & !0xfff != 0;
         (on && extended && fits).then_some(cr3 & !if wide { 0xfff } else { 0x1f })
     })
+}
+
+/// What a header with this time says of its machine.
+fn told_by(time: Option<u64>) -> Told {
+    let mut out = Told {
+        system: Some("windows".into()),
+        ..Told::default()
+    };
+    out.take_windows_time(time.unwrap_or(0));
+    out
 }
 
 /// A time of Windows (100 ns since 1601) in words.
@@ -348,6 +362,7 @@ fn lay_out(
             dtb_hints: dtb.into_iter().collect(),
             notes: found.notes,
             page_files: Vec::new(),
+            told: found.told,
             gaps: found.gaps,
             extents: Some(table.info.clone()),
         },
@@ -400,6 +415,7 @@ pub(super) async fn outline(source: &dyn ByteSource) -> Result<Option<Outline>, 
     let mut out = Outline {
         format: NAME,
         dtb_hints: page_table(&head, version.wide()).into_iter().collect(),
+        told: told_by(le64(&head, if version.wide() { 0x20 } else { 0x18 })),
         ..Outline::default()
     };
     match &version {

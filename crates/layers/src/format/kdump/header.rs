@@ -2,7 +2,7 @@
 
 use super::{MAGIC, MAX_NOTES};
 use crate::format::flat::Dump;
-use crate::format::{FormatError, notes as elf_notes};
+use crate::format::{FormatError, Told, notes as elf_notes, told};
 
 /// Bytes of a bitmap that are read for who only asks how much memory there is: that of 256 GiB.
 const MAX_ASKED: u64 = 8 << 20;
@@ -26,6 +26,8 @@ pub(in crate::format) struct Header {
     pub(in crate::format) total: u64,
     /// Names of the system and the time: the same in all files of a dump.
     pub(in crate::format) machine: Vec<u8>,
+    /// When it was written, in seconds since 1970.
+    pub(in crate::format) written: i64,
     /// Whether it is one file of several.
     pub(in crate::format) part: bool,
     pub(in crate::format) vmcoreinfo: (u64, u64),
@@ -90,6 +92,9 @@ fn is_block(n: u32) -> bool {
 /// Offset of `status`: behind names of 6 * 65 bytes at 12 and a time of two words with their alignment.
 const STATUS_64: usize = 424;
 const STATUS_32: usize = 412;
+/// Offset of the time's first word, seconds.
+const WRITTEN_64: usize = 408;
+const WRITTEN_32: usize = 404;
 
 impl Header {
     pub(in crate::format) async fn read(dump: &Dump<'_>) -> Result<Self, FormatError> {
@@ -172,6 +177,11 @@ impl Header {
                 0..count
             },
             total: count,
+            written: if wide {
+                u64_at(&head, WRITTEN_64).cast_signed()
+            } else {
+                i64::from(u32_at(&head, WRITTEN_32))
+            },
             machine: head.get(12..s).unwrap_or_default().to_vec(),
             part,
             vmcoreinfo: since(3, vmcoreinfo),
@@ -209,8 +219,31 @@ impl Header {
         Some(found).filter(|f| !f.is_empty())
     }
 
+    /// What the headers and VMCOREINFO say of the machine. The time is that of the header; that of the crash comes first.
+    pub(in crate::format) async fn told(&self, dump: &Dump<'_>) -> Told {
+        let name = |i: usize| {
+            let b = self.machine.get(65 * i..65 * (i + 1)).unwrap_or_default();
+            let text = b.iter().take_while(|b| (0x21..0x7f).contains(*b));
+            let text: String = text.map(|b| char::from(*b)).collect();
+            (!text.is_empty()).then_some(text)
+        };
+        let linux = name(0).is_some_and(|n| n == "Linux");
+        let of = |n: Option<String>| n.filter(|_| linux);
+        let mut out = Told {
+            system: linux.then(|| "linux".to_owned()),
+            kernel: of(name(2)),
+            host: of(name(1)).filter(|n| n != "(none)"),
+            acquired: told::seconds(self.written),
+            vmcoreinfo: None,
+        };
+        if let Some(info) = self.info(dump).await {
+            out.take_vmcoreinfo(&info);
+        }
+        out
+    }
+
     /// What the headers say, for people.
-    pub(in crate::format) fn told(&self) -> Vec<String> {
+    pub(in crate::format) fn notes(&self) -> Vec<String> {
         let mut out = Vec::new();
         if self.dump_level > 1 {
             out.push(format!(

@@ -282,9 +282,10 @@ async fn open_all(files: &[&dyn ByteSource]) -> Result<Opened, FormatError> {
         return Err(FormatError::NoMemory { format: "kdump" });
     };
     let dtb_hints = h.page_tables(first).await?;
+    let of_machine = h.told(first).await;
     let file_len = files.iter().map(|f| f.len()).sum();
     let mut image = ImageBuilder::default();
-    let mut told = Told::default();
+    let mut told = Counts::default();
     let mut at = 0;
     for (dump, h) in &parts {
         let mut pages = Pages {
@@ -342,6 +343,7 @@ async fn open_all(files: &[&dyn ByteSource]) -> Result<Opened, FormatError> {
             notes,
             gaps,
             page_files: Vec::new(),
+            told: of_machine,
             extents: Some(table.info.clone()),
         },
         table: Some(table),
@@ -350,7 +352,7 @@ async fn open_all(files: &[&dyn ByteSource]) -> Result<Opened, FormatError> {
 
 /// What was met on the way.
 #[derive(Clone, Copy, Debug, Default)]
-struct Told {
+struct Counts {
     files: usize,
     /// Pages of memory that were left out when the dump was made.
     left_out: u64,
@@ -438,7 +440,7 @@ async fn lay_out(
 }
 
 /// What the user is to know of the dump.
-fn say(h: &Header, told: &Told, notes: &mut Vec<String>) {
+fn say(h: &Header, told: &Counts, notes: &mut Vec<String>) {
     let left_out = told.left_out;
     if left_out > 0 && h.dump_level == 1 {
         note(notes, || {
