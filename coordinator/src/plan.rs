@@ -290,6 +290,47 @@ mod tests {
         assert_eq!(p.layout.format, "raw");
     }
 
+    /// A crash dump tells when it was made, which counts before the time of its file, unless that is the earlier one.
+    #[tokio::test]
+    async fn a_capture_is_as_old_as_its_container_says() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("memory.dmp");
+        let mut h = b"PAGE".repeat(0x800);
+        h[..8].copy_from_slice(b"PAGEDU64");
+        let mut put = |at: usize, v: u64| h[at..at + 8].copy_from_slice(&v.to_le_bytes());
+        put(0x88, 1);
+        put(0x90, 1);
+        put(0x98, 0);
+        put(0xa0, 1);
+        put(0xf98, 1);
+        // 2024-02-29 12:34:56 UTC, as `date -u -d @1709210096` has it.
+        put(0xfa8, (1_709_210_096 + 11_644_473_600) * 10_000_000);
+        h.resize(0x3000, 0);
+        std::fs::write(&path, &h).expect("write");
+        let sources = Sources::new(S3Config::default());
+        let of = || plan(&sources, spec(path.to_str().expect("UTF-8")));
+        let (micros, by) = of()
+            .await
+            .expect("plan")
+            .plan
+            .reference_time
+            .expect("a time");
+        assert_eq!(micros, 1_709_210_096_000_000);
+        assert_eq!(by, "the time in the crash_dump header");
+        let early =
+            std::time::SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_600_000_000);
+        let file = std::fs::File::options().write(true).open(&path);
+        file.and_then(|f| f.set_modified(early)).expect("dated");
+        let (micros, by) = of()
+            .await
+            .expect("plan")
+            .plan
+            .reference_time
+            .expect("a time");
+        assert_eq!(micros, 1_600_000_000_000_000);
+        assert!(by.contains("modification time"), "{by}");
+    }
+
     #[tokio::test]
     async fn bad_parameters_and_files_are_named() {
         let sources = Sources::new(S3Config::default());

@@ -351,3 +351,30 @@ pub(crate) async fn stream(
         }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ramsift_layers::format::{self, Told};
+    use ramsift_layers::source::RamSource;
+
+    #[tokio::test]
+    async fn the_containers_vmcoreinfo_counts_where_memory_has_none() {
+        let source = RamSource::new("x", vec![0; 8192]);
+        let mut layout = format::open(&source).await.expect("raw").layout;
+        assert!(with_told(Vec::new(), &layout).is_empty());
+        layout.told = Told {
+            vmcoreinfo: Some("OSRELEASE=6.1.0\n".into()),
+            ..Told::default()
+        };
+        let told = with_told(Vec::new(), &layout);
+        assert_eq!((told.len(), told[0].kind.as_str()), (1, "vmcoreinfo"));
+        assert_eq!(told[0].data, b"OSRELEASE=6.1.0\n");
+        // What stands in memory is the kernel's own.
+        let own = Anchor {
+            image_offset: 4096,
+            ..told[0].clone()
+        };
+        assert_eq!(with_told(vec![own.clone()], &layout), [own]);
+    }
+}

@@ -191,6 +191,20 @@ fn objects_are_looked_at_with_little() {
         );
         assert!(v["bytes_read"].as_u64().is_some_and(|n| n < 4 << 20), "{v}");
     }
+    for (name, v) in &all {
+        println!("{name}: {} bytes, {} ms", v["bytes_read"], v["millis"]);
+    }
+    // The names in a kdump's header are its kernel's.
+    let v = row(&all, "zlib.kdump");
+    assert_eq!(
+        (&v["system"], &v["kernel"]),
+        (&"linux".into(), release),
+        "{v}"
+    );
+    assert!(
+        v["acquired"].as_str().is_some_and(|t| t.starts_with("20")),
+        "{v}"
+    );
     for name in ["memory.avml", "zlib.kdump"] {
         let v = row(&all, name);
         assert!(v["bytes_read"].as_u64().is_some_and(|n| n < 1 << 20), "{v}");

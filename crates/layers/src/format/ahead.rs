@@ -9,8 +9,8 @@ const FAR: u64 = 48 << 20;
 const PAGE: u64 = 4096;
 /// Bytes that are read at once of what is read as a whole.
 const SEQUENCE: u64 = 1 << 20;
-/// What a read costs where it is one of the network, in bytes.
-const NETWORK: u64 = 256 << 10;
+/// What a read costs where it is one of the network, in bytes, at least.
+pub(super) const NETWORK: u64 = 256 << 10;
 
 /// A reader that goes forward.
 #[derive(Debug)]

@@ -9,7 +9,7 @@
 //! A part that was written later counts where two hold the same place. Source: makedumpfile `IMPLEMENTATION`, "The flattened
 //! format".
 
-use super::ahead::Ahead;
+use super::ahead::{Ahead, NETWORK};
 use super::{ContainerGap, FormatError, gap, note};
 use crate::FileOffset;
 use crate::source::{ByteSource, SourceError};
@@ -113,6 +113,11 @@ impl<'a> Dump<'a> {
             base: 0,
             complete,
         })
+    }
+
+    /// Whether a read is a request over the network.
+    pub(super) fn is_far(&self) -> bool {
+        self.source.coalesce_distance() >= NETWORK
     }
 
     /// Offset behind the last byte.

@@ -33,9 +33,11 @@ use std::collections::BTreeMap;
 pub(super) const MAGIC: &[u8] = b"KDUMP   ";
 /// Bytes of a page descriptor.
 const DESCRIPTOR: u64 = 24;
-/// Bytes of descriptors, and of a bitmap, that are read at once.
+/// Bytes of descriptors, and of a bitmap, that are read at once; and both where a read is a request over the network, of which
+/// several are under way together then.
 const STEP: u64 = 6 << 20;
 const BITMAP_STEP: u64 = 256 << 10;
+const FAR_STEP: u64 = 48 << 20;
 /// Notes are a few KiB for each processor.
 const MAX_NOTES: u64 = 4 << 20;
 /// Places that several descriptors name and that are looked at whether they hold zeros.
@@ -73,7 +75,7 @@ impl<'a> Bits<'a> {
         let have = self.first..self.first + 8 * self.bytes.len() as u64;
         if !have.contains(&bit) {
             let at = self.at.saturating_add(bit / 8);
-            let n = BITMAP_STEP.min(self.end.saturating_sub(at));
+            let n = step(self.dump, BITMAP_STEP).min(self.end.saturating_sub(at));
             self.bytes = self.dump.read_some(at, n).await?;
             // One bit that is lost would give every page behind it another's bytes.
             if self.bytes.is_empty() || !self.dump.is_known(at, n) {
@@ -84,6 +86,11 @@ impl<'a> Bits<'a> {
         let i = usize::try_from((bit - self.first) / 8).unwrap_or(usize::MAX);
         Ok(self.bytes.get(i).copied().unwrap_or(0))
     }
+}
+
+/// Bytes to read at once.
+fn step(dump: &Dump<'_>, near: u64) -> u64 {
+    if dump.is_far() { FAR_STEP } else { near }
 }
 
 /// Descriptors in their order.
@@ -107,7 +114,8 @@ impl Descriptors<'_> {
     async fn next(&mut self) -> Result<Option<Descriptor>, FormatError> {
         const N: usize = DESCRIPTOR as usize;
         if self.used + N > self.bytes.len() {
-            self.bytes = self.dump.read_some(self.at, STEP).await?;
+            let n = step(self.dump, STEP);
+            self.bytes = self.dump.read_some(self.at, n).await?;
             self.used = 0;
         }
         let Some(b) = self.bytes.get(self.used..self.used + N) else {
