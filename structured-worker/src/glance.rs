@@ -2,9 +2,10 @@
 
 use crate::alone::{AloneError, Found, Means, at_known_places, input};
 use crate::anchors;
-use ramsift_layers::ImageReader;
 use ramsift_layers::format::Layout;
 use ramsift_layers::source::CachedPhys;
+use ramsift_layers::translate::{PhysError, PhysRead};
+use ramsift_layers::{ImageReader, PhysAddr};
 use ramsift_os::discover::{Anchor, Discovery, discover};
 use ramsift_os::image::{KernelImage, anchors_beside, known_images};
 use ramsift_os::machine::is_whole;
@@ -19,6 +20,8 @@ const LARGE_PAGE: u64 = 2 << 20;
 const PARTS: usize = 64;
 /// Bytes that are fetched around what is missing: the first MiB, where most of the known places lie, in few reads.
 const AROUND: u64 = 256 << 10;
+/// Where real mode ends.
+const REAL_MODE: u64 = 1 << 20;
 
 /// Whether views can be built.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,9 +133,25 @@ fn beginnings(data: &[Range<u64>]) -> impl Iterator<Item = Range<u64>> + '_ {
     data.iter().flat_map(of).take(PARTS)
 }
 
+/// Memory in which known places are looked at: the first MiB in few reads, since all of it is, and elsewhere no more than is asked for.
+struct Places<'m> {
+    low: &'m CachedPhys,
+    near: &'m CachedPhys,
+}
+
+impl PhysRead for Places<'_> {
+    fn read_phys(&self, pa: PhysAddr, buf: &mut [u8]) -> Result<(), PhysError> {
+        match pa.0 < REAL_MODE {
+            true => self.low.read_phys(pa, buf),
+            false => self.near.read_phys(pa, buf),
+        }
+    }
+}
+
 /// Finds images of kernels at known places, and their banners.
 fn look(memory: &CachedPhys, near: &CachedPhys, layout: &Layout) -> Glance {
-    for (system, images) in SYSTEMS.iter().zip(known_images(memory, &layout.dtb_hints)) {
+    let places = Places { low: memory, near };
+    for (system, images) in SYSTEMS.iter().zip(known_images(&places, &layout.dtb_hints)) {
         let Some(first) = images.first() else {
             continue;
         };
@@ -153,7 +172,7 @@ fn look(memory: &CachedPhys, near: &CachedPhys, layout: &Layout) -> Glance {
         prospect: Prospect::Open(
             "no known place leads to a kernel; the scan looks for one in all of memory".to_owned(),
         ),
-        bytes_read: memory.bytes_read(),
+        bytes_read: memory.bytes_read() + near.bytes_read(),
     }
 }
 
