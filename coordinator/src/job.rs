@@ -6,15 +6,15 @@ use crate::{Config, Deps};
 use futures::{StreamExt, TryStreamExt};
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{
-    ChunkWork, CommitRecord, FilesWork, JobPhase, JobProgress, JobSpec, JobState, MemoryWork,
-    Outcome, RuleCount, RuleGap, Task, TaskReport, VerdictWork, ViewWork, Wishes,
+    ChunkWork, FilesWork, JobPhase, JobProgress, JobSpec, JobState, MemoryWork, Outcome, RuleCount,
+    RuleGap, Task, TaskReport, VerdictWork, ViewWork, Wishes,
 };
 use ramsift_proto::{MAX_LISTS, TaskId, view};
 use ramsift_queue::Lane;
 use ramsift_store::job::{self, now_micros, rules_key, to_json};
 use ramsift_store::lists::{LIST, PROCESSES, files_name, memory_name};
 use ramsift_store::tables::name;
-use ramsift_store::{Keys, Plan, StoreError, VerdictPlan};
+use ramsift_store::{Keys, Plan, StoreError, VerdictPlan, commits};
 use ramsift_telemetry::set_parent;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::AtomicBool;
@@ -307,17 +307,12 @@ impl Job {
     pub(crate) async fn refresh(&mut self, deps: &Deps) -> Result<Vec<String>, StoreError> {
         let mut news = Vec::new();
         let objects = deps.objects.as_ref();
-        let fresh: Vec<String> = objects
-            .list(&self.keys.commits())
-            .await?
-            .into_iter()
-            .map(|m| m.key)
-            .filter(|k| !self.commits.contains(k))
-            .collect();
+        let mut fresh = objects.list(&self.keys.commits()).await?;
+        fresh.retain(|m| !self.commits.contains(&m.key));
         let mut records = futures::stream::iter(fresh)
-            .map(|key| async move {
-                let (record, _): (CommitRecord, _) = job::read(objects, &key).await?;
-                Ok::<_, StoreError>((key, record))
+            .map(|m| async move {
+                let record = commits::read(objects, &m.key, m.size).await?;
+                Ok::<_, StoreError>((m.key, record))
             })
             .buffered(READS);
         while let Some((key, record)) = records.try_next().await? {
@@ -690,7 +685,7 @@ impl Job {
 
     async fn match_segments(&self, deps: &Deps, table: &str) -> Result<Vec<String>, StoreError> {
         let mut out = Vec::new();
-        for c in job::commits(deps.objects.as_ref(), &self.keys).await? {
+        for c in commits::all(deps.objects.as_ref(), &self.keys).await? {
             let of_reports = c.reports.iter().flat_map(|r| &r.segments);
             out.extend(
                 c.segments

@@ -1,6 +1,8 @@
 use super::*;
 use ramsift_layers::source::{S3Config, Sources};
+use ramsift_proto::v1::CommitRecord;
 use ramsift_queue::MemoryQueue;
+use ramsift_store::commits::{CommitSegments, encode};
 use ramsift_store::{LocalObjects, MemoryLedger};
 use ramsift_telemetry::Readiness;
 
@@ -104,7 +106,10 @@ impl World {
             ..CommitRecord::default()
         };
         let key = Keys::new("j").commit(task);
-        let put = self.deps.objects.put(&key, to_json(&record).expect("JSON"));
+        let put = self.deps.objects.put(
+            &key,
+            encode(record, CommitSegments::default()).expect("JSON"),
+        );
         put.await.expect("stored");
     }
 }
@@ -287,7 +292,7 @@ async fn what_views_ask_for_becomes_tasks_and_then_verdicts_on_processes() {
 /// The report on a task, of those in the store.
 async fn reported(w: &World, task: &str) -> TaskReport {
     let keys = Keys::new("j");
-    let all = ramsift_store::job::commits(w.deps.objects.as_ref(), &keys).await;
+    let all = commits::all(w.deps.objects.as_ref(), &keys).await;
     let mut reports = all.expect("read").into_iter().flat_map(|c| c.reports);
     reports.find(|r| r.task == task).expect("a report")
 }
