@@ -5,7 +5,7 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use ramsift_layers::source::{JoinedSource, RamSource, SourceError, SourcePin};
 use ramsift_layers::{ByteSource, ChunkParams, FileOffset, ImageOffset, format};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 #[path = "dumps.rs"]
@@ -95,10 +95,14 @@ const TABLES: usize = 24;
 
 /// The bytes as page tables of a raw image of 5 GiB: the first two lie where those of a machine do, and so on.
 pub(crate) fn hole(data: &[u8]) {
-    let gib = 1u64 << 30;
-    let place = |pa: u64| if pa >= 4 * gib { pa - gib } else { pa };
-    let places = machine().pages().into_keys().map(place);
-    let pieces: Vec<_> = places.zip(data.chunks(4096).map(<[u8]>::to_vec)).collect();
+    static PLACES: OnceLock<Vec<u64>> = OnceLock::new();
+    let places = PLACES.get_or_init(|| {
+        let gib = 1u64 << 30;
+        let place = |pa: u64| if pa >= 4 * gib { pa - gib } else { pa };
+        machine().pages().into_keys().map(place).collect()
+    });
+    let pages = data.chunks(4096).map(<[u8]>::to_vec);
+    let pieces: Vec<_> = places.iter().copied().zip(pages).collect();
     let source = large::Large::object(TABLES_LEN, pieces);
     let opened = format::open(&source).now_or_never();
     let o = opened.expect("memory does not wait").expect("a raw image");
