@@ -246,6 +246,49 @@ async fn memory_beside_its_state_lies_where_that_says() {
     assert_eq!(o.layout.format, "raw");
 }
 
+/// A state of another machine of the same size names page tables that are none here.
+#[tokio::test]
+async fn a_state_of_another_machine_is_doubted() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    let at = |n: &str| dir.path().join(n);
+    let vm = Vm {
+        magic: 0xbed2_bed2,
+        inside: false,
+        regions: true,
+    };
+    // The two processors have their tables at 0x1aaa000 and behind it; one that may be a table is enough.
+    let mut four = vec![0u8; 4096];
+    four[256 * 8..256 * 8 + 8].copy_from_slice(&0x8000_0000_0123_4063u64.to_le_bytes());
+    let mut pae = vec![0u8; 4096];
+    pae[..8].copy_from_slice(&0x0000_0001_0002_0001u64.to_le_bytes());
+    let mut narrow = vec![0u8; 4096];
+    narrow[3072..3080].copy_from_slice(&[0xe3, 0, 0, 0, 0x63, 0x50, 0x01, 0]);
+    let text = b"Jan  2 03:04:05 web01 sshd[1]: hello\n".repeat(200)[..4096].to_vec();
+    for (tables, sound) in [
+        ([&text, &four], true),
+        ([&pae, &text], true),
+        ([&narrow, &text], true),
+        ([&text, &text], false),
+        ([&dumps::page(7), &vec![0; 4096]], false),
+    ] {
+        let m: Memory = vec![
+            (0x1000, dumps::page(1)),
+            (0x1aa_a000, [tables[0].as_slice(), tables[1]].concat()),
+        ];
+        let (state, memory) = vmware(&m, vm);
+        std::fs::write(at("a.vmem"), &memory).expect("write");
+        std::fs::write(at("a.vmss"), &state).expect("write");
+        let (o, r) = beside(&at("a.vmem")).await.expect("vmware");
+        assert_eq!(same(&o, &r, &m).await, 3);
+        let told = o
+            .layout
+            .gaps
+            .iter()
+            .any(|g| g.reason.contains("another machine"));
+        assert_eq!(told, !sound, "{:?}", o.layout.gaps);
+    }
+}
+
 #[tokio::test]
 async fn streams_split_memory_below_four_gib() {
     // No memory is sent but a page on each side: the rest is missing, and told.

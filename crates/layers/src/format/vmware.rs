@@ -19,11 +19,12 @@
 //! Sources: the file format as published with vmsnparser and in Volatility's and LeechCore's readers.
 
 use super::bytes::{le32, le64, text};
+use super::content::readable;
 use super::twice::{lay_out, unnamed};
 use super::{ContainerGap, FormatError, ImageFormat, Layout, Opened, Told, gap, note};
-use crate::FileOffset;
 use crate::run::Run;
 use crate::source::{ByteSource, SourceError};
+use crate::{FileOffset, PhysAddr};
 use async_trait::async_trait;
 use std::collections::BTreeMap;
 
@@ -415,7 +416,69 @@ pub(super) async fn open_vmem(
             ),
         ));
     }
-    s.layout(source, 0, source.len(), notes).await.map(Some)
+    let mut opened = s.layout(source, 0, source.len(), notes).await?;
+    let l = &mut opened.layout;
+    if !any_is_table(source, l).await? {
+        gap(&mut l.gaps, 0..source.len(), || {
+            format!(
+                "no page table that {name} names is one in this memory: if the state is another machine's, memory may lie at other addresses than it says"
+            )
+        });
+    }
+    Ok(Some(opened))
+}
+
+/// Processors whose page tables are looked at.
+const LOOKED_AT: usize = 8;
+
+/// Whether a page table that the state names is one in this memory, or none of them can be looked at.
+async fn any_is_table(source: &dyn ByteSource, layout: &Layout) -> Result<bool, SourceError> {
+    let mut all_others = false;
+    for dtb in layout.dtb_hints.iter().take(LOOKED_AT) {
+        let Some((at, n)) = layout.runs.stored_at(PhysAddr(*dtb)) else {
+            continue;
+        };
+        if n < PAGE {
+            continue;
+        }
+        let page = readable(source.read_vec(at, 4096).await)?;
+        let end = layout.runs.runs().last().map_or(0, |r| r.pa + r.len);
+        if page.is_empty() || may_be_top(&page, end) {
+            return Ok(true);
+        }
+        all_others = true;
+    }
+    Ok(!all_others)
+}
+
+/// Whether a page may be the top table of any kind, of a machine whose memory ends at `end`: entries of eight bytes, or of four, some
+/// of which are present and none of which leads where nothing can be.
+fn may_be_top(page: &[u8], end: u64) -> bool {
+    let entries = |present: bool, sound: bool, (any, all): (bool, bool)| {
+        (any || present, all && (!present || sound))
+    };
+    let start = (false, true);
+    let wide = page.as_chunks::<8>().0.iter().fold(start, |seen, e| {
+        let e = u64::from_le_bytes(*e);
+        entries(e & 1 != 0, e & 0x000f_c000_0000_0080 == 0, seen)
+    });
+    // The four entries of PAE stand at the beginning of 32 bytes.
+    let pae = page
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .take(4)
+        .fold(start, |seen, e| {
+            let e = u64::from_le_bytes(*e);
+            entries(e & 1 != 0, e & 0xffff_fff0_0000_01e6 == 0, seen)
+        });
+    let narrow = page.as_chunks::<4>().0.iter().fold(start, |seen, e| {
+        let e = u32::from_le_bytes(*e);
+        // Pages of 4 MiB may be those of devices; tables lie in memory.
+        let inside = e & 0x80 != 0 || u64::from(e & !0xfff) < end;
+        entries(e & 1 != 0, inside, seen)
+    });
+    [wide, pae, narrow].contains(&(true, true))
 }
 
 /// What a `.vmem` without its state lacks.

@@ -5,8 +5,8 @@ use async_trait::async_trait;
 use futures::FutureExt;
 use ramsift_layers::source::{JoinedSource, RamSource, SourceError, SourcePin};
 use ramsift_layers::{ByteSource, ChunkParams, FileOffset, ImageOffset, format};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 #[path = "dumps.rs"]
 pub(crate) mod dumps;
