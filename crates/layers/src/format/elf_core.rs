@@ -291,16 +291,13 @@ fn unnamed(file_len: u64, phdrs: &[Phdr], notes_end: u64, gaps: &mut Vec<Contain
     let strange = |p: &&Phdr| !matches!(p.kind, PT_LOAD | PT_NOTE) && p.filesz > 0;
     for p in phdrs.iter().filter(strange) {
         let end = p.offset.saturating_add(p.filesz).min(file_len);
+        let what = format!("type {:#x}", p.kind);
         gap(gaps, p.offset.min(end)..end, || {
-            format!(
-                "bytes of a program header of type {:#x} are not read",
-                p.kind
-            )
+            format!("bytes of a program header of {what} are not read")
         });
     }
-    let named = phdrs
-        .iter()
-        .map(|p| (p.offset, p.offset.saturating_add(p.filesz)));
+    let place = |p: &Phdr| (p.offset, p.offset.saturating_add(p.filesz));
+    let named = phdrs.iter().map(place);
     unnamed_parts(notes_end..file_len, named, SLACK, "header", gaps);
 }
 

@@ -17,8 +17,7 @@
 //! The largest block is the machine's memory. On a PC it is split below 4 GiB: of i440fx machines at 3 GiB from 3.5 GiB on, of q35
 //! at 2 GiB from 2.75 GiB on. On `virt` machines of arm64 it begins at 1 GiB.
 //!
-//! Sources: QEMU `migration/savevm.c`, `migration/ram.c`, `hw/i386/pc_piix.c`, `hw/i386/pc_q35.c`, `hw/arm/virt.c`; libvirt
-//! `src/qemu/qemu_saveimage.h`.
+//! Sources: QEMU `migration/savevm.c`, `ram.c`, `hw/i386/pc_piix.c`, `pc_q35.c`, `hw/arm/virt.c`; libvirt `src/qemu/qemu_saveimage.h`.
 
 use super::ahead::Ahead;
 use super::bytes::{be32, be64, le32};
