@@ -54,6 +54,11 @@ fn parse_line(line: &str) -> Option<Record<'_>> {
         return None;
     }
     let rest = rest.trim_start();
+    // What parts the time from the rest is no part of the message.
+    let apart = rest.strip_prefix([':', ',', ';', '|']);
+    let rest = apart
+        .filter(|r| r.starts_with(' '))
+        .map_or(rest, str::trim_start);
     // A time alone is a value in a table, not a line of a log.
     if rest
         .trim_matches([' ', '\t', ',', ';', '|', '-', ':', ']', '[', '>'])

@@ -6,7 +6,7 @@
 //! (`host.name`). It must be whole: a line that ends before its last brace is not claimed. An
 //! object that does not begin a line must have a message or a level too.
 
-use super::record::{Emit, Fields, Record, Stamp, common, iso};
+use super::record::{Emit, Fields, Record, Stamp, common, iso, mail_date};
 use crate::zone::Zone;
 use std::borrow::Cow;
 
@@ -61,6 +61,18 @@ const TIME: &[&str] = &[
     "t",
     "TimeCreated",
     "event.created",
+    "timeStamp",
+    "TIMESTAMP",
+    "TIME",
+    "dateTime",
+    "DateTime",
+    "createdAt",
+    "CreationTime",
+    "TimeGenerated",
+    "EventTime",
+    "eventTimestamp",
+    "startTime",
+    "start_time",
 ];
 const MESSAGE: &[&str] = &[
     "message",
@@ -75,6 +87,10 @@ const MESSAGE: &[&str] = &[
     "@m",
     "@mt",
     "Message",
+    "MSG",
+    "Msg",
+    "Operation",
+    "operationName",
 ];
 const HOST: &[&str] = &[
     "host",
@@ -112,6 +128,9 @@ const LEVEL: &[&str] = &[
     "PRIORITY",
     "s",
     "Level",
+    "LEVEL",
+    "levelname",
+    "log_level",
 ];
 const OTHERS: &[(&str, &[&str])] = &[
     ("level", LEVEL),
@@ -358,7 +377,10 @@ fn stamp(value: &Value<'_>) -> Option<Stamp> {
     }
     let text = value.string();
     let b = text.as_bytes();
-    if let Some((civil, end)) = iso(b, 0).or_else(|| common(b, 0)) {
+    if let Some((civil, end)) = iso(b, 0)
+        .or_else(|| common(b, 0))
+        .or_else(|| mail_date(b, 0))
+    {
         // What stands behind the time may be a zone of a kind that is not known.
         let rest = text[end..].trim();
         let open = civil.zone == Zone::None;
