@@ -58,6 +58,10 @@ pub(crate) fn visit<const STEP: usize>(place: &mut Place<'_>, at: usize) {
     }
     let (user, raw);
     if percent {
+        // The first sign may be an encoded one.
+        if chars.before(from) == b'%' {
+            from -= STEP;
+        }
         let skipped;
         (skipped, user) = unescaped(&chars.string(from, at));
         from += skipped * STEP;

@@ -200,6 +200,30 @@ fn syslog_and_its_relatives() {
                 "inferred_time": utc + 123_456, "fields": {"level": "WARNING", "file": "a.cc", "line": 7}}),
         ),
         (
+            "Tue 2024-02-06 15:16:31 UTC web01 app[1]: full",
+            json!({"kind": "syslog", "time": utc, "host": "web01", "raw_time": "2024-02-06 15:16:31 UTC"}),
+        ),
+        (
+            "Feb  6 15:16:31  web01  app[1]: spaces",
+            json!({"host": "web01", "program": "app", "message": "spaces"}),
+        ),
+        (
+            "2024-02-06 15:16:31 UTC [812]: [1-1] user=ann,db=shop,app=psql,client=203.0.113.5 LOG:  x",
+            json!({"kind": "postgresql", "pid": 812, "fields": {"user": "ann", "database": "shop", "client": "203.0.113.5"}}),
+        ),
+        (
+            "{\"MESSAGE\":[104,105],\"__REALTIME_TIMESTAMP\":\"1707232591000000\"}",
+            json!({"kind": "journal", "time": utc, "message": "hi"}),
+        ),
+        (
+            "{\"items\":[{\"level\":\"Request\",\"auditID\":\"b\",\"stage\":\"ResponseComplete\",\"requestURI\":\"/api\",\"verb\":\"create\",\"stageTimestamp\":\"2024-02-06T15:16:31Z\"}]}",
+            json!({"kind": "kubernetes_audit", "time": utc, "message": "create /api"}),
+        ),
+        (
+            "{\"time\":\"2024-02-06T15:16:31Z\",\"msg\":\"x\"};",
+            json!({"time": utc, "message": "x"}),
+        ),
+        (
             "{\"timeStamp\":\"2024-02-06T15:16:31Z\",\"event\":\"x\"}",
             json!({"kind": "json", "time": utc, "message": "x"}),
         ),
@@ -214,6 +238,10 @@ fn syslog_and_its_relatives() {
     ] {
         check(line, &want);
     }
+    let two = scan(
+        "{\"time\":\"2024-02-06T15:16:31Z\",\"msg\":\"a\"}{\"time\":\"2024-02-06T15:16:32Z\",\"msg\":\"b\"}",
+    );
+    assert_eq!(two.of("event").count(), 2);
     assert_eq!(scan("Feb  6 15:16:31 2 messages").of("event").count(), 0);
 }
 

@@ -117,6 +117,7 @@ fn addresses_are_whole() {
         ),
         ("email=ann%40bad-host.net&pass=x", &["ann@bad-host.net"]),
         ("to%3Dbob%2Btag%40bad-host.net", &["bob+tag@bad-host.net"]),
+        ("q=%20ann%40bad-host.net", &["ann@bad-host.net"]),
         ("ann{at}bad-host.net", &["ann{at}bad-host.net"]),
     ] {
         assert_eq!(values(&scan(text), "email"), want, "{text}");

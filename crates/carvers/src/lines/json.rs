@@ -89,6 +89,7 @@ const MESSAGE: &[&str] = &[
     "Message",
     "MSG",
     "Msg",
+    "textPayload",
     "Operation",
     "operationName",
 ];
@@ -284,13 +285,9 @@ pub(super) fn parse(
     let depth = if alone { usize::MAX } else { DEPTH };
     let object = object(line, depth)?;
     let rest = line.get(object.len..)?;
-    if alone
-        && !rest
-            .iter()
-            .all(|b| matches!(b, b',' | b']' | b'}' | b' ' | b'\t'))
-    {
-        return None;
-    }
+    // Behind one that is alone stands nothing but what parts the elements of an array.
+    let parts = |b: &u8| matches!(b, b',' | b']' | b'}' | b' ' | b'\t');
+    let alone = alone && rest.iter().all(parts);
     let text = std::str::from_utf8(line.get(..object.len)?).ok()?;
     let plain = |c: char| c == '\t' || !c.is_control();
     let log_like = || object.find(MESSAGE).or(object.find(LEVEL)).is_some();
@@ -319,15 +316,26 @@ fn record(line: &str, object: &Object<'_>, emit: &mut Emit<'_>) -> Option<()> {
         let i = OTHERS.iter().position(|o| o.0 == name)?;
         others[i].as_deref()
     };
+    // Events in a list have no version of their own.
     let audit = object
         .get("apiVersion")
-        .is_some_and(|v| v.raw.starts_with("audit.k8s.io"));
+        .is_some_and(|v| v.raw.starts_with("audit.k8s.io"))
+        || ["auditID", "stage", "verb"]
+            .iter()
+            .all(|k| object.own(k).is_some());
     let journal = object.get("__REALTIME_TIMESTAMP").is_some();
     let kind = match (audit, journal) {
         (true, _) => "kubernetes_audit",
         (_, true) => "journal",
         _ => "json",
     };
+    if journal && message.is_none() {
+        // What is no text is written as an array of bytes.
+        message = object
+            .own("MESSAGE")
+            .and_then(|v| bytes(&v))
+            .map(Cow::Owned);
+    }
     if audit {
         let words = [other("verb"), other("path")].map(Option::unwrap_or_default);
         message = Some(Cow::Owned(words.join(" ")));
@@ -352,6 +360,14 @@ fn record(line: &str, object: &Object<'_>, emit: &mut Emit<'_>) -> Option<()> {
         fields,
     });
     Some(())
+}
+
+/// The text that an array of bytes is (systemd, "Journal Export Formats", JSON).
+fn bytes(value: &Value<'_>) -> Option<String> {
+    let inner = value.raw.strip_prefix('[')?.strip_suffix(']')?;
+    let numbers = inner.split(',').map(|n| n.trim().parse::<u8>());
+    let bytes = numbers.collect::<Result<Vec<u8>, _>>().ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// A time in a member: ISO 8601, as web servers write it, a number whose size tells its unit, or an

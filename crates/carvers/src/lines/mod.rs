@@ -139,7 +139,15 @@ impl<'a> Lines<'a> {
                     self.line::<STEP>(start, Format::Access, sink);
                 }
             }
-            b' ' => self.priority::<STEP>(date, sink),
+            b' ' => {
+                let day = date
+                    .checked_sub(4 * STEP)
+                    .filter(|d| is(chars.at(*d), ALPHA));
+                match day.filter(|d| begins::<STEP>(self.data, *d)) {
+                    Some(day) => self.line::<STEP>(day, Format::Iso, sink),
+                    None => self.priority::<STEP>(date, sink),
+                }
+            }
             b'>' => {
                 if let Some(start) = self.angle::<STEP>(date - STEP) {
                     self.line::<STEP>(start, Format::Iso, sink);

@@ -40,6 +40,7 @@ fn parse3164(line: &str) -> Option<Record<'_>> {
     let rest = &line[end..];
     // Routers write `: ` here.
     let rest = rest.strip_prefix(':').unwrap_or(rest).strip_prefix(' ')?;
+    let rest = rest.trim_start_matches(' ');
     let mut header = header(rest, &mut fields);
     // `Tue Feb  6 15:16:31 2024`, as ctime writes it, is the whole of what vsftpd, OpenVPN and others put in front.
     let whole = weekday(b, 0) && c.year.is_some() && header.program.is_none();
@@ -156,7 +157,7 @@ pub(super) fn header<'a>(rest: &'a str, fields: &mut Fields<'a>) -> Header<'a> {
             && !odd
             && !word.starts_with(['[', '<', '%', '('])
         {
-            (h.host, h.message) = (Some(word), after);
+            (h.host, h.message) = (Some(word), after.trim_start_matches(' '));
         }
     }
     if let Some((word, after)) = h.message.split_once(' ') {
