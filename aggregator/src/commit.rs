@@ -7,9 +7,11 @@ use crate::metrics::{Metrics, observe_aggregator};
 use arrow::array::{AsArray, RecordBatch};
 use arrow::datatypes::UInt64Type;
 use async_trait::async_trait;
+use bytes::Bytes;
 use ramsift_proto::v1::{CommitRecord, SegmentPart, SegmentRef, TaskReport};
 use ramsift_proto::{MAX_LISTS, TaskId};
-use ramsift_store::job::{now_micros, to_json};
+use ramsift_store::commits::{self, CommitSegments};
+use ramsift_store::job::now_micros;
 use ramsift_store::tables::{accepted, is_view, place_columns, schema, write_segment};
 use ramsift_store::{Ack, Keys, Ledger, Objects, Report, ReportError, Reporter, StoreError};
 use ramsift_telemetry::Carrier;
@@ -41,7 +43,7 @@ impl Default for CommitLimits {
     fn default() -> Self {
         Self {
             bytes: 64 << 20,
-            age: Duration::from_secs(2),
+            age: Duration::from_secs(1),
             reports: usize::MAX,
             total: 512 << 20,
         }
@@ -80,10 +82,13 @@ type Waiter = oneshot::Sender<Result<Ack, String>>;
 /// A table; of a view's also the attempt, since such rows bring their columns along.
 type TableOf = (String, Option<String>);
 
+/// Rows by table, as they came.
+type Tables = BTreeMap<TableOf, Vec<(SegmentPart, RecordBatch)>>;
+
 #[derive(Debug, Default)]
 struct Group {
     reports: Vec<TaskReport>,
-    tables: BTreeMap<TableOf, Vec<(SegmentPart, RecordBatch)>>,
+    tables: Tables,
     traces: Vec<Carrier>,
     waiters: Vec<Waiter>,
     held: Vec<Held>,
@@ -351,7 +356,7 @@ impl Aggregator {
         }
     }
 
-    /// Segments, then the record that makes them count, then the ledger.
+    /// The record with its segments, then the ledger.
     async fn commit(&self, job: &str, group: Group) -> Result<Ack, String> {
         let keys = Keys::new(job);
         // Sealed while the group waited?
@@ -359,48 +364,22 @@ impl Aggregator {
             return Ok(Ack::Refused(why));
         }
         let id = uuid::Uuid::now_v7().to_string();
-        let mut segments = Vec::new();
-        for ((table, own), parts) in group.tables {
-            let key = keys.segment(own.as_ref().unwrap_or(&id), &table);
-            let (parts, batches): (Vec<_>, Vec<_>) = by_place(&table, parts).into_iter().unzip();
-            let rows = batches.iter().map(|b| b.num_rows() as u64).sum();
-            let encode = tokio::task::spawn_blocking(move || {
-                let schema = batches.first().and_then(|b| accepted(&table, &b.schema()));
-                let schema = schema.ok_or_else(|| format!("no table {table} of such rows"))?;
-                let data = write_segment(&table, schema, &batches).map_err(|e| e.to_string())?;
-                let hash = blake3::hash(&data).to_hex().to_string();
-                Ok::<_, String>((table, data, hash))
-            });
-            let (table, data, blake3) = encode.await.map_err(|e| e.to_string())??;
-            let bytes = data.len() as u64;
-            self.inner
-                .objects
-                .put(&key, data.into())
-                .await
-                .map_err(|e| e.to_string())?;
-            segments.push(SegmentRef {
-                table,
-                key,
-                rows,
-                bytes,
-                blake3,
-                parts,
-            });
-        }
         let record = CommitRecord {
             id: id.clone(),
             job: job.to_owned(),
             time_micros: now_micros(),
             reports: group.reports,
-            segments,
+            segments: Vec::new(),
         };
-        let data = to_json(&record).map_err(|e| e.to_string())?;
+        let tasks: Vec<String> = record.reports.iter().map(|r| r.task.clone()).collect();
+        let tables = group.tables;
+        let encoded = tokio::task::spawn_blocking(move || encode(record, tables));
+        let data = encoded.await.map_err(|e| e.to_string())??;
         self.inner
             .objects
             .put_new(&keys.commit(&id), data)
             .await
             .map_err(|e| e.to_string())?;
-        let tasks: Vec<String> = record.reports.iter().map(|r| r.task.clone()).collect();
         let settle = tracing::info_span!("settle", tasks = tasks.len());
         if let Err(e) = self
             .inner
@@ -442,6 +421,26 @@ impl Inner {
         let begun = lock(&self.committing).values().sum();
         (waiting, begun)
     }
+}
+
+/// The object of a commit.
+fn encode(record: CommitRecord, tables: Tables) -> Result<Bytes, String> {
+    let mut segments = CommitSegments::default();
+    for ((table, _), parts) in tables {
+        let (parts, batches): (Vec<_>, Vec<_>) = by_place(&table, parts).into_iter().unzip();
+        let schema = batches.first().and_then(|b| accepted(&table, &b.schema()));
+        let schema = schema.ok_or_else(|| format!("no table {table} of such rows"))?;
+        let data = write_segment(&table, schema, &batches).map_err(|e| e.to_string())?;
+        let segment = SegmentRef {
+            table,
+            rows: batches.iter().map(|b| b.num_rows() as u64).sum(),
+            blake3: blake3::hash(&data).to_hex().to_string(),
+            parts,
+            ..SegmentRef::default()
+        };
+        segments.add(segment, &data);
+    }
+    commits::encode(record, segments).map_err(|e| e.to_string())
 }
 
 fn lock<T>(m: &Mutex<T>) -> MutexGuard<'_, T> {

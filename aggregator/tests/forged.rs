@@ -4,8 +4,8 @@ mod support;
 
 use proptest::prelude::*;
 use ramsift_aggregator::{FinaliseError, finalise};
-use ramsift_proto::v1::{CommitRecord, Outcome, SegmentRef};
-use ramsift_store::job::read;
+use ramsift_proto::v1::{Outcome, SegmentRef};
+use ramsift_store::commits::read;
 use ramsift_store::tables::{CoverageRow, name};
 use ramsift_store::{Keys, Manifest, Objects};
 use support::{
@@ -103,7 +103,8 @@ fn forge(told: &mut Vec<Told>, f: &Forgery) {
 
 async fn spoil(objects: &dyn Objects, f: &Forgery) {
     let key = Keys::new(JOB).commit("1");
-    let (mut record, _) = read::<CommitRecord>(objects, &key).await.expect("a record");
+    let size = objects.head(&key).await.expect("a commit").size;
+    let mut record = read(objects, &key, size).await.expect("a record");
     let segment = |t: usize| record.segments[t].clone();
     let again = async |s: &SegmentRef, data: Vec<u8>| {
         objects.put(&s.key, data.into()).await.expect("stored");

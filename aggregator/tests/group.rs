@@ -2,7 +2,7 @@
 
 use ramsift_aggregator::{Aggregator, CommitLimits};
 use ramsift_proto::v1::{ObjectRef, SegmentRef, TaskReport, Wishes};
-use ramsift_store::job::commits;
+use ramsift_store::commits::all as commits;
 use ramsift_store::{Ack, Keys, Ledger, LocalObjects, MemoryLedger, Objects, Report};
 use std::sync::Arc;
 use std::time::Duration;

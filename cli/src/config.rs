@@ -321,7 +321,7 @@ impl Default for Aggregator {
             listen: "127.0.0.1:7401".into(),
             url: "http://127.0.0.1:7401".into(),
             commit_bytes: 64 << 20,
-            commit_milliseconds: 2000,
+            commit_milliseconds: 1000,
             memory_bytes: 512 << 20,
             sort_bytes: 512 << 20,
             spill: String::new(),

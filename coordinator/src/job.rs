@@ -6,15 +6,15 @@ use crate::{Config, Deps};
 use futures::{StreamExt, TryStreamExt};
 use ramsift_proto::v1::task::Work;
 use ramsift_proto::v1::{
-    ChunkWork, CommitRecord, FilesWork, JobPhase, JobProgress, JobSpec, JobState, MemoryWork,
-    Outcome, RuleCount, RuleGap, Task, TaskReport, VerdictWork, ViewWork, Wishes,
+    ChunkWork, FilesWork, JobPhase, JobProgress, JobSpec, JobState, MemoryWork, Outcome, RuleCount,
+    RuleGap, Task, TaskReport, VerdictWork, ViewWork, Wishes,
 };
 use ramsift_proto::{MAX_LISTS, TaskId, view};
 use ramsift_queue::Lane;
 use ramsift_store::job::{self, now_micros, rules_key, to_json};
 use ramsift_store::lists::{LIST, PROCESSES, files_name, memory_name};
 use ramsift_store::tables::name;
-use ramsift_store::{Keys, Plan, StoreError, VerdictPlan};
+use ramsift_store::{Keys, Plan, StoreError, VerdictPlan, commits};
 use ramsift_telemetry::set_parent;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::AtomicBool;
@@ -28,6 +28,17 @@ pub(crate) const READS: usize = 16;
 const ASK: Duration = Duration::from_secs(15);
 /// Tasks that are few.
 const TURN: usize = 8;
+
+/// What the store has told of a job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum News {
+    /// It has no plan.
+    Unplanned,
+    /// A plan that was there was taken up.
+    Planned,
+    /// So many tasks are newly settled, and so many of them failed.
+    Settled { tasks: usize, failed: u64 },
+}
 
 /// What a job does next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +113,8 @@ pub(crate) struct Job {
     pub(crate) cancel: Option<String>,
     /// The ledger is being told what it has forgotten.
     pub(crate) healing: Arc<AtomicBool>,
-    pending: VecDeque<TaskId>,
+    /// Tasks that are to be published, by lane; none of them is out.
+    pending: BTreeMap<Lane, VecDeque<TaskId>>,
     out: BTreeMap<TaskId, Out>,
     open: BTreeSet<TaskId>,
     settled: BTreeSet<String>,
@@ -157,7 +169,7 @@ impl Job {
             busy: false,
             cancel: None,
             healing: Arc::default(),
-            pending: VecDeque::new(),
+            pending: BTreeMap::new(),
             out: BTreeMap::new(),
             open: BTreeSet::new(),
             settled: BTreeSet::new(),
@@ -203,6 +215,14 @@ impl Job {
                 self.split.insert(t.to_owned());
             }
         }
+        self.begin_anew(plan);
+        self.refresh(deps).await?;
+        self.bytes_at_start = Some(self.bytes_done);
+        Ok(())
+    }
+
+    /// Takes up a plan that nobody has worked by yet.
+    pub(crate) fn begin_anew(&mut self, plan: Plan) {
         let chunks = if plan.spec.unstructured {
             plan.chunk_count
         } else {
@@ -216,11 +236,9 @@ impl Job {
         for i in 0..chunks {
             self.add(TaskId::chunk(i));
         }
-        self.refresh(deps).await?;
-        self.bytes_at_start = Some(self.bytes_done);
+        self.bytes_at_start = Some(0);
         self.started = Instant::now();
         self.last_progress = Instant::now();
-        Ok(())
     }
 
     /// Takes the plan of a job that has ended.
@@ -248,7 +266,19 @@ impl Job {
             return;
         }
         self.open.insert(task.clone());
-        self.pending.push_back(task);
+        self.wait_for_turn(task);
+    }
+
+    /// Puts a task behind those of its lane that are to be published.
+    fn wait_for_turn(&mut self, task: TaskId) {
+        self.pending.entry(lane(&task)).or_default().push_back(task);
+    }
+
+    /// Publishes a task no more.
+    fn withdraw(&mut self, task: &TaskId) {
+        if let Some(of_lane) = self.pending.get_mut(&lane(task)) {
+            of_lane.retain(|t| t != task);
+        }
     }
 
     /// Bytes of the file that a task reads.
@@ -277,17 +307,12 @@ impl Job {
     pub(crate) async fn refresh(&mut self, deps: &Deps) -> Result<Vec<String>, StoreError> {
         let mut news = Vec::new();
         let objects = deps.objects.as_ref();
-        let fresh: Vec<String> = objects
-            .list(&self.keys.commits())
-            .await?
-            .into_iter()
-            .map(|m| m.key)
-            .filter(|k| !self.commits.contains(k))
-            .collect();
+        let mut fresh = objects.list(&self.keys.commits()).await?;
+        fresh.retain(|m| !self.commits.contains(&m.key));
         let mut records = futures::stream::iter(fresh)
-            .map(|key| async move {
-                let (record, _): (CommitRecord, _) = job::read(objects, &key).await?;
-                Ok::<_, StoreError>((key, record))
+            .map(|m| async move {
+                let record = commits::read(objects, &m.key, m.size).await?;
+                Ok::<_, StoreError>((m.key, record))
             })
             .buffered(READS);
         while let Some((key, record)) = records.try_next().await? {
@@ -318,8 +343,10 @@ impl Job {
         }
         self.bytes_done += self.bytes(&id);
         self.open.remove(&id);
-        self.out.remove(&id);
-        self.pending.retain(|t| *t != id);
+        if self.out.remove(&id).is_none() {
+            // Another coordinator published it.
+            self.withdraw(&id);
+        }
         if let (Some(w), TaskId::View(_)) = (&r.wishes, &id) {
             self.wish(w.clone());
         }
@@ -367,17 +394,35 @@ impl Job {
         }
     }
 
-    /// Bytes that the next task reads, when one may be published now.
-    pub(crate) fn next_cost(&self, window: usize) -> Option<u64> {
+    /// Bytes that the next task of a lane reads, when one may be published now.
+    pub(crate) fn next_cost(&self, of: Lane, window: usize) -> Option<u64> {
         if self.busy || self.cancel.is_some() || self.fatal.is_some() || self.out.len() >= window {
             return None;
         }
-        self.pending.front().map(|t| self.cost(t))
+        self.pending.get(&of)?.front().map(|t| self.cost(t))
     }
 
-    /// The next task, and the lane it goes to.
-    pub(crate) fn take(&mut self) -> Option<(Lane, Task)> {
-        let id = self.pending.pop_front()?;
+    /// Whether a task of a lane may be published now.
+    pub(crate) fn has_next(&self, of: Lane, window: usize) -> bool {
+        self.next_cost(of, window).is_some()
+    }
+
+    /// Whether tasks are to be published and none is out: others' come first.
+    pub(crate) fn waits_for_turn(&self) -> bool {
+        self.out.is_empty() && !self.nothing_is_pending()
+    }
+
+    fn nothing_is_pending(&self) -> bool {
+        self.pending.values().all(VecDeque::is_empty)
+    }
+
+    /// The next task of a lane, and the lane it goes to: parts of what took workers down go to the suspects'.
+    pub(crate) fn take(&mut self, of: Lane) -> Option<(Lane, Task)> {
+        let id = self.pending.get_mut(&of)?.pop_front()?;
+        if self.out.is_empty() {
+            // It waited for others' tasks: nothing of it could be settled.
+            self.last_progress = Instant::now();
+        }
         let out = self.out.entry(id.clone()).or_insert(Out {
             publication: 0,
             since: Instant::now(),
@@ -435,7 +480,7 @@ impl Job {
         if let Ok(id) = task.parse::<TaskId>() {
             self.out.remove(&id);
             if self.open.contains(&id) {
-                self.pending.push_front(id);
+                self.pending.entry(lane(&id)).or_default().push_front(id);
             }
         }
     }
@@ -463,8 +508,8 @@ impl Job {
         let all: Vec<TaskId> = self.out.keys().filter(|t| which(t)).cloned().collect();
         for id in all {
             self.out.remove(&id);
-            if self.open.contains(&id) && !self.pending.contains(&id) {
-                self.pending.push_back(id);
+            if self.open.contains(&id) {
+                self.wait_for_turn(id);
             }
         }
     }
@@ -519,17 +564,13 @@ impl Job {
         span
     }
 
-    pub(crate) fn failed_tasks(&self) -> u64 {
-        self.failed_tasks
-    }
-
     pub(crate) fn has_out(&self) -> bool {
         !self.out.is_empty()
     }
 
     /// Whether few tasks are left before others can begin, or the job can end.
     pub(crate) fn is_at_a_turn(&self) -> bool {
-        self.pending.is_empty() && (1..=TURN).contains(&self.out.len())
+        self.nothing_is_pending() && (1..=TURN).contains(&self.out.len())
     }
 
     /// Tasks that are known so far.
@@ -541,6 +582,28 @@ impl Job {
     pub(crate) fn untold_total(&mut self) -> Option<u64> {
         let told = std::mem::replace(&mut self.told, self.total);
         (told != self.total).then_some(self.total)
+    }
+
+    /// Reads what is new in the store and moves on as far as that allows; only the plan that is there is taken up for a
+    /// job without one.
+    pub(crate) async fn move_on(&mut self, deps: &Deps) -> Result<News, StoreError> {
+        if self.stage == Stage::Unplanned {
+            let plan = job::read_opt::<Plan>(deps.objects.as_ref(), &self.keys.plan()).await?;
+            let Some((plan, _)) = plan else {
+                return Ok(News::Unplanned);
+            };
+            self.begin(deps, plan).await?;
+            return Ok(News::Planned);
+        }
+        let failed_before = self.failed_tasks;
+        let tasks = self.refresh(deps).await?.len();
+        if self.fatal.is_none() {
+            self.advance(deps).await?;
+        }
+        Ok(News::Settled {
+            tasks,
+            failed: self.failed_tasks - failed_before,
+        })
     }
 
     /// Moves on while all tasks of a stage are settled.
@@ -622,7 +685,7 @@ impl Job {
 
     async fn match_segments(&self, deps: &Deps, table: &str) -> Result<Vec<String>, StoreError> {
         let mut out = Vec::new();
-        for c in job::commits(deps.objects.as_ref(), &self.keys).await? {
+        for c in commits::all(deps.objects.as_ref(), &self.keys).await? {
             let of_reports = c.reports.iter().flat_map(|r| &r.segments);
             out.extend(
                 c.segments
@@ -662,7 +725,7 @@ impl Job {
             self.split.insert(task.to_owned());
             self.open.remove(&id);
             self.out.remove(&id);
-            self.pending.retain(|t| *t != id);
+            self.withdraw(&id);
             self.total = self.total.saturating_sub(1);
             halves.into_iter().for_each(|h| self.add(h));
             return Ok(None);

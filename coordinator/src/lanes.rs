@@ -29,7 +29,8 @@ pub(crate) struct Lanes {
 }
 
 impl Lanes {
-    fn saw(&mut self, lane: Lane, state: Option<LaneState>, now: Instant) {
+    /// Notes what stands in a lane; `None`: the broker does not have it.
+    pub(crate) fn saw(&mut self, lane: Lane, state: Option<LaneState>, now: Instant) {
         let Some(state) = state else {
             self.forgotten = true;
             self.seen.remove(&lane);

@@ -1,43 +1,34 @@
 //! One time as the active coordinator: the loop that moves jobs on.
 
 use crate::Deps;
-use crate::job::{Job, READS, Stage};
-use crate::lanes::Lanes;
+use crate::job::{Job, News, READS, Stage};
+use crate::lanes::{Lanes, QUIET};
 use crate::metrics::Active;
+use crate::plan::keep_plan;
+use crate::publish::Publishing;
 use crate::retry::RETRIES;
-use crate::schedule::Round;
 use crate::service::{Coordinator, Event, NEWS, lock};
+use crate::states::Wanted;
 use crate::unpacked::{self, Unpacking};
-use futures::{StreamExt, TryStreamExt};
-use prost::Message as _;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use ramsift_layers::{SourceError, SourcePin};
 use ramsift_proto::v1::{JobPhase, JobSpec, JobState};
-use ramsift_queue::{Lane, Message};
-use ramsift_store::image;
-use ramsift_store::job::{read, read_opt, to_json};
-use ramsift_store::{Keys, Plan, StoreError};
+use ramsift_queue::Lane;
+use ramsift_store::job::{read, read_opt};
+use ramsift_store::{Keys, StoreError};
 use ramsift_telemetry::failed;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
-use tracing::field::Empty;
 use tracing::{Instrument, Span};
 
 /// How often the store is looked through for jobs that others submitted.
 const DISCOVER: Duration = Duration::from_secs(5);
 /// Pause before a lost task is noted again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Publishes in flight at a time.
-const BATCH: usize = 64;
-
-/// Tries to write a state that others write to.
-const WRITES: usize = 4;
-
-/// A job's state under this term's epoch, and its tag.
-type Adopted = (JobState, String);
-
 /// Looks at the evidence once more before its job is sealed. The error says whether it is final.
 async fn unchanged(deps: &Deps, pin: Option<SourcePin>) -> Result<(), (String, bool)> {
     let Some(pin) = pin else { return Ok(()) };
@@ -48,17 +39,24 @@ async fn unchanged(deps: &Deps, pin: Option<SourcePin>) -> Result<(), (String, b
 
 /// Has a job publish again what the queue has lost, and say what it waits for. Whether something was lost.
 fn look(job: &mut Job, lanes: &Lanes, longest: Duration) -> bool {
-    job.waits_for = lanes.waits(&|l| job.out_in(l), job.last_progress.elapsed());
+    let quiet = job.last_progress.elapsed();
+    job.waits_for = lanes.waits(&|l| job.out_in(l), quiet);
+    if job.waits_for_turn() && quiet >= QUIET {
+        job.waits_for
+            .push("tasks of other jobs come first in the queue".to_owned());
+    }
     lanes.has_no_chunks() && job.republish_lost(longest)
 }
 
 /// The state of one term.
 pub(crate) struct Leadership {
-    me: Coordinator,
-    epoch: u64,
-    jobs: BTreeMap<String, Job>,
-    ended: std::collections::BTreeSet<String>,
-    round: Round,
+    pub(crate) me: Coordinator,
+    pub(crate) epoch: u64,
+    pub(crate) jobs: BTreeMap<String, Job>,
+    pub(crate) ended: std::collections::BTreeSet<String>,
+    pub(crate) publishing: Publishing,
+    /// States that jobs are to have and that are not written yet.
+    pub(crate) wanted: BTreeMap<String, Wanted>,
     /// What stands in the queue.
     pub(crate) lanes: Arc<Mutex<Lanes>>,
     pub(crate) events: mpsc::Receiver<Event>,
@@ -78,7 +76,8 @@ impl Leadership {
             epoch,
             jobs: BTreeMap::new(),
             ended: Default::default(),
-            round: Round::default(),
+            publishing: Publishing::default(),
+            wanted: BTreeMap::new(),
             lanes: Arc::default(),
             events,
             events_in,
@@ -89,7 +88,7 @@ impl Leadership {
         }
     }
 
-    fn deps(&self) -> Deps {
+    pub(crate) fn deps(&self) -> Deps {
         self.me.inner.deps.clone()
     }
 
@@ -100,11 +99,9 @@ impl Leadership {
             events.push(e);
         }
         for e in events {
-            if !self.event(e).await? {
-                return Ok(false);
-            }
+            self.event(e).await;
         }
-        if !self.discover().await? {
+        if !self.write_states().await || !self.discover().await? {
             return Ok(false);
         }
         if lock(&self.lanes).take_forgotten() {
@@ -114,17 +111,9 @@ impl Leadership {
                 job.republish();
             }
         }
-        let names: Vec<String> = self.jobs.keys().cloned().collect();
-        for name in names {
-            match self.step(&name).await {
-                Ok(true) => {}
-                Ok(false) => return Ok(false),
-                Err(e) => {
-                    if !self.trouble(&name, e).await? {
-                        return Ok(false);
-                    }
-                }
-            }
+        self.step_all().await;
+        if !self.write_states().await {
+            return Ok(false);
         }
         self.publish().await;
         self.tell();
@@ -133,29 +122,37 @@ impl Leadership {
 
     /// What went wrong with one job stays with that job: it ends when its records are damaged, and
     /// is tried again a little later when the store is in trouble.
-    async fn trouble(&mut self, name: &str, e: StoreError) -> Result<bool, StoreError> {
+    pub(crate) fn trouble(&mut self, name: &str, e: &StoreError) {
         let lasting = matches!(
             e,
             StoreError::Format { .. } | StoreError::Query(_) | StoreError::Segment { .. }
         );
-        if lasting {
-            return self.end(name, JobPhase::Failed, &e.to_string()).await;
-        }
         let why = e.to_string();
+        if lasting {
+            return self.want(name, JobPhase::Failed, &why);
+        }
         self.warn_once(name, &why, "store trouble, trying again");
-        self.retry(name, &why).await
+        self.retry(name, &why);
     }
 
     /// Finds jobs in the store that are not known and not ended. `false`: a later coordinator has written to one.
     async fn discover(&mut self) -> Result<bool, StoreError> {
         let embedded = self.me.inner.config.deployment.is_embedded();
-        if !embedded && !self.has_news().await && Instant::now() < self.discover_at {
-            return Ok(true);
-        }
+        let submitted = std::mem::take(&mut *lock(&self.me.inner.submitted));
+        let everything = embedded || self.has_news().await || Instant::now() >= self.discover_at;
+        let found = match everything {
+            true => self.look_through().await?,
+            false => submitted.into_iter().collect(),
+        };
+        self.take_up(found).await
+    }
+
+    /// All jobs in the store, after what others have left word of.
+    async fn look_through(&mut self) -> Result<Vec<String>, StoreError> {
         self.discover_at = Instant::now() + DISCOVER;
         let deps = self.deps();
         let objects = deps.objects.as_ref();
-        if !embedded {
+        if !self.me.inner.config.deployment.is_embedded() {
             for note in objects.list(RETRIES).await? {
                 let job = &note.key[RETRIES.len()..];
                 self.me.forget_the_end(job);
@@ -163,9 +160,17 @@ impl Leadership {
                 objects.delete(&note.key).await?;
             }
         }
+        Ok(objects.list_folders("jobs/").await?)
+    }
+
+    /// Takes up those of these jobs that are not known and not ended, and looks whether the others are to end.
+    async fn take_up(&mut self, jobs: Vec<String>) -> Result<bool, StoreError> {
+        let deps = self.deps();
+        let objects = deps.objects.as_ref();
+        let embedded = self.me.inner.config.deployment.is_embedded();
         let only = self.me.inner.config.only.as_ref();
         let (mut running, mut unknown) = (Vec::new(), Vec::new());
-        for job in objects.list_folders("jobs/").await? {
+        for job in jobs {
             if self.ended.contains(&job) || only.is_some_and(|o| !o.contains(&job)) {
                 continue;
             }
@@ -190,11 +195,16 @@ impl Leadership {
         }
         let mut states = futures::stream::iter(unknown)
             .map(|job| async move {
-                let state = read_opt::<JobState>(objects, &Keys::new(&job).state()).await;
-                (job, state)
+                let keys = Keys::new(&job);
+                let (state, spec) = (keys.state(), keys.spec());
+                let read = tokio::join!(
+                    read_opt::<JobState>(objects, &state),
+                    read::<JobSpec>(objects, &spec)
+                );
+                (job, read)
             })
             .buffer_unordered(READS);
-        while let Some((job, state)) = states.next().await {
+        while let Some((job, (state, spec))) = states.next().await {
             let (state, etag) = match state {
                 Ok(Some(s)) => s,
                 Ok(None) => continue,
@@ -220,7 +230,7 @@ impl Leadership {
                 self.discover_at = Instant::now();
                 continue;
             };
-            let spec = match read::<JobSpec>(objects, &Keys::new(&job).spec()).await {
+            let spec = match spec {
                 Ok((spec, _)) => spec,
                 Err(e) => {
                     tracing::warn!(job, error = %e, "job left alone: its record can't be read");
@@ -237,55 +247,80 @@ impl Leadership {
         Ok(true)
     }
 
-    /// Moves one job on.
-    async fn step(&mut self, name: &str) -> Result<bool, StoreError> {
+    /// Moves all jobs on. What each of them reads from the store is read side by side.
+    async fn step_all(&mut self) {
         let deps = self.deps();
-        let asked = {
-            let c = lock(&self.me.inner.cancels);
-            c.get(name).cloned()
-        };
+        let asked = lock(&self.me.inner.cancels).clone();
+        let mut ready = Vec::new();
+        let mut cancelled = Vec::new();
+        for (name, job) in &mut self.jobs {
+            if let Some(why) = asked.get(name) {
+                job.cancel = Some(why.clone());
+            }
+            if self.wanted.contains_key(name) {
+                continue;
+            }
+            if let Some(why) = job.cancel.clone() {
+                cancelled.push((name.clone(), why));
+            } else if !job.busy && job.not_before.is_none_or(|t| Instant::now() >= t) {
+                ready.push((name.clone(), job));
+            }
+        }
+        let deps = &deps;
+        let moves: Vec<BoxFuture<'_, _>> = ready
+            .into_iter()
+            .map(|(name, job)| async move { (name, job.move_on(deps).await) }.boxed())
+            .collect();
+        let moved: Vec<_> = futures::stream::iter(moves)
+            .buffer_unordered(READS)
+            .collect()
+            .await;
+        for (name, why) in cancelled {
+            self.want(&name, JobPhase::Cancelled, &why);
+        }
+        for (name, moved) in moved {
+            match moved {
+                Ok(news) => self.moved(&name, news),
+                Err(e) => self.trouble(&name, &e),
+            }
+        }
+    }
+
+    /// Does what follows from the news of a job.
+    fn moved(&mut self, name: &str, news: News) {
         let Some(job) = self.jobs.get_mut(name) else {
-            return Ok(true);
+            return;
         };
-        if let Some(why) = asked {
-            job.cancel = Some(why);
+        match news {
+            News::Unplanned => return self.plan(name),
+            News::Planned => {
+                (job.trouble_since, job.trouble) = (None, None);
+                return self.want(name, JobPhase::Running, "");
+            }
+            News::Settled { tasks, failed } => {
+                let done = (tasks as u64).saturating_sub(failed);
+                self.me.inner.metrics.settled(done, failed);
+                if tasks > 0 {
+                    (job.trouble_since, job.trouble) = (None, None);
+                    self.me.inner.outage.settled(name, job.settled().len());
+                }
+                if let Some(why) = job.fatal.clone() {
+                    return self.want(name, JobPhase::Failed, &why);
+                }
+                if tasks > 0 {
+                    self.heal_ledger(name);
+                }
+            }
         }
-        if let Some(why) = job.cancel.clone() {
-            return self.end(name, JobPhase::Cancelled, &why).await;
-        }
-        if job.busy || job.not_before.is_some_and(|t| Instant::now() < t) {
-            return Ok(true);
-        }
-        if job.stage == Stage::Unplanned {
-            return self.plan(name).await;
-        }
-        let failed_before = job.failed_tasks();
-        let news = job.refresh(&deps).await?;
-        let failed = job.failed_tasks() - failed_before;
-        let done = (news.len() as u64).saturating_sub(failed);
-        self.me.inner.metrics.settled(done, failed);
-        if !news.is_empty() {
-            (job.trouble_since, job.trouble) = (None, None);
-            self.me.inner.outage.settled(name, job.settled().len());
-        }
-        if let Some(why) = job.fatal.clone() {
-            return self.end(name, JobPhase::Failed, &why).await;
-        }
-        self.heal_ledger(name, &news);
-        let Some(job) = self.jobs.get_mut(name) else {
-            return Ok(true);
-        };
-        job.advance(&deps).await?;
         self.count_tasks(name);
         let Some(job) = self.jobs.get_mut(name) else {
-            return Ok(true);
+            return;
         };
-        let silent = job.last_progress.elapsed() >= self.me.inner.config.republish;
-        if silent && job.has_out() {
+        let longest = self.me.inner.config.republish;
+        if job.last_progress.elapsed() >= longest && job.has_out() {
             tracing::warn!(job = name, "nothing settled for long, publishing again");
             job.republish();
         }
-        let longest = self.me.inner.config.republish;
         if look(job, &lock(&self.lanes), longest) {
             tracing::warn!(
                 job = name,
@@ -299,17 +334,14 @@ impl Leadership {
             }
         }
         let Some(job) = self.jobs.get_mut(name) else {
-            return Ok(true);
+            return;
         };
         if job.stage == Stage::Settled {
             job.busy = true;
-            let ok = self.write(name, JobPhase::Finalising, "").await?;
-            self.seal(name);
-            return Ok(ok);
+            return self.want(name, JobPhase::Finalising, "");
         }
         let priority = job.spec.priority;
-        self.round.enter(name, priority);
-        Ok(true)
+        self.publishing.enter(name, priority);
     }
 
     /// Asks the ledger, apart from the loop, which of these tasks nobody is at.
@@ -328,11 +360,11 @@ impl Leadership {
     }
 
     /// The ledger is a cache: what it has forgotten is told to it again, apart from the loop.
-    fn heal_ledger(&self, name: &str, news: &[String]) {
+    fn heal_ledger(&self, name: &str) {
         let Some(job) = self.jobs.get(name) else {
             return;
         };
-        if news.is_empty() || job.healing.swap(true, Ordering::Relaxed) {
+        if job.healing.swap(true, Ordering::Relaxed) {
             return;
         }
         let (ledger, healing) = (self.me.inner.deps.ledger.clone(), job.healing.clone());
@@ -369,16 +401,12 @@ impl Leadership {
         self.jobs.values().any(Job::is_at_a_turn)
     }
 
-    /// Plans a job apart from the loop, or takes up the plan it has.
-    async fn plan(&mut self, name: &str) -> Result<bool, StoreError> {
+    /// Plans a job apart from the loop.
+    fn plan(&mut self, name: &str) {
         let deps = self.deps();
         let Some(job) = self.jobs.get_mut(name) else {
-            return Ok(true);
+            return;
         };
-        if let Some((p, _)) = read_opt::<Plan>(deps.objects.as_ref(), &job.keys.plan()).await? {
-            job.begin(&deps, p).await?;
-            return self.write(name, JobPhase::Running, "").await;
-        }
         job.busy = true;
         let (spec, to, sources) = (
             job.spec.clone(),
@@ -398,14 +426,9 @@ impl Leadership {
         tokio::spawn(
             async move {
                 let planned = match unpacked::plan(&sources, &objects, &keys, spec, &how).await {
-                    // Whoever reads the plan finds the table beside it.
-                    Ok(p) => match p.table {
-                        Some(t) => image::put_table(objects.as_ref(), &keys, t)
-                            .await
-                            .map(|()| Box::new(p.plan))
-                            .map_err(|e| (e.to_string(), false)),
-                        None => Ok(Box::new(p.plan)),
-                    },
+                    Ok(p) => keep_plan(objects.as_ref(), &keys, p)
+                        .await
+                        .map_err(|e| (e.to_string(), false)),
                     Err(e) => Err((e.to_string(), !e.is_outage())),
                 };
                 if let Err((why, _)) = &planned {
@@ -415,10 +438,11 @@ impl Leadership {
             }
             .instrument(span),
         );
-        self.write(name, JobPhase::Planning, "").await
+        self.want(name, JobPhase::Planning, "");
     }
 
-    fn seal(&self, name: &str) {
+    /// Has a job sealed, apart from the loop.
+    pub(crate) fn seal(&self, name: &str) {
         let (deps, to, name) = (self.deps(), self.events_in.clone(), name.to_owned());
         let job = self.jobs.get(&name);
         let pin = job.and_then(|j| j.plan.as_ref()).map(|p| p.pin.clone());
@@ -438,28 +462,27 @@ impl Leadership {
         tokio::spawn(seal.instrument(span));
     }
 
-    async fn event(&mut self, e: Event) -> Result<bool, StoreError> {
+    async fn event(&mut self, e: Event) {
         let deps = self.deps();
         match e {
-            Event::Planned(name, Ok(p)) => {
+            Event::Planned(name, Ok(kept)) => {
                 let Some(job) = self.jobs.get_mut(&name) else {
-                    return Ok(true);
+                    return;
                 };
                 job.busy = false;
-                let put = deps.objects.put_new(&job.keys.plan(), to_json(&*p)?).await;
-                match put {
-                    Err(e) if !e.is_conflict() => return Err(e.into()),
-                    _ => {}
+                // What was there before is read with the news.
+                if kept.new {
+                    (job.trouble_since, job.trouble) = (None, None);
+                    job.begin_anew(kept.plan);
+                    self.want(&name, JobPhase::Running, "");
                 }
-                let (p, _): (Plan, _) = read(deps.objects.as_ref(), &job.keys.plan()).await?;
-                (job.trouble_since, job.trouble) = (None, None);
-                job.begin(&deps, p).await?;
-                self.write(&name, JobPhase::Running, "").await
             }
-            Event::Planned(name, Err((why, true))) => self.end(&name, JobPhase::Failed, &why).await,
+            Event::Planned(name, Err((why, true))) | Event::Sealed(name, Err((why, true))) => {
+                self.want(&name, JobPhase::Failed, &why);
+            }
             Event::Planned(name, Err((why, false))) => {
                 self.warn_once(&name, &why, "planning failed, trying again");
-                self.retry(&name, &why).await
+                self.retry(&name, &why);
             }
             Event::Sealed(name, Ok(gaps)) => {
                 let phase = if gaps {
@@ -467,16 +490,15 @@ impl Leadership {
                 } else {
                     JobPhase::Complete
                 };
-                self.end(&name, phase, "").await
+                self.want(&name, phase, "");
             }
-            Event::Sealed(name, Err((why, true))) => self.end(&name, JobPhase::Failed, &why).await,
             Event::Sealed(name, Err((why, false))) => {
                 self.warn_once(&name, &why, "sealing failed, trying again");
                 // Plan, splits and records are read again: what is missing is published then.
                 if let Some(j) = self.jobs.get_mut(&name) {
                     j.start_over();
                 }
-                self.retry(&name, &why).await
+                self.retry(&name, &why);
             }
             Event::Idle(name, tasks) => {
                 let job = self.jobs.get_mut(&name);
@@ -486,20 +508,20 @@ impl Leadership {
                         "views lie in no queue and nobody is at them, publishing again"
                     );
                 }
-                Ok(true)
             }
             Event::Dead(task, done) => {
                 let config = self.me.inner.config.clone();
                 self.me.inner.metrics.cut();
                 let lost = match self.jobs.get_mut(&task.job) {
-                    Some(job) => job.bury(&deps, &config, &task.task).await?,
-                    None => None,
+                    Some(job) => job.bury(&deps, &config, &task.task).await,
+                    None => Ok(None),
                 };
                 // Its bytes are read apart from the loop. In an outage the message goes back.
                 tokio::spawn(async move {
                     let noted = match lost {
-                        Some(lost) => lost.note(&deps).await,
-                        None => Ok(()),
+                        Ok(Some(lost)) => lost.note(&deps).await.map_err(|e| e.to_string()),
+                        Ok(None) => Ok(()),
+                        Err(e) => Err(e.to_string()),
                     };
                     if let Err(e) = &noted {
                         tracing::warn!(task = %task.task, error = %e, "not noted yet");
@@ -507,7 +529,6 @@ impl Leadership {
                     }
                     let _ = done.send(noted.is_ok());
                 });
-                Ok(true)
             }
         }
     }
@@ -523,10 +544,10 @@ impl Leadership {
     }
 
     /// Tries again after a while; in embedded form an outage that lasts ends the job.
-    async fn retry(&mut self, name: &str, why: &str) -> Result<bool, StoreError> {
+    fn retry(&mut self, name: &str, why: &str) {
         let deployment = self.me.inner.config.deployment;
         let Some(j) = self.jobs.get_mut(name) else {
-            return Ok(true);
+            return;
         };
         j.busy = false;
         j.not_before = Some(Instant::now() + Duration::from_secs(1));
@@ -534,81 +555,7 @@ impl Leadership {
         let since = *j.trouble_since.get_or_insert_with(Instant::now);
         let longest = deployment.patience(Duration::MAX);
         if deployment.is_embedded() && since.elapsed() > longest {
-            return self.end(name, JobPhase::Failed, why).await;
-        }
-        Ok(true)
-    }
-
-    /// Ends a job.
-    async fn end(&mut self, name: &str, phase: JobPhase, why: &str) -> Result<bool, StoreError> {
-        if !self.write(name, phase, why).await? {
-            // Another coordinator owns the job by now: its ledger must stay open.
-            return Ok(false);
-        }
-        if let Err(e) = self.me.inner.deps.ledger.close(name).await {
-            tracing::debug!(error = %e, "ledger not told");
-        }
-        self.me.inner.metrics.ended(phase.name());
-        tracing::info!(job = name, phase = phase.name(), reason = why, "job ended");
-        self.tell();
-        self.jobs.remove(name);
-        self.ended.insert(name.to_owned());
-        Ok(true)
-    }
-
-    /// Writes a job's state under this term's epoch. `false`: another coordinator did.
-    async fn write(&mut self, name: &str, phase: JobPhase, why: &str) -> Result<bool, StoreError> {
-        let deps = self.deps();
-        let Some(job) = self.jobs.get_mut(name) else {
-            return Ok(true);
-        };
-        if job.state.phase() == phase && !phase.is_final() {
-            return Ok(true);
-        }
-        let next = job.state_as(phase, why, self.epoch);
-        let (data, key) = (to_json(&next)?, job.keys.state());
-        for _ in 0..WRITES {
-            match deps.objects.put_over(&key, data.clone(), &job.etag).await {
-                Ok(etag) => {
-                    (job.state, job.etag) = (next, etag);
-                    return Ok(true);
-                }
-                Err(e) if e.is_conflict() => {}
-                Err(e) => return Err(e.into()),
-            }
-            let (found, etag): (JobState, _) = read(deps.objects.as_ref(), &key).await?;
-            if self.epoch == 0 || found.epoch > self.epoch {
-                self.me.saw_epoch(found.epoch);
-                return Ok(false);
-            }
-            if found.phase().is_final() && found != next {
-                // An earlier term ended it before this one had put its epoch there.
-                self.jobs.remove(name);
-                self.ended.insert(name.to_owned());
-                return Ok(true);
-            }
-            // Of an earlier term, or of this one with its answer lost.
-            job.etag = etag;
-        }
-        Ok(false)
-    }
-
-    /// Puts this term's epoch on the state that an earlier one left: what that one still writes is refused from then on.
-    /// `None`: the state has changed since it was read.
-    async fn adopt(&self, state: JobState, etag: String) -> Result<Option<Adopted>, StoreError> {
-        if state.epoch == 0 || state.epoch == self.epoch {
-            return Ok(Some((state, etag)));
-        }
-        let key = Keys::new(&state.job).state();
-        let mine = JobState {
-            epoch: self.epoch,
-            ..state
-        };
-        let deps = self.deps();
-        match deps.objects.put_over(&key, to_json(&mine)?, &etag).await {
-            Ok(etag) => Ok(Some((mine, etag))),
-            Err(e) if e.is_conflict() => Ok(None),
-            Err(e) => Err(e.into()),
+            self.want(name, JobPhase::Failed, why);
         }
     }
 
@@ -626,77 +573,8 @@ impl Leadership {
         before.is_none_or(|b| b != now.etag)
     }
 
-    /// Publishes what windows and fair share allow.
-    async fn publish(&mut self) {
-        let window = self.me.inner.config.window;
-        loop {
-            let mut batch = Vec::new();
-            while batch.len() < BATCH {
-                let jobs = &self.jobs;
-                let next = self
-                    .round
-                    .next(&mut |j| jobs.get(j).and_then(|j| j.next_cost(window)));
-                let Some(name) = next else { break };
-                let Some(t) = self.jobs.get_mut(&name).and_then(Job::take) else {
-                    break;
-                };
-                batch.push(t);
-            }
-            if batch.is_empty() {
-                return;
-            }
-            let deps = self.deps();
-            // A span for each job that the batch has tasks of: a task's work belongs to its own job's trace.
-            let mut spans: BTreeMap<&str, (Span, usize)> = BTreeMap::new();
-            for (_, task) in &batch {
-                if let Some(job) = self.jobs.get(&task.job) {
-                    let span =
-                        || tracing::info_span!("tasks.publish", job = task.job, tasks = Empty);
-                    let of_job = spans.entry(&task.job);
-                    of_job.or_insert_with(|| (job.in_trace(span()), 0)).1 += 1;
-                }
-            }
-            for (span, tasks) in spans.values() {
-                span.record("tasks", tasks);
-            }
-            let sends = batch.iter().map(|(lane, task)| {
-                let span = spans.get(task.job.as_str()).map(|(s, _)| s);
-                let message = Message {
-                    body: task.encode_to_vec().into(),
-                    headers: span
-                        .map(|s| s.in_scope(ramsift_telemetry::current))
-                        .unwrap_or_default(),
-                };
-                let queue = deps.queue.clone();
-                let lane = *lane;
-                async move { queue.publish(lane, message).await }
-            });
-            let done = futures::future::join_all(sends).await;
-            let mut stopped = false;
-            for ((lane, task), r) in batch.iter().zip(done) {
-                match r {
-                    Ok(()) => self.me.inner.metrics.published(lane.name()),
-                    Err(e) => {
-                        stopped = true;
-                        if let Some((span, _)) = spans.get(task.job.as_str()) {
-                            failed(span, &e.to_string());
-                        }
-                        self.me.inner.deps.readiness.block("queue", e.to_string());
-                        if let Some(j) = self.jobs.get_mut(&task.job) {
-                            j.put_back(&task.task);
-                        }
-                    }
-                }
-            }
-            if stopped {
-                return;
-            }
-            self.me.inner.deps.readiness.ready("queue");
-        }
-    }
-
     /// Tells watchers and metrics.
-    fn tell(&self) {
+    pub(crate) fn tell(&self) {
         let all = lock(&self.me.inner.progress);
         let mut a = Active {
             jobs: self.jobs.len() as u64,

@@ -8,6 +8,7 @@
 //! ```
 
 mod check;
+mod depth;
 mod job;
 mod lanes;
 mod leadership;
@@ -16,10 +17,12 @@ mod lost;
 mod metrics;
 mod outage;
 mod plan;
+mod publish;
 mod retry;
 mod schedule;
 mod server;
 mod service;
+mod states;
 mod unpacked;
 
 pub use check::{SpecCheck, SubmitError};

@@ -7,7 +7,8 @@ use crate::Deps;
 use ramsift_layers::hash::PieceHasher;
 use ramsift_layers::{ByteSource, FileOffset, SourceError, SourcePin};
 use ramsift_proto::v1::{CommitRecord, Outcome, TaskReport};
-use ramsift_store::job::{now_micros, to_json};
+use ramsift_store::commits::{self, CommitSegments};
+use ramsift_store::job::now_micros;
 use ramsift_store::{Keys, StoreError};
 use std::ops::Range;
 use std::sync::Arc;
@@ -59,7 +60,8 @@ impl Lost {
             reports: vec![report],
             segments: Vec::new(),
         };
-        let put = deps.objects.put_new(&key, to_json(&record)?).await;
+        let data = commits::encode(record, CommitSegments::default())?;
+        let put = deps.objects.put_new(&key, data).await;
         put.map(|_| ()).map_err(|e| StoreError::from(e).into())
     }
 

@@ -9,7 +9,7 @@ use ramsift_layers::source::{SourceError, SourcePin, Sources};
 use ramsift_layers::{ByteSource, ChunkParams, ImageReader};
 use ramsift_proto::v1::JobSpec;
 use ramsift_proto::view;
-use ramsift_store::Plan;
+use ramsift_store::{Keys, Objects, Plan, StoreError, image, job};
 use std::sync::Arc;
 
 /// Why a job can't be planned.
@@ -208,6 +208,33 @@ pub async fn plan_of(
         table,
         page_files,
     })
+}
+
+/// The plan of a job as it lies in the store.
+#[derive(Debug)]
+pub(crate) struct KeptPlan {
+    pub(crate) plan: Plan,
+    /// Nobody had planned the job before: nothing can have been done for it yet.
+    pub(crate) new: bool,
+}
+
+/// Stores a plan, unless the job has one; that one counts then.
+pub(crate) async fn keep_plan(
+    objects: &dyn Objects,
+    keys: &Keys,
+    planned: Planned,
+) -> Result<Box<KeptPlan>, StoreError> {
+    // Whoever reads the plan finds the table beside it.
+    if let Some(table) = planned.table {
+        image::put_table(objects, keys, table).await?;
+    }
+    let (key, data) = (keys.plan(), job::to_json(&planned.plan)?);
+    let (plan, new) = match objects.put_new(&key, data).await {
+        Ok(_) => (planned.plan, true),
+        Err(e) if e.is_conflict() => (job::read(objects, &key).await?.0, false),
+        Err(e) => return Err(e.into()),
+    };
+    Ok(Box::new(KeptPlan { plan, new }))
 }
 
 /// The page files that a job names, or those beside its capture.

@@ -1,8 +1,8 @@
 //! An ended job that is to run again: what it settled stays, what ended it goes.
 
-use ramsift_proto::v1::{CommitRecord, JobPhase, JobState};
+use ramsift_proto::v1::{JobPhase, JobState};
 use ramsift_store::job::{now_micros, read, read_opt, to_json};
-use ramsift_store::{Keys, Objects, StoreError};
+use ramsift_store::{Keys, Objects, StoreError, commits};
 
 /// Notes of jobs that are to run again, for the active coordinator: one object each.
 pub(crate) const RETRIES: &str = "leases/retries/";
@@ -89,7 +89,7 @@ pub async fn revive(objects: &dyn Objects, job: &str) -> Result<bool, StoreError
 
 async fn clear(objects: &dyn Objects, keys: &Keys) -> Result<(), StoreError> {
     for m in objects.list(&keys.commits()).await? {
-        let (c, _): (CommitRecord, _) = read(objects, &m.key).await?;
+        let c = commits::read(objects, &m.key, m.size).await?;
         if c.reports.iter().any(|r| r.fatal) {
             objects.delete(&m.key).await?;
         }

@@ -41,6 +41,16 @@ impl Round {
         }
     }
 
+    /// Takes those jobs out of the round that have nothing to publish.
+    pub(crate) fn retain(&mut self, mut has_tasks: impl FnMut(&str) -> bool) {
+        self.turns.retain(|e| has_tasks(&e.job));
+    }
+
+    /// Whether no job has something to publish.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.turns.is_empty()
+    }
+
     /// The next job to publish a task. `cost`: bytes of a job's next task if it may publish one
     /// now, else `None` (its window is full, or nothing is left); such a job leaves the round.
     pub(crate) fn next(&mut self, cost: &mut dyn FnMut(&str) -> Option<u64>) -> Option<String> {

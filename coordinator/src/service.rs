@@ -7,6 +7,7 @@ use crate::leadership::Leadership;
 use crate::lease::{Lease, Watch};
 use crate::metrics::Metrics;
 use crate::outage::Outage;
+use crate::plan::KeptPlan;
 use crate::retry::{RETRIES, RetryError, ended, queue_again};
 use crate::{Config, Deps};
 use futures::StreamExt;
@@ -42,7 +43,7 @@ pub(crate) const NEWS: &str = "leases/news";
 /// Results of what runs apart from the loop.
 #[derive(Debug)]
 pub(crate) enum Event {
-    Planned(String, Result<Box<Plan>, (String, bool)>),
+    Planned(String, Result<Box<KeptPlan>, (String, bool)>),
     Sealed(String, Result<bool, (String, bool)>),
     Dead(Task, tokio::sync::oneshot::Sender<bool>),
     /// Tasks of a job that nobody is at, of those that were asked about.
@@ -55,6 +56,8 @@ pub(crate) struct Inner {
     pub(crate) deps: Deps,
     pub(crate) metrics: Metrics,
     wake: Notify,
+    /// Jobs that were handed to this coordinator while it is active and that its loop has not seen yet.
+    pub(crate) submitted: Mutex<BTreeSet<String>>,
     pub(crate) progress: Mutex<BTreeMap<String, watch::Sender<JobProgress>>>,
     pub(crate) cancels: Mutex<BTreeMap<String, String>>,
     /// Who is active, while this one stands by.
@@ -84,6 +87,7 @@ impl Coordinator {
             deps,
             metrics: Metrics::new(),
             wake: Notify::new(),
+            submitted: Mutex::default(),
             progress: Mutex::default(),
             cancels: Mutex::default(),
             active: Mutex::default(),
@@ -121,6 +125,9 @@ impl Coordinator {
         match objects.put_new(&keys.state(), to_json(&state)?).await {
             Err(e) if !e.is_conflict() => return Err(StoreError::from(e).into()),
             _ => {}
+        }
+        if self.inner.leads.load(Ordering::Relaxed) {
+            lock(&self.inner.submitted).insert(spec.job);
         }
         self.tell_active().await;
         Ok(if new {
@@ -363,6 +370,7 @@ impl Coordinator {
             let (queue, lanes) = (inner.deps.queue.clone(), own.lanes.clone());
             tokio::spawn(lanes::watch(queue, lanes, watching.clone()));
         }
+        let (poll, soon) = (inner.config.poll, inner.config.poll / 5);
         let done = loop {
             if stop.is_cancelled() || lost.is_cancelled() {
                 break Ok(());
@@ -372,16 +380,28 @@ impl Coordinator {
                 Ok(false) => break Ok(()),
                 Err(e) => break Err(e),
             }
-            let mut pause = inner.config.poll;
-            if own.is_at_a_turn() {
-                pause /= 5;
-            }
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = inner.wake.notified() => {}
-                Some(e) = own.events.recv() => own.backlog.push(e),
-                () = stop.cancelled() => {}
-                () = lost.cancelled() => {}
+            let pause = if own.is_at_a_turn() { soon } else { poll };
+            let next = tokio::time::Instant::now() + pause;
+            // What was kept back is published as soon as workers have taken what lay there, without a look at each job.
+            loop {
+                let look = tokio::time::Instant::now() + soon;
+                let (until, publishes) = match own.publishing.has_kept_back() && look < next {
+                    true => (look, true),
+                    false => (next, false),
+                };
+                tokio::select! {
+                    () = tokio::time::sleep_until(until) => {
+                        if publishes {
+                            own.publish().await;
+                            continue;
+                        }
+                    }
+                    () = inner.wake.notified() => {}
+                    Some(e) = own.events.recv() => own.backlog.push(e),
+                    () = stop.cancelled() => {}
+                    () = lost.cancelled() => {}
+                }
+                break;
             }
         };
         inner.leads.store(false, Ordering::Relaxed);

@@ -8,6 +8,7 @@ use ramsift_proto::v1::coordinator_client::CoordinatorClient;
 use ramsift_proto::v1::{
     CommitRecord, GetJobRequest, JobPhase, JobState, ListJobsRequest, SubmitRequest, TaskReport,
 };
+use ramsift_store::commits::{CommitSegments, encode};
 use ramsift_store::job::{read, to_json};
 use ramsift_store::{Keys, Objects};
 use std::net::SocketAddr;
@@ -102,7 +103,10 @@ async fn a_standby_names_the_active_one_tells_it_and_answers_from_the_store() {
         ..CommitRecord::default()
     };
     let key = Keys::new("j").commit("1");
-    let put = objects.put(&key, to_json(&record).expect("JSON"));
+    let put = objects.put(
+        &key,
+        encode(record, CommitSegments::default()).expect("JSON"),
+    );
     put.await.expect("stored");
     let of = GetJobRequest { job: "j".into() };
     let p = c.get_job(of).await.expect("known").into_inner();
@@ -147,7 +151,10 @@ async fn a_job_that_has_ended_runs_again_when_a_standby_is_asked() {
             ..CommitRecord::default()
         };
         let key = Keys::new("j").commit(id);
-        let put = objects.put(&key, to_json(&record).expect("JSON"));
+        let put = objects.put(
+            &key,
+            encode(record, CommitSegments::default()).expect("JSON"),
+        );
         put.await.expect("stored");
     };
     let report = |task: &str, fatal: bool| TaskReport {

@@ -16,7 +16,7 @@ use ramsift_os::discover::{Anchor, discover};
 use ramsift_os::image::{KernelImage, anchors_beside, known_images};
 use ramsift_os::input::{KernelSymbols, PoolScan};
 use ramsift_os::{SYSTEMS, open};
-use ramsift_store::job;
+use ramsift_store::commits;
 use ramsift_store::tables::{anchor_rows, name, read_segment};
 use ramsift_store::{Keys, Objects, Plan};
 use std::ops::Range;
@@ -29,7 +29,7 @@ const PER_KIND: usize = 256;
 /// The batches of anchors in the committed segments.
 async fn batches(objects: &dyn Objects, keys: &Keys) -> Result<Vec<RecordBatch>, String> {
     let mut out = Vec::new();
-    for c in job::commits(objects, keys)
+    for c in commits::all(objects, keys)
         .await
         .map_err(|e| e.to_string())?
     {

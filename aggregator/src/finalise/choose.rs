@@ -102,12 +102,13 @@ pub(super) async fn freeze(
     objects: &dyn Objects,
     keys: &Keys,
     by: SealedBy,
+    records: &[CommitRecord],
 ) -> Result<Frozen, StoreError> {
     if let Some((f, _)) = job::read_opt::<Frozen>(objects, &keys.frozen()).await? {
         return Ok(f);
     }
     let split = splits(objects, keys).await?;
-    let chosen = choose(job::commits(objects, keys).await?, &split);
+    let chosen = choose(records.to_vec(), &split);
     let frozen = Frozen {
         commits: chosen.records.iter().map(|r| r.id.clone()).collect(),
         chosen: chosen.attempts,

@@ -21,14 +21,13 @@ use choose::{Groups, choose, closed_set, freeze, segments_of, splits};
 use cores::Cores;
 use coverage::Covered;
 use manifest::{Facts, manifest_of};
-use ramsift_proto::v1::CommitRecord;
 use ramsift_store::groups::{Agreement, group_findings};
 use ramsift_store::job::{self, ManifestFile, to_json};
 use ramsift_store::merge::{Filter, Merged, Segment, Stamp, merge_through};
 use ramsift_store::query::QueryLimits;
 use ramsift_store::splice::Order;
 use ramsift_store::tables::{self, name, ordered_rows, read_segment, segment_batches};
-use ramsift_store::{Keys, Manifest, Objects, Plan, SealedBy, StoreError};
+use ramsift_store::{Keys, Manifest, Objects, Plan, SealedBy, StoreError, commits};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -134,7 +133,7 @@ async fn seal(
     let (plan, _): (Plan, _) = job::read(objects.as_ref(), &keys.plan()).await?;
     let split = splits(objects.as_ref(), keys).await?;
     let groups = Groups::read(objects.as_ref(), keys).await?;
-    let records = job::commits(objects.as_ref(), keys).await?;
+    let mut records = commits::all(objects.as_ref(), keys).await?;
     let reports = || records.iter().flat_map(|c| &c.reports);
     let settled: BTreeSet<&str> = reports().map(|r| r.task.as_str()).collect();
     let open = closed_set(&plan, &groups, &split, reports());
@@ -145,14 +144,15 @@ async fn seal(
     if open > 0 {
         return Err(FinaliseError::Early(open));
     }
-    let frozen = freeze(objects.as_ref(), keys, info.of(&plan)).await?;
-    let mut records = Vec::with_capacity(frozen.commits.len());
-    for id in &frozen.commits {
-        records.push(
-            job::read::<CommitRecord>(objects.as_ref(), &keys.commit(id))
-                .await?
-                .0,
-        );
+    let frozen = freeze(objects.as_ref(), keys, info.of(&plan), &records).await?;
+    // Another attempt may have frozen others.
+    if !frozen.commits.iter().eq(records.iter().map(|r| &r.id)) {
+        records = commits::all(objects.as_ref(), keys).await?;
+        records.retain(|r| frozen.commits.contains(&r.id));
+        if records.len() != frozen.commits.len() {
+            let why = "a commit that counts is not in the store any more".to_owned();
+            return Err(FinaliseError::Evidence(why));
+        }
     }
     // The list of splits is frozen with the commits: every aggregator chooses alike.
     let reports = records.iter().flat_map(|c| &c.reports);

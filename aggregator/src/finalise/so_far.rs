@@ -5,7 +5,7 @@ use super::choose::{choose, rows_that_count, splits};
 use arrow::array::RecordBatch;
 use ramsift_proto::TaskId;
 use ramsift_proto::v1::TaskReport;
-use ramsift_store::{Keys, Objects, Plan, StoreError, job};
+use ramsift_store::{Keys, Objects, Plan, StoreError, commits, job};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Where the rows of one table are.
@@ -33,7 +33,7 @@ pub async fn so_far(objects: &dyn Objects, job: &str) -> Result<Option<SoFar>, S
         return Ok(None);
     };
     let split = splits(objects, &keys).await?;
-    let chosen = choose(job::commits(objects, &keys).await?, &split);
+    let chosen = choose(commits::all(objects, &keys).await?, &split);
     let counts = |commit: &str, task: &str, attempt: &str| {
         let one = chosen.attempts.get(task);
         one.is_some_and(|(c, a)| c == commit && a == attempt)

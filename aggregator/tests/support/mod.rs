@@ -9,6 +9,7 @@ use ramsift_layers::hash::PieceHasher;
 use ramsift_layers::run::RunMap;
 use ramsift_layers::{ChunkParams, Severity, SourcePin};
 use ramsift_proto::v1::{CommitRecord, JobSpec, Outcome, SegmentPart, SegmentRef, TaskReport};
+use ramsift_store::commits::{CommitSegments, encode};
 use ramsift_store::job::to_json;
 use ramsift_store::query::QueryLimits;
 use ramsift_store::tables::{
@@ -193,7 +194,7 @@ pub(crate) async fn store(objects: &dyn Objects, told: &[Told]) {
 /// Stores the job's commit record.
 pub(crate) async fn record_again(objects: &dyn Objects, record: &CommitRecord) {
     let key = Keys::new(JOB).commit(&record.id);
-    let data = to_json(record).expect("JSON");
+    let data = encode(record.clone(), CommitSegments::default()).expect("JSON");
     objects.put(&key, data).await.expect("stored");
 }
 

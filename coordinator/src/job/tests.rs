@@ -1,6 +1,8 @@
 use super::*;
 use ramsift_layers::source::{S3Config, Sources};
+use ramsift_proto::v1::CommitRecord;
 use ramsift_queue::MemoryQueue;
+use ramsift_store::commits::{CommitSegments, encode};
 use ramsift_store::{LocalObjects, MemoryLedger};
 use ramsift_telemetry::Readiness;
 
@@ -104,7 +106,10 @@ impl World {
             ..CommitRecord::default()
         };
         let key = Keys::new("j").commit(task);
-        let put = self.deps.objects.put(&key, to_json(&record).expect("JSON"));
+        let put = self.deps.objects.put(
+            &key,
+            encode(record, CommitSegments::default()).expect("JSON"),
+        );
         put.await.expect("stored");
     }
 }
@@ -112,9 +117,11 @@ impl World {
 /// Names of the tasks that a job publishes, as far as it may.
 fn published(job: &mut Job) -> Vec<(String, Work)> {
     let mut out = Vec::new();
-    while job.next_cost(100).is_some() {
-        let (_, task) = job.take().expect("a task");
-        out.push((task.task, task.work.expect("work")));
+    for lane in [Lane::Views, Lane::Chunks] {
+        while job.next_cost(lane, 100).is_some() {
+            let (_, task) = job.take(lane).expect("a task");
+            out.push((task.task, task.work.expect("work")));
+        }
     }
     out
 }
@@ -148,10 +155,10 @@ async fn views_begin_with_the_job_and_those_that_need_its_chunks_wait_for_them()
         job.refresh(&w.deps).await.expect("read");
         job.advance(&w.deps).await.expect("advanced");
     }
-    assert_eq!(names(&mut job), ["verdict-0", "view-anchored"]);
+    assert_eq!(names(&mut job), ["view-anchored", "verdict-0"]);
     assert_eq!(
         names(&mut next),
-        ["view-views", "verdict-0", "view-anchored"]
+        ["view-views", "view-anchored", "verdict-0"]
     );
 }
 
@@ -285,7 +292,7 @@ async fn what_views_ask_for_becomes_tasks_and_then_verdicts_on_processes() {
 /// The report on a task, of those in the store.
 async fn reported(w: &World, task: &str) -> TaskReport {
     let keys = Keys::new("j");
-    let all = ramsift_store::job::commits(w.deps.objects.as_ref(), &keys).await;
+    let all = commits::all(w.deps.objects.as_ref(), &keys).await;
     let mut reports = all.expect("read").into_iter().flat_map(|c| c.reports);
     reports.find(|r| r.task == task).expect("a report")
 }

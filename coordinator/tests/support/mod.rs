@@ -64,6 +64,16 @@ impl World {
 
     /// A coordinator of a cluster that may read what the setting allows.
     pub(crate) fn coordinator(&self, name: &str, allow: &str) -> Coordinator {
+        self.coordinator_with(name, allow, Arc::new(MemoryQueue::new()))
+    }
+
+    /// The same that publishes to this queue.
+    pub(crate) fn coordinator_with(
+        &self,
+        name: &str,
+        allow: &str,
+        queue: Arc<MemoryQueue>,
+    ) -> Coordinator {
         let config = Config {
             name: name.into(),
             poll: Duration::from_millis(20),
@@ -74,7 +84,7 @@ impl World {
         Coordinator::new(
             config,
             Deps {
-                queue: Arc::new(MemoryQueue::new()),
+                queue,
                 ledger: Arc::new(MemoryLedger::default()),
                 objects: self.objects.clone(),
                 sources: Sources::new(S3Config::default()).only(allowed),

@@ -4,7 +4,7 @@ use crate::objects::{ObjectError, Objects};
 use bytes::Bytes;
 use ramsift_layers::format::Layout;
 use ramsift_layers::{ChunkParams, SourcePin};
-use ramsift_proto::v1::{CommitRecord, JobSpec, JobState, RuleGap};
+use ramsift_proto::v1::{JobSpec, JobState, RuleGap};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -143,22 +143,22 @@ impl Keys {
         self.key(&format!("splits/{task}.json"))
     }
 
-    /// Folder of the commit records.
+    /// Folder of the commit objects.
     pub fn commits(&self) -> String {
         self.key("commits/")
     }
 
-    /// A commit record.
+    /// A commit object: see [`crate::commits`].
     pub fn commit(&self, id: &str) -> String {
-        self.key(&format!("commits/{id}.json"))
+        self.key(&format!("commits/{id}.commit"))
     }
 
-    /// A segment of a table.
+    /// A segment of a table that is an object of its own.
     pub fn segment(&self, commit: &str, table: &str) -> String {
         self.key(&format!("segments/{commit}/{table}.parquet"))
     }
 
-    /// Folder of the segments of tables.
+    /// Folder of those segments.
     pub fn segments(&self) -> String {
         self.key("segments/")
     }
@@ -412,16 +412,6 @@ pub fn to_json<T: Serialize>(v: &T) -> Result<Bytes, StoreError> {
             what: "record".into(),
             detail: e.to_string(),
         })
-}
-
-/// All commit records of a job, oldest first.
-pub async fn commits(objects: &dyn Objects, keys: &Keys) -> Result<Vec<CommitRecord>, StoreError> {
-    let mut out: Vec<CommitRecord> = Vec::new();
-    for m in objects.list(&keys.commits()).await? {
-        out.push(read(objects, &m.key).await?.0);
-    }
-    out.sort_by(|a, b| a.id.cmp(&b.id));
-    Ok(out)
 }
 
 /// Microseconds since 1970.

@@ -248,7 +248,7 @@ fn a_kernel_that_only_a_pass_leads_to_is_found_by_the_chunks() {
     // Views that scanned read the places that the chunks told of, not the image again.
     let store = LocalObjects::open_existing(&out).expect("store");
     let keys = ramsift_store::Keys::new(&embedded::manifest(&out).job);
-    let commits = block_on(ramsift_store::job::commits(&store, &keys)).expect("commits");
+    let commits = block_on(ramsift_store::commits::all(&store, &keys)).expect("commits");
     let scans = commits
         .iter()
         .flat_map(|c| &c.reports)

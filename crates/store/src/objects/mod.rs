@@ -86,7 +86,71 @@ pub struct ObjectMeta {
     pub modified_ns: i64,
 }
 
-/// A folder or bucket prefix that holds objects. Keys are relative, with `/`.
+/// A key that names a part of an object: `OBJECT.commit/START-END/NAME`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartKey<'a> {
+    /// The object that holds it.
+    pub object: &'a str,
+    /// Where it lies there, bytes.
+    pub range: Range<u64>,
+}
+
+impl<'a> PartKey<'a> {
+    /// What such a key is, if it is one.
+    pub fn of(key: &'a str) -> Option<Self> {
+        let (rest, name) = key.rsplit_once('/')?;
+        let (object, place) = rest.rsplit_once('/')?;
+        let range = Self::within(&key[object.len() + 1..])?;
+        (object.ends_with(".commit") && !name.is_empty() && !place.is_empty())
+            .then_some(Self { object, range })
+    }
+
+    /// The place that `START-END/NAME` gives.
+    pub fn within(name: &str) -> Option<Range<u64>> {
+        let (place, _) = name.split_once('/')?;
+        let (start, end) = place.split_once('-')?;
+        let range = start.parse().ok()?..end.parse().ok()?;
+        (range.start <= range.end).then_some(range)
+    }
+
+    /// `START-END/TABLE.parquet`.
+    pub fn name(place: Range<u64>, table: &str) -> String {
+        format!("{}-{}/{table}.parquet", place.start, place.end)
+    }
+
+    /// The part of the object that a range of the part is; `None` where it reaches beyond.
+    fn narrow(&self, range: &Range<u64>) -> Option<Range<u64>> {
+        let start = self.range.start.checked_add(range.start)?;
+        let end = self.range.start.checked_add(range.end)?;
+        (end <= self.range.end).then_some(start..end)
+    }
+
+    /// What there is to know of the part, by what there is of its object.
+    fn meta(&self, key: &str, whole: ObjectMeta, url: String) -> Result<ObjectMeta, ObjectError> {
+        if self.range.end > whole.size {
+            return Err(ObjectError::Failed {
+                what: url,
+                detail: format!("the object has only {} bytes", whole.size),
+            });
+        }
+        Ok(ObjectMeta {
+            key: key.to_owned(),
+            size: self.range.end - self.range.start,
+            ..whole
+        })
+    }
+}
+
+/// A range reaches beyond the end of what it is a range of.
+fn beyond(what: String) -> ObjectError {
+    ObjectError::Failed {
+        what,
+        detail: "it ends before the part that was asked for".into(),
+    }
+}
+
+/// A folder or bucket prefix that holds objects. Keys are relative, with `/`. A key of the form of [`PartKey`] reads a
+/// part of an object as if it were one.
 #[async_trait]
 pub trait Objects: Send + Sync + fmt::Debug {
     /// Writes an object whole and durably, whatever was there; returns its tag.

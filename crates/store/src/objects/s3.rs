@@ -3,7 +3,7 @@
 //! Source: Amazon S3 API reference, `PutObject` (`If-None-Match`, `If-Match`), `ListObjectsV2`,
 //! `UploadPart`.
 
-use super::{ObjectError, ObjectMeta, Objects};
+use super::{ObjectError, ObjectMeta, Objects, PartKey, beyond};
 use async_trait::async_trait;
 use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_s3::primitives::ByteStream;
@@ -260,6 +260,11 @@ impl Objects for S3Objects {
     }
 
     async fn get(&self, key: &str) -> Result<(Bytes, String), ObjectError> {
+        if let Some(part) = PartKey::of(key) {
+            let data = self.get_range(part.object, part.range).await?;
+            // Such objects are written once: no tag tells versions apart.
+            return Ok((data, String::new()));
+        }
         let got = self
             .client
             .sdk
@@ -278,6 +283,10 @@ impl Objects for S3Objects {
     }
 
     async fn get_range(&self, key: &str, range: Range<u64>) -> Result<Bytes, ObjectError> {
+        if let Some(part) = PartKey::of(key) {
+            let range = part.narrow(&range).ok_or_else(|| beyond(self.url(key)))?;
+            return self.get_range(part.object, range).await;
+        }
         if range.is_empty() {
             return Ok(Bytes::new());
         }
@@ -295,10 +304,18 @@ impl Objects for S3Objects {
             what: self.url(key),
             detail: root_cause(&e),
         })?;
-        Ok(data.into_bytes())
+        let data = data.into_bytes();
+        // An object that ends before the range does gives what it has.
+        if data.len() as u64 != range.end - range.start {
+            return Err(beyond(self.url(key)));
+        }
+        Ok(data)
     }
 
     async fn head(&self, key: &str) -> Result<ObjectMeta, ObjectError> {
+        if let Some(part) = PartKey::of(key) {
+            return part.meta(key, self.head(part.object).await?, self.url(key));
+        }
         let got = self
             .client
             .sdk
