@@ -388,6 +388,17 @@ fn candidates(
                 runs[2].push::<1>(at);
             }
         }
+        // Before objects: one that a line ends with is part of that line, wherever the two fall in blocks.
+        if scans.log && m.colon != 0 {
+            each(clock::<1>(prev, m, next), at, |p| {
+                lines.time_of_day::<1>(p, place.sink)
+            });
+            if m.colon & after(m.zero, next.zero, 1) != 0 {
+                each(clock::<2>(prev, m, next), at, |p| {
+                    lines.time_of_day::<2>(p, place.sink)
+                });
+            }
+        }
         // One branch for both: they are rare, and in random bytes nothing foretells them.
         let stamps = (m.end | m.colon) & before(m.digit, prev.digit, 1);
         if scans.log && m.brace | stamps != 0 {
@@ -402,23 +413,11 @@ fn candidates(
         if m.colon | m.dot | m.at == 0 {
             continue;
         }
-        if scans.log {
-            each(clock::<1>(prev, m, next), at, |p| {
-                lines.time_of_day::<1>(p, place.sink)
-            });
-        }
         if features {
             shapes::<1>(prev, m, next, at, scans, place);
         }
-        if (m.colon | m.dot | m.at) & after(m.zero, next.zero, 1) != 0 {
-            if scans.log {
-                each(clock::<2>(prev, m, next), at, |p| {
-                    lines.time_of_day::<2>(p, place.sink)
-                });
-            }
-            if features {
-                shapes::<2>(prev, m, next, at, scans, place);
-            }
+        if features && (m.colon | m.dot | m.at) & after(m.zero, next.zero, 1) != 0 {
+            shapes::<2>(prev, m, next, at, scans, place);
         }
     }
 }

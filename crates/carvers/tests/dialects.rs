@@ -245,6 +245,30 @@ fn syslog_and_its_relatives() {
     assert_eq!(scan("Feb  6 15:16:31 2 messages").of("event").count(), 0);
 }
 
+/// Whether a time and a brace share a block of 64 bytes decides nothing: a line is one event.
+#[test]
+fn a_line_is_one_event_wherever_it_lies() {
+    for (line, kind) in [
+        (
+            "Feb  6 15:16:31 web01 app[1]: {\"time\":\"2024-02-06T15:16:30Z\",\"msg\":\"x\"}",
+            "syslog",
+        ),
+        (
+            "2024-02-06T15:16:31Z stdout F {\"time\":\"2024-02-06T15:16:30Z\",\"msg\":\"x\"}",
+            "cri",
+        ),
+        (
+            "{\"log\":\"a b=1 time=2024-02-06T15:16:30Z level=info\",\"time\":\"2024-02-06T15:16:31Z\"}",
+            "json",
+        ),
+    ] {
+        for at in 0..130 {
+            let row = event(&format!("{}\n{line}", "\0".repeat(at)));
+            assert_eq!(row["kind"], kind, "{line} at {at}");
+        }
+    }
+}
+
 #[test]
 fn commands_of_several_lines_and_parts() {
     for (line, want) in [

@@ -155,7 +155,9 @@ impl<'a> Lines<'a> {
             }
             b'=' | b'"' => {
                 let equals = chars.before(date) == b'=' || chars.before(date - STEP) == b'=';
-                if let Some(start) = chars.back(date, LINE, PREFIX).filter(|_| equals) {
+                // In an object the pairs are a member's text, and the object is the record.
+                let start = chars.back(date, LINE, PREFIX).filter(|_| equals);
+                if let Some(start) = start.filter(|s| chars.at(*s) != b'{') {
                     self.line::<STEP>(start, Format::Logfmt, sink);
                 }
             }
