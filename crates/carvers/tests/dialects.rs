@@ -258,6 +258,10 @@ fn a_line_is_one_event_wherever_it_lies() {
             "cri",
         ),
         (
+            "Feb  6 15:16:31 h k: audit: type=1 audit(1707232591.123:7): x=y",
+            "syslog",
+        ),
+        (
             "{\"log\":\"a b=1 time=2024-02-06T15:16:30Z level=info\",\"time\":\"2024-02-06T15:16:31Z\"}",
             "json",
         ),
