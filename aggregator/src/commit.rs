@@ -148,17 +148,24 @@ impl Aggregator {
         &self.inner.ledger
     }
 
-    /// Whether the job takes no more reports.
+    /// Why the job takes no more reports, if it does not.
+    async fn closed(&self, job: &str) -> Result<Option<String>, StoreError> {
+        let (sealed, planned) = tokio::try_join!(self.sealed(job), self.planned(job))?;
+        Ok(sealed.or_else(|| (!planned).then(|| format!("there is no job {job}"))))
+    }
+
     async fn sealed(&self, job: &str) -> Result<Option<String>, StoreError> {
-        let keys = Keys::new(job);
-        match self.inner.objects.head(&keys.frozen()).await {
-            Ok(_) => return Ok(Some(format!("job {job} is sealed"))),
-            Err(e) if e.is_not_found() => {}
-            Err(e) => return Err(e.into()),
+        match self.inner.objects.head(&Keys::new(job).frozen()).await {
+            Ok(_) => Ok(Some(format!("job {job} is sealed"))),
+            Err(e) if e.is_not_found() => Ok(None),
+            Err(e) => Err(e.into()),
         }
-        match self.inner.objects.head(&keys.plan()).await {
-            Ok(_) => Ok(None),
-            Err(e) if e.is_not_found() => Ok(Some(format!("there is no job {job}"))),
+    }
+
+    async fn planned(&self, job: &str) -> Result<bool, StoreError> {
+        match self.inner.objects.head(&Keys::new(job).plan()).await {
+            Ok(_) => Ok(true),
+            Err(e) if e.is_not_found() => Ok(false),
             Err(e) => Err(e.into()),
         }
     }
@@ -192,7 +199,7 @@ impl Aggregator {
         if let Err(why) = sound(&report) {
             return Ok(Ack::Refused(why));
         }
-        if let Some(why) = self.sealed(&job).await.map_err(|e| e.to_string())? {
+        if let Some(why) = self.closed(&job).await.map_err(|e| e.to_string())? {
             return Ok(Ack::Refused(why));
         }
         self.all_there(&report.header).await?;

@@ -12,7 +12,6 @@
 mod attacks;
 mod context;
 mod coverage;
-mod gate;
 mod gather;
 mod memory;
 mod metrics;
@@ -32,13 +31,13 @@ use metrics::Metrics;
 use ramsift_engines::clamav::Clamd;
 use ramsift_layers::source::{DiskCaches, Sources};
 use ramsift_proto::Deployment;
-use ramsift_queue::{Lane, Queue, QueueError};
+use ramsift_queue::Queue;
 use ramsift_store::{Ledger, Objects, Reporter};
 use ramsift_telemetry::Readiness;
+use ramsift_worker::Stop;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::sync::Semaphore;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 /// How a chunk worker works.
@@ -112,13 +111,9 @@ pub(crate) struct Worker {
     pub(crate) slots: Semaphore,
     pub(crate) buffers: read::BufferPool,
     pub(crate) metrics: Metrics,
-    pub(crate) gate: gate::Gate,
-    pub(crate) passed: task::Passed,
     /// Why the only clamd there is was given up.
     pub(crate) clamd_gone: Arc<OnceLock<String>>,
-    pub(crate) stop: CancellationToken,
-    /// Set when the grace period is over: what still waits gives up.
-    pub(crate) abandon: CancellationToken,
+    pub(crate) stop: Stop,
 }
 
 /// Tasks of chunks that a worker takes before their answers: some are scanned, some read ahead, the rest waits for its
@@ -130,135 +125,28 @@ pub fn tasks_in_hand(slots: usize) -> usize {
 /// Works until `stop` is cancelled, then hands back what is unfinished.
 pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
     let slots = config.slots.max(1);
-    let abandon = CancellationToken::new();
+    let stop = Stop::new(stop, config.grace);
+    let life = ramsift_worker::Config {
+        patience: config.patience,
+        deployment: config.deployment,
+    };
+    let means = ramsift_worker::Deps {
+        queue: deps.queue.clone(),
+        ledger: deps.ledger.clone(),
+        objects: deps.objects.clone(),
+        reporter: deps.reporter.clone(),
+        readiness: deps.readiness.clone(),
+    };
     let worker = Arc::new(Worker {
         jobs: JobCache::new(&config, &deps),
         slots: Semaphore::new(slots),
         // One chunk being scanned per slot, and for every two slots one read ahead.
         buffers: read::BufferPool::new(slots + slots.div_ceil(2)),
         metrics: Metrics::new(),
-        gate: gate::Gate::new(),
-        passed: task::Passed::default(),
         clamd_gone: Arc::default(),
         stop: stop.clone(),
-        abandon: abandon.clone(),
         config,
         deps,
     });
-    metrics::observe_worker(&worker);
-    let mut lanes = JoinSet::new();
-    let prefetch = u16::try_from(tasks_in_hand(slots)).unwrap_or(u16::MAX);
-    lanes.spawn(serve(worker.clone(), Lane::Chunks, prefetch));
-    lanes.spawn(serve(worker.clone(), Lane::Suspects, 1));
-    let grace = worker.config.grace;
-    tokio::spawn(async move {
-        stop.cancelled().await;
-        tokio::time::sleep(grace).await;
-        abandon.cancel();
-    });
-    while lanes.join_next().await.is_some() {}
-}
-
-/// Takes tasks of one lane until the worker stops; subscribes again when the broker went away.
-async fn serve(worker: Arc<Worker>, lane: Lane, prefetch: u16) {
-    let part = lane.name();
-    let mut wait = Duration::from_millis(200);
-    let mut running = JoinSet::new();
-    while !worker.stop.is_cancelled() {
-        worker.deps.readiness.block(part, "subscribing");
-        let subscribed = tokio::select! {
-            r = worker.deps.queue.consume(lane, prefetch) => r,
-            () = worker.stop.cancelled() => break,
-        };
-        let broke = match subscribed {
-            Ok(mut consumer) => {
-                worker.deps.readiness.ready(part);
-                wait = Duration::from_millis(200);
-                consume(&worker, lane, consumer.as_mut(), &mut running).await
-            }
-            Err(e) => Some(e),
-        };
-        let Some(e) = broke else { break };
-        worker.deps.readiness.block(part, e.to_string());
-        tracing::warn!(lane = part, error = %e, "queue lost, trying again");
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = worker.stop.cancelled() => {}
-        }
-        wait = (wait * 2).min(Duration::from_secs(10));
-    }
-    worker.deps.readiness.block(part, "stopping");
-    while running.join_next().await.is_some() {}
-}
-
-/// Takes tasks from one subscription until it breaks (the error) or the worker stops (none).
-async fn consume(
-    worker: &Arc<Worker>,
-    lane: Lane,
-    consumer: &mut dyn ramsift_queue::Consumer,
-    running: &mut JoinSet<()>,
-) -> Option<QueueError> {
-    let done = if lane == Lane::Suspects {
-        suspects(worker, consumer).await
-    } else {
-        chunks(worker, lane, consumer, running).await
-    };
-    done.err()
-}
-
-/// Many tasks side by side, while the gate is open.
-async fn chunks(
-    worker: &Arc<Worker>,
-    lane: Lane,
-    consumer: &mut dyn ramsift_queue::Consumer,
-    running: &mut JoinSet<()>,
-) -> Result<(), QueueError> {
-    loop {
-        while running.try_join_next().is_some() {}
-        let delivery = tokio::select! {
-            biased;
-            // What the broker sent ahead goes back at once, not when the last task has ended.
-            () = worker.stop.cancelled() => return consumer.pause().await,
-            () = worker.gate.closed() => {
-                consumer.pause().await?;
-                tokio::select! {
-                    () = worker.gate.open() => {}
-                    () = worker.stop.cancelled() => return Ok(()),
-                }
-                consumer.resume().await?;
-                continue;
-            }
-            d = consumer.next() => d?,
-        };
-        let worker = worker.clone();
-        running.spawn(async move {
-            let Some(_pass) = worker.gate.enter() else {
-                if let Err(e) = delivery.put_back().await {
-                    tracing::warn!(error = %e, "answer did not reach the queue");
-                }
-                return;
-            };
-            task::handle(worker.clone(), lane, delivery).await;
-        });
-    }
-}
-
-/// One task at a time, and nothing beside it.
-async fn suspects(
-    worker: &Arc<Worker>,
-    consumer: &mut dyn ramsift_queue::Consumer,
-) -> Result<(), QueueError> {
-    loop {
-        let next = async {
-            worker.gate.in_reach().await;
-            consumer.next().await
-        };
-        let delivery = tokio::select! {
-            biased;
-            () = worker.stop.cancelled() => return consumer.pause().await,
-            d = next => d?,
-        };
-        let _alone = worker.gate.alone().await;
-        task::handle(worker.clone(), Lane::Suspects, delivery).await;
-    }
+    ramsift_worker::run(worker, life, means, stop).await;
 }

@@ -159,14 +159,14 @@ pub(crate) fn search(
     };
     let bytes_read = wanted.iter().map(|w| w.len as u64).sum();
     for (buffer, from, plan) in plans {
-        if worker.abandon.is_cancelled() {
+        if worker.stop.abandon.is_cancelled() {
             return Err(ScanError::Store("stopping".into()));
         }
         let bytes = &bytes[from..from + plan.len];
         if buffer.carve {
             let _span = tracing::info_span!("scan.carvers", bytes = plan.len).entered();
             let name = list.names.get(&buffer.unit).map_or("", String::as_str);
-            let stop = || worker.abandon.is_cancelled();
+            let stop = || worker.stop.abandon.is_cancelled();
             ordered::carve(ctx, buffer, name, &plan, bytes, &stop, &mut rows);
         }
         if let Some(av) = rows.memory_av().filter(|_| buffer.scan) {

@@ -103,7 +103,7 @@ pub(crate) fn inspect(
     let mut rows = rows(worker, ctx, attempt).all_rules();
     let limit = worker.config.max_artifact as u64;
     for files in spans(&list.files, limit) {
-        if worker.abandon.is_cancelled() {
+        if worker.stop.abandon.is_cancelled() {
             return Err(ScanError::Store("stopping".into()));
         }
         if let [f] = files

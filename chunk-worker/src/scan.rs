@@ -325,7 +325,7 @@ fn carve(
         fatal: None,
     };
     let deadline = started + worker.config.chunk_time;
-    let stop = || Instant::now() >= deadline || worker.abandon.is_cancelled();
+    let stop = || Instant::now() >= deadline || worker.stop.abandon.is_cancelled();
     let stats = ctx.carvers.scan(&window, &mut follow, rows, &stop);
     if let Some(e) = follow.fatal {
         return Err(ScanError::Source(e));
@@ -367,7 +367,7 @@ fn virus(
     let at = |image: u64| usize::try_from(image - w.span.start).unwrap_or(usize::MAX);
     let core = at(w.core.start)..at(w.core.end);
     let missed = virus::image(rows, av, data, w.span.start, core, sparse);
-    if worker.abandon.is_cancelled() {
+    if worker.stop.abandon.is_cancelled() {
         return Err(ScanError::Store("stopping".into()));
     }
     let mut coverage = CoreCoverage::new(w.core.clone());

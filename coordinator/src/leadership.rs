@@ -22,13 +22,19 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::JoinHandle;
 use tracing::{Instrument, Span};
 
 /// How often the store is looked through for jobs that others submitted.
 const DISCOVER: Duration = Duration::from_secs(5);
 /// Pause before a lost task is noted again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// How long an answer of the ledger is waited for.
+const ANSWER: Duration = Duration::from_millis(200);
+/// Planning and sealing that take no longer leave no state of their own in the store.
+const WORTH_A_STATE: Duration = Duration::from_secs(1);
+
 /// Looks at the evidence once more before its job is sealed. The error says whether it is final.
 async fn unchanged(deps: &Deps, pin: Option<SourcePin>) -> Result<(), (String, bool)> {
     let Some(pin) = pin else { return Ok(()) };
@@ -48,6 +54,25 @@ fn look(job: &mut Job, lanes: &Lanes, longest: Duration) -> bool {
     lanes.has_no_chunks() && job.republish_lost(longest)
 }
 
+/// How many settled tasks of each job the ledger knows of. `None`: it does not answer at once, and is asked again when the
+/// last question is over.
+async fn in_ledger(
+    deps: &Deps,
+    asked: &mut Option<JoinHandle<()>>,
+    jobs: Vec<String>,
+) -> Option<Vec<u64>> {
+    if asked.as_ref().is_some_and(|a| !a.is_finished()) {
+        return None;
+    }
+    let (ledger, (tell, told)) = (deps.ledger.clone(), oneshot::channel());
+    *asked = Some(tokio::spawn(async move {
+        // Who asked may have gone on without.
+        let _ = tell.send(ledger.settled_of(&jobs).await);
+    }));
+    let answer = tokio::time::timeout(ANSWER, told).await;
+    answer.ok()?.ok()?.ok()
+}
+
 /// The state of one term.
 pub(crate) struct Leadership {
     pub(crate) me: Coordinator,
@@ -57,6 +82,8 @@ pub(crate) struct Leadership {
     pub(crate) publishing: Publishing,
     /// States that jobs are to have and that are not written yet.
     pub(crate) wanted: BTreeMap<String, Wanted>,
+    /// The last question to the ledger.
+    asked: Option<JoinHandle<()>>,
     /// What stands in the queue.
     pub(crate) lanes: Arc<Mutex<Lanes>>,
     pub(crate) events: mpsc::Receiver<Event>,
@@ -78,6 +105,7 @@ impl Leadership {
             ended: Default::default(),
             publishing: Publishing::default(),
             wanted: BTreeMap::new(),
+            asked: None,
             lanes: Arc::default(),
             events,
             events_in,
@@ -253,6 +281,7 @@ impl Leadership {
         let asked = lock(&self.me.inner.cancels).clone();
         let mut ready = Vec::new();
         let mut cancelled = Vec::new();
+        let mut lasting = Vec::new();
         for (name, job) in &mut self.jobs {
             if let Some(why) = asked.get(name) {
                 job.cancel = Some(why.clone());
@@ -262,10 +291,29 @@ impl Leadership {
             }
             if let Some(why) = job.cancel.clone() {
                 cancelled.push((name.clone(), why));
-            } else if !job.busy && job.not_before.is_none_or(|t| Instant::now() >= t) {
+            } else if let Some(since) = job.busy_since {
+                if since.elapsed() >= WORTH_A_STATE {
+                    lasting.push((name.clone(), job.busy_with()));
+                }
+            } else if job.not_before.is_none_or(|t| Instant::now() >= t) {
                 ready.push((name.clone(), job));
             }
         }
+        let names: Vec<String> = ready.iter().map(|(name, _)| name.clone()).collect();
+        let counts = in_ledger(&deps, &mut self.asked, names).await;
+        let (mut unheard, mut still) = (Vec::new(), Vec::new());
+        let mut counts = counts.map(Vec::into_iter);
+        ready.retain(|(name, job)| {
+            let count = counts.as_mut().and_then(Iterator::next);
+            if count.is_some_and(|n| n < job.settled_count()) {
+                unheard.push(name.clone());
+            }
+            let listed = job.is_to_be_listed(count);
+            if !listed {
+                still.push(name.clone());
+            }
+            listed
+        });
         let deps = &deps;
         let moves: Vec<BoxFuture<'_, _>> = ready
             .into_iter()
@@ -277,6 +325,15 @@ impl Leadership {
             .await;
         for (name, why) in cancelled {
             self.want(&name, JobPhase::Cancelled, &why);
+        }
+        unheard.iter().for_each(|name| self.heal_ledger(name));
+        let nothing = News::Settled {
+            tasks: 0,
+            failed: 0,
+        };
+        still.iter().for_each(|name| self.moved(name, nothing));
+        for (name, phase) in lasting {
+            self.want(&name, phase, "");
         }
         for (name, moved) in moved {
             match moved {
@@ -337,8 +394,8 @@ impl Leadership {
             return;
         };
         if job.stage == Stage::Settled {
-            job.busy = true;
-            return self.want(name, JobPhase::Finalising, "");
+            job.busy_since = Some(Instant::now());
+            return self.seal(name);
         }
         let priority = job.spec.priority;
         self.publishing.enter(name, priority);
@@ -407,7 +464,7 @@ impl Leadership {
         let Some(job) = self.jobs.get_mut(name) else {
             return;
         };
-        job.busy = true;
+        job.busy_since = Some(Instant::now());
         let (spec, to, sources) = (
             job.spec.clone(),
             self.events_in.clone(),
@@ -438,7 +495,6 @@ impl Leadership {
             }
             .instrument(span),
         );
-        self.want(name, JobPhase::Planning, "");
     }
 
     /// Has a job sealed, apart from the loop.
@@ -469,7 +525,7 @@ impl Leadership {
                 let Some(job) = self.jobs.get_mut(&name) else {
                     return;
                 };
-                job.busy = false;
+                job.busy_since = None;
                 // What was there before is read with the news.
                 if kept.new {
                     (job.trouble_since, job.trouble) = (None, None);
@@ -549,7 +605,7 @@ impl Leadership {
         let Some(j) = self.jobs.get_mut(name) else {
             return;
         };
-        j.busy = false;
+        j.busy_since = None;
         j.not_before = Some(Instant::now() + Duration::from_secs(1));
         j.trouble = Some(why.to_owned());
         let since = *j.trouble_since.get_or_insert_with(Instant::now);

@@ -268,6 +268,9 @@ impl Coordinator {
     pub async fn run(&self, stop: CancellationToken) {
         let mut watch = Watch::default();
         let mut told = String::new();
+        if !self.inner.config.deployment.is_embedded() {
+            self.remember_jobs(stop.clone());
+        }
         while !stop.is_cancelled() {
             match self.lead(&mut watch, &stop).await {
                 Ok(()) => {}
@@ -294,6 +297,21 @@ impl Coordinator {
                 () = stop.cancelled() => {}
             }
         }
+    }
+
+    /// Reads the jobs that are complete, apart from the loop: the first list that somebody asks for need not.
+    fn remember_jobs(&self, stop: CancellationToken) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                all = this.jobs() => {
+                    // Without them the first list takes longer.
+                    let jobs = all.map_or(0, |all| all.len());
+                    tracing::debug!(jobs, "jobs in the store looked at");
+                }
+                () = stop.cancelled() => {}
+            }
+        });
     }
 
     /// Ends the jobs of one command whose store stays in trouble, so that not even that can be written down: whoever

@@ -42,8 +42,8 @@ impl Leadership {
         }
     }
 
-    /// Writes the states that jobs are to have under this term's epoch, and does what follows: a job that is to be
-    /// sealed is, one that has ended is let go. `false`: another coordinator writes states; stand down.
+    /// Writes the states that jobs are to have under this term's epoch, and lets jobs go that have
+    /// ended. `false`: another coordinator writes states; stand down.
     pub(crate) async fn write_states(&mut self) -> bool {
         if self.wanted.is_empty() {
             return true;
@@ -70,7 +70,6 @@ impl Leadership {
             };
             match written {
                 Ok(Written::Done) if w.phase.is_final() => ended.push((name, w)),
-                Ok(Written::Done) if w.phase == JobPhase::Finalising => self.seal(&name),
                 Ok(Written::Done) => {}
                 Ok(Written::EndedBefore) => self.let_go(&name),
                 Ok(Written::Lost(epoch)) => {

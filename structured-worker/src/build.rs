@@ -3,7 +3,7 @@
 use crate::alone::{self, Found};
 use crate::lists::Asked;
 use crate::parts::{Collector, Opened, Part};
-use crate::{SHA256, Trouble, Worker, anchors, sha256};
+use crate::{SHA256, Worker, anchors, sha256};
 use ramsift_layers::{ImageReader, RunMap, SourceError};
 use ramsift_os::discover::{Anchor, Discovery, discover};
 use ramsift_os::input::{PoolScan, ViewInput};
@@ -19,6 +19,7 @@ use ramsift_store::packs::Copies;
 use ramsift_store::tables::{SystemRow, name, system_batch};
 use ramsift_store::{Keys, Plan, Report, StoreError};
 use ramsift_telemetry::current;
+use ramsift_worker::Trouble;
 use std::sync::Arc;
 
 /// Builds a view. An error is an outage; what is wrong with the evidence is a report.
@@ -88,7 +89,7 @@ pub(crate) async fn build(worker: &Arc<Worker>, task: &Task) -> Result<Report, T
             if let Err(e) = image.check_pin().await {
                 return gone(worker, task, e);
             }
-            if part.finds_the_kernel() {
+            if part.finds_the_kernel() && !anchors.is_empty() {
                 let kernel = to_json(&alone::record(&anchors)).map_err(|e| e.to_string())?;
                 let put = objects.put(&keys.kernel(), kernel).await;
                 put.map_err(|e| e.to_string())?;
@@ -305,10 +306,15 @@ pub(crate) fn header(worker: &Worker, task: &Task) -> TaskReport {
     }
 }
 
+/// Another worker may be able to.
+fn elsewhere(why: String) -> Trouble {
+    Trouble::Elsewhere { why, fatal: false }
+}
+
 /// Evidence that is gone or changed ends the job; an outage is tried again.
 pub(crate) fn gone(worker: &Worker, task: &Task, e: SourceError) -> Result<Report, Trouble> {
     if let SourceError::Denied { .. } = e {
-        return Err(Trouble::Elsewhere(e.to_string()));
+        return Err(elsewhere(e.to_string()));
     }
     if !e.is_fatal() {
         return Err(Trouble::Outage(e.to_string()));
@@ -322,7 +328,7 @@ pub(crate) fn gone(worker: &Worker, task: &Task, e: SourceError) -> Result<Repor
 pub(crate) fn no_record(worker: &Worker, task: &Task, e: &StoreError) -> Result<Report, Trouble> {
     let why = e.to_string();
     match e {
-        StoreError::Object(o) if o.is_not_found() => Err(Trouble::Elsewhere(why)),
+        StoreError::Object(o) if o.is_not_found() => Err(elsewhere(why)),
         e if e.is_content() => Ok(failed(worker, task, why)),
         _ => Err(Trouble::Outage(why)),
     }

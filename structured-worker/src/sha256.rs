@@ -1,13 +1,14 @@
 //! SHA-256 of the evidence: one sequential pass, with reads in flight ahead of the hash.
 
+use crate::Worker;
 use crate::build::{gone, header, no_record};
-use crate::{Trouble, Worker};
 use futures::{StreamExt, TryStreamExt};
 use ramsift_layers::{FileOffset, SourceError};
 use ramsift_proto::v1::{Outcome, Task, TaskReport};
 use ramsift_store::job::read;
 use ramsift_store::{Keys, Plan, Report};
 use ramsift_telemetry::current;
+use ramsift_worker::Trouble;
 use sha2::{Digest, Sha256};
 use std::sync::Arc;
 

@@ -10,6 +10,7 @@ pub mod fixtures;
 pub mod program;
 pub mod proxy;
 pub mod servers;
+pub mod sparse_s3;
 pub mod tables;
 
 use std::net::TcpListener;

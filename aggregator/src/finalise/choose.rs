@@ -103,11 +103,11 @@ pub(super) async fn freeze(
     keys: &Keys,
     by: SealedBy,
     records: &[CommitRecord],
+    split: BTreeSet<String>,
 ) -> Result<Frozen, StoreError> {
     if let Some((f, _)) = job::read_opt::<Frozen>(objects, &keys.frozen()).await? {
         return Ok(f);
     }
-    let split = splits(objects, keys).await?;
     let chosen = choose(records.to_vec(), &split);
     let frozen = Frozen {
         commits: chosen.records.iter().map(|r| r.id.clone()).collect(),
@@ -133,7 +133,17 @@ pub(super) struct Groups {
 }
 
 impl Groups {
-    pub(super) async fn read(objects: &dyn Objects, keys: &Keys) -> Result<Self, StoreError> {
+    pub(super) async fn read(
+        objects: &dyn Objects,
+        keys: &Keys,
+        plan: &Plan,
+    ) -> Result<Self, StoreError> {
+        if plan.spec.rules_digest.is_empty() {
+            return Ok(Self {
+                image: 0,
+                processes: None,
+            });
+        }
         let count = |p: (VerdictPlan, String)| u32::try_from(p.0.groups.len()).unwrap_or(u32::MAX);
         let image = job::read_opt(objects, &keys.verdicts()).await?;
         let processes = job::read_opt(objects, &keys.process_verdicts()).await?;

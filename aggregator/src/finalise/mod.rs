@@ -20,6 +20,8 @@ use crate::Aggregator;
 use choose::{Groups, choose, closed_set, freeze, segments_of, splits};
 use cores::Cores;
 use coverage::Covered;
+use futures::future::BoxFuture;
+use futures::{FutureExt, StreamExt, TryStreamExt};
 use manifest::{Facts, manifest_of};
 use ramsift_store::groups::{Agreement, group_findings};
 use ramsift_store::job::{self, ManifestFile, to_json};
@@ -32,6 +34,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
+
+/// Bytes of the segments of a view whose table is made beside others.
+const SMALL: u64 = 4 << 20;
+/// Tables of views made at a time.
+const SIDE_BY_SIDE: usize = 8;
 
 /// Why a job could not be sealed.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +139,7 @@ async fn seal(
 ) -> Result<Manifest, FinaliseError> {
     let (plan, _): (Plan, _) = job::read(objects.as_ref(), &keys.plan()).await?;
     let split = splits(objects.as_ref(), keys).await?;
-    let groups = Groups::read(objects.as_ref(), keys).await?;
+    let groups = Groups::read(objects.as_ref(), keys, &plan).await?;
     let mut records = commits::all(objects.as_ref(), keys).await?;
     let reports = || records.iter().flat_map(|c| &c.reports);
     let settled: BTreeSet<&str> = reports().map(|r| r.task.as_str()).collect();
@@ -144,7 +151,7 @@ async fn seal(
     if open > 0 {
         return Err(FinaliseError::Early(open));
     }
-    let frozen = freeze(objects.as_ref(), keys, info.of(&plan), &records).await?;
+    let frozen = freeze(objects.as_ref(), keys, info.of(&plan), &records, split).await?;
     // Another attempt may have frozen others.
     if !frozen.commits.iter().eq(records.iter().map(|r| &r.id)) {
         records = commits::all(objects.as_ref(), keys).await?;
@@ -176,17 +183,11 @@ async fn seal(
         .or_default()
         .extend(covered.unreported(objects, keys, &cores, &chosen).await?);
     let mut files = Vec::new();
-    let views = segments.keys().filter(|t| tables::is_view(t));
-    let tables: Vec<&str> = tables::FINAL
-        .iter()
-        .copied()
-        .chain(views.map(String::as_str))
-        .collect();
     let system = system_row(objects, segments.get(name::SYSTEM)).await?;
     let mut frames: Option<PathBuf> = None;
     let clock = reference::of(objects, &plan, &segments).await?;
     let order = order_of(objects, &plan, segments.get(name::ORDERED)).await?;
-    for table in tables {
+    for table in tables::FINAL.iter().copied() {
         let inputs = segments.get(table).map_or(&[][..], Vec::as_slice);
         let optional = [name::SYSTEM, name::VIEWS, name::FRAMES, name::YARA_MATCHES];
         if optional.contains(&table) && inputs.is_empty() {
@@ -218,6 +219,15 @@ async fn seal(
             std::fs::remove_file(&path)?;
         }
     }
+    let stamp = Stamp {
+        capture: &capture,
+        pass: 1,
+        frames: frames.as_deref(),
+        base: system.as_ref().and_then(|s| s.physical_base),
+        order: order.as_ref(),
+        clock: None,
+    };
+    files.extend(view_tables(objects, keys, &segments, stamp, &limits).await?);
     let recognised = system.as_ref().is_some_and(|s| s.status == "recognised");
     let (coverage, mut gaps) = covered.finish(&plan, recognised);
     let damage = system.as_ref().and_then(|s| s.damage.as_deref());
@@ -273,6 +283,39 @@ async fn write_table(
     );
     let file = store_table(objects, keys, table, &path, merged).await?;
     Ok((file, path))
+}
+
+/// Writes the tables of views. There are many small ones, each of which is several requests: those are made side by side.
+async fn view_tables(
+    objects: &Arc<dyn Objects>,
+    keys: &Keys,
+    segments: &BTreeMap<String, Vec<Segment>>,
+    stamp: Stamp<'_>,
+    limits: &QueryLimits,
+) -> Result<Vec<ManifestFile>, FinaliseError> {
+    let views = segments.iter().filter(|(t, _)| tables::is_view(t));
+    let is_small = |of: &[Segment]| of.iter().map(|s| s.bytes).sum::<u64>() <= SMALL;
+    let (small, large): (Vec<_>, Vec<_>) = views.partition(|(_, of)| is_small(of));
+    let made = |(table, of): (&'_ String, &'_ Vec<Segment>)| {
+        let (table, of) = (table.clone(), of.clone());
+        async move {
+            let made = write_table(objects, keys, &table, &of, stamp, limits, None).await;
+            let (file, path) = made?;
+            std::fs::remove_file(&path)?;
+            Ok::<_, FinaliseError>(file)
+        }
+        .boxed()
+    };
+    let all: Vec<BoxFuture<'_, _>> = small.into_iter().map(&made).collect();
+    let mut files: Vec<ManifestFile> = futures::stream::iter(all)
+        .buffered(SIDE_BY_SIDE)
+        .try_collect()
+        .await?;
+    for view in large {
+        files.push(made(view).await?);
+    }
+    files.sort_by(|a, b| a.key.cmp(&b.key));
+    Ok(files)
 }
 
 /// Which pages carvers looked at in the order of their file or process.

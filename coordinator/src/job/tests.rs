@@ -1,9 +1,11 @@
 use super::*;
 use ramsift_layers::source::{S3Config, Sources};
-use ramsift_proto::v1::CommitRecord;
+use ramsift_proto::v1::task::Work;
+use ramsift_proto::v1::{CommitRecord, FilesWork, MemoryWork, VerdictWork};
 use ramsift_queue::MemoryQueue;
 use ramsift_store::commits::{CommitSegments, encode};
-use ramsift_store::{LocalObjects, MemoryLedger};
+use ramsift_store::job::{self, rules_key};
+use ramsift_store::{LocalObjects, MemoryLedger, VerdictPlan};
 use ramsift_telemetry::Readiness;
 
 /// One group for all rules that matched, and none else.

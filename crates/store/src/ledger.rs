@@ -38,6 +38,9 @@ pub trait Ledger: Send + Sync + fmt::Debug {
     /// How many tasks are settled.
     async fn settled(&self, job: &str) -> Result<u64, StoreError>;
 
+    /// The same of many jobs, in one question.
+    async fn settled_of(&self, jobs: &[String]) -> Result<Vec<u64>, StoreError>;
+
     /// Notes how many tasks a job has, as far as is known by now: settled ones and others.
     async fn expect(&self, job: &str, tasks: u64) -> Result<(), StoreError>;
 
@@ -104,6 +107,13 @@ impl Ledger for MemoryLedger {
 
     async fn settled(&self, job: &str) -> Result<u64, StoreError> {
         Ok(self.with(|j| j.get(job).map_or(0, |e| e.settled.len() as u64)))
+    }
+
+    async fn settled_of(&self, jobs: &[String]) -> Result<Vec<u64>, StoreError> {
+        let settled = |all: &BTreeMap<String, Entry>, job| {
+            all.get(job).map_or(0, |e: &Entry| e.settled.len() as u64)
+        };
+        Ok(self.with(|all| jobs.iter().map(|job| settled(all, job)).collect()))
     }
 
     async fn expect(&self, job: &str, tasks: u64) -> Result<(), StoreError> {
@@ -349,6 +359,19 @@ impl Ledger for RedisLedger {
         c.scard(self.tasks_key(job))
             .await
             .map_err(|e| self.error(&e))
+    }
+
+    async fn settled_of(&self, jobs: &[String]) -> Result<Vec<u64>, StoreError> {
+        if jobs.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut c = self.connection().await?;
+        let mut ask = redis::pipe();
+        for job in jobs {
+            ask.scard(self.tasks_key(job));
+        }
+        let got: redis::RedisResult<Vec<u64>> = ask.query_async(&mut c).await;
+        got.map_err(|e| self.error(&e))
     }
 
     async fn expect(&self, job: &str, tasks: u64) -> Result<(), StoreError> {

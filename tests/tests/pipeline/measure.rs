@@ -4,9 +4,11 @@
 use crate::distributed::{objects, submit};
 use ramsift_proto::v1::{JobSpec, JobState};
 use ramsift_store::Keys;
+use ramsift_store::commits;
 use ramsift_store::objects::Objects;
-use ramsift_tests::fixtures::planted;
+use ramsift_tests::fixtures::{capture, planted};
 use ramsift_tests::program::{Cluster, Service, run};
+use ramsift_tests::sparse_s3::SparseS3;
 use ramsift_tests::{block_on, wait_for};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -199,6 +201,64 @@ fn a_list_of_a_thousand_jobs() {
         println!(
             "a list of {} jobs, {what}: {seconds:.2} s",
             r.out.lines().count()
+        );
+    }
+}
+
+#[test]
+#[ignore = "a measurement of minutes: tests/bench runs it"]
+fn the_processes_of_a_large_capture_in_s3() {
+    const SIZE: u64 = 64 << 30;
+    let dir = tempfile::tempdir().expect("tempdir");
+    let large = dir.path().join("large.raw");
+    std::fs::copy(&capture().image, &large).expect("copied");
+    let file = std::fs::File::options().write(true).open(&large);
+    file.and_then(|f| f.set_len(SIZE)).expect("made longer");
+    let s3 = SparseS3::start(dir.path());
+    let buckets = dir.path().join("buckets.toml");
+    let table = format!(
+        "[sparse]\nendpoint = \"{}\"\naccess_key = \"any\"\nsecret_key = \"any\"\npath_style = true\n",
+        s3.endpoint()
+    );
+    std::fs::write(&buckets, table).expect("written");
+    let c = Cluster::start(&[
+        ("RAMSIFT_WORKER_SLOTS", "2"),
+        ("RAMSIFT_AGGREGATOR_COMMIT_MILLISECONDS", "1000"),
+        ("RAMSIFT_COORDINATOR_POLL_MILLISECONDS", "500"),
+        ("RAMSIFT_S3_BUCKETS_FILE", buckets.to_str().expect("a name")),
+    ]);
+    let services = [
+        "coordinator",
+        "aggregator",
+        "chunk-worker",
+        "structured-worker",
+    ]
+    .map(|s| c.service(s));
+    services.iter().for_each(Service::await_ready);
+    let results = objects(&c, "results", "r");
+    for (i, name) in ["first", "second", "third"].iter().enumerate() {
+        let begun = Instant::now();
+        let job = submit(&c, &["s3://sparse/large.raw", "--case", &i.to_string()]);
+        let submitted = begun.elapsed().as_secs_f64();
+        let keys = Keys::new(&job);
+        wait_for("a list of processes", Duration::from_secs(600), || {
+            let all = block_on(commits::all(&results, &keys)).ok()?;
+            let mut segments = all.iter().flat_map(|c| &c.segments);
+            segments
+                .any(|s| s.table == "linux_pslist" && s.rows > 0)
+                .then_some(())
+        });
+        let listed = begun.elapsed().as_secs_f64();
+        println!(
+            "processes of 64 GiB in S3, {name}: {listed:.2} s after submit began, which took {submitted:.2} s"
+        );
+        let r = run(c.command().args(["cancel", &job]));
+        assert_eq!(r.code, 0, "{}{}", r.out, r.err);
+        let ended = times(&c, &[job]);
+        println!(
+            "cancelled, over after {:.1} s; {} MiB read from the server so far",
+            ended[0],
+            s3.sent() >> 20
         );
     }
 }

@@ -1,11 +1,6 @@
 //! When a worker takes no tasks: while a suspect runs, which must take no other task down with it,
 //! and after an outage that outlasted its patience, until a probe succeeds.
 
-use crate::Worker;
-use ramsift_layers::FileOffset;
-use ramsift_store::job;
-use std::sync::Arc;
-use std::time::Duration;
 use tokio::sync::watch;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,7 +9,7 @@ struct State {
     suspect: bool,
     /// Something that tasks need is out of reach.
     outage: bool,
-    /// Tasks of the chunk lane that are under way.
+    /// Tasks that are under way, suspects apart.
     running: usize,
 }
 
@@ -39,7 +34,7 @@ impl Gate {
         }
     }
 
-    /// Lets a task of the chunk lane in, if any may begin.
+    /// Lets a task in that is no suspect, if any may begin.
     pub(crate) fn enter(&self) -> Option<Pass<'_>> {
         let entered = self.state.send_if_modified(|s| {
             let free = !s.suspect && !s.outage;
@@ -50,18 +45,18 @@ impl Gate {
         entered.then(|| Pass(self))
     }
 
-    /// Why no task of the chunk lane may begin, by reason.
+    /// Why no such task may begin, by reason.
     pub(crate) fn closed_for(&self) -> [(&'static str, bool); 2] {
         let s = *self.state.borrow();
         [("suspect", s.suspect), ("outage", s.outage)]
     }
 
-    /// Waits until no task of the chunk lane may begin.
+    /// Waits until no such task may begin.
     pub(crate) async fn closed(&self) {
         self.until(|s| s.suspect || s.outage).await;
     }
 
-    /// Waits until tasks of the chunk lane may begin.
+    /// Waits until such tasks may begin.
     pub(crate) async fn open(&self) {
         self.until(|s| !s.suspect && !s.outage).await;
     }
@@ -79,8 +74,13 @@ impl Gate {
         alone
     }
 
+    /// What tasks need is in reach again.
+    pub(crate) fn reopen(&self) {
+        self.state.send_modify(|s| s.outage = false);
+    }
+
     /// Notes an outage; `false` when it was known.
-    fn shut(&self) -> bool {
+    pub(crate) fn shut(&self) -> bool {
         self.state.send_if_modified(|s| {
             let new = !s.outage;
             s.outage = true;
@@ -106,65 +106,6 @@ impl Drop for Alone<'_> {
     }
 }
 
-/// Takes no more tasks until what the given one needs is in reach again.
-pub(crate) fn await_reach(worker: &Arc<Worker>, job: &str, at: u64) {
-    if !worker.gate.shut() {
-        return;
-    }
-    let (worker, of) = (worker.clone(), job.to_owned());
-    tokio::spawn(async move {
-        let mut wait = Duration::from_secs(1);
-        while !worker.stop.is_cancelled() {
-            match probe(&worker, &of, at).await {
-                Ok(()) => break,
-                Err(why) => worker.deps.readiness.block("work", why),
-            }
-            tokio::select! {
-                () = tokio::time::sleep(wait) => {}
-                () = worker.stop.cancelled() => {}
-            }
-            wait = (wait * 2).min(Duration::from_secs(30));
-        }
-        worker.deps.readiness.ready("work");
-        worker.gate.state.send_modify(|s| s.outage = false);
-    });
-}
-
-/// Tries everything that a task needs, as long as its job lives: what is wrong with one job alone is no outage.
-pub(crate) async fn probe(worker: &Worker, job: &str, at: u64) -> Result<(), String> {
-    let over = job::is_over(worker.deps.objects.as_ref(), job).await;
-    let over = match over {
-        Err(e) if !e.is_content() => return Err(e.to_string()),
-        other => other.unwrap_or(true),
-    };
-    worker
-        .deps
-        .reporter
-        .check()
-        .await
-        .map_err(|e| e.to_string())?;
-    if over {
-        return Ok(());
-    }
-    let ctx = match worker.jobs.get(job).await {
-        Ok(ctx) => ctx,
-        Err(e) if e.is_outage() => return Err(e.to_string()),
-        Err(_) => return Ok(()),
-    };
-    let mut byte = [0];
-    match ctx.source.read_at(FileOffset(at), &mut byte).await {
-        // What no other try would change is for the task to say.
-        Err(e) if !e.is_content() && !e.is_fatal() => return Err(e.to_string()),
-        _ => {}
-    }
-    if let Some(clamd) = worker.deps.clamd.as_ref().filter(|_| ctx.plan.spec.clamav)
-        && let ramsift_engines::clamav::AvVerdict::Error { reason } = clamd.scan(b"probe").await
-    {
-        return Err(format!("clamd failed: {reason}"));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -188,7 +129,7 @@ mod tests {
         assert!(gate.shut() && !gate.shut());
         gate.closed().await;
         assert!(gate.enter().is_none());
-        gate.state.send_modify(|s| s.outage = false);
+        gate.reopen();
         gate.open().await;
         assert!(gate.enter().is_some());
     }
