@@ -62,8 +62,8 @@ pub(crate) fn visit<const STEP: usize>(place: &mut Place<'_>, at: usize) {
         if chars.before(from) == b'%' {
             from -= STEP;
         }
-        let skipped;
-        (skipped, user) = unescaped(&chars.string(from, at));
+        let (skipped, name) = unescaped(&chars.string(from, at));
+        user = name;
         from += skipped * STEP;
         raw = Some(chars.string(from, domain.to));
         if user.is_empty() {

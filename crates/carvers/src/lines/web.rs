@@ -80,8 +80,8 @@ fn requested(text: &str) -> Option<(&str, &str, &str)> {
     if is_status(status) {
         return Some((first, status, rest));
     }
-    let quotes = memchr::memchr_iter(b'"', text.as_bytes()).take(64);
-    quotes.into_iter().find_map(|at| {
+    let mut quotes = memchr::memchr_iter(b'"', text.as_bytes()).take(64);
+    quotes.find_map(|at| {
         let tail = text[at + 1..].strip_prefix([' ', '\t'])?;
         let (status, rest) = word(tail);
         (status != "-" && is_status(status)).then(|| (&text[..at], status, rest))
