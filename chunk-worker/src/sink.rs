@@ -17,6 +17,7 @@ use ramsift_engines::yara::{FileScanner, RuleInfo, ScanLimits};
 use ramsift_layers::{ImageOffset, Severity};
 use ramsift_proto::v1::{ObjectRef, SegmentRef};
 use ramsift_store::Objects;
+use ramsift_store::commits::SegmentPacks;
 use ramsift_store::packs::{Copies, Meta, PackWriter, is_file};
 use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
@@ -44,9 +45,7 @@ const LARGEST: usize = 32 << 20;
 /// Collects the rows of one task.
 pub(crate) struct Rows<'a> {
     ctx: &'a JobContext,
-    objects: Arc<dyn Objects>,
     runtime: Handle,
-    attempt: String,
     /// Physical address less image offset in the window at hand.
     delta: u64,
     /// What of the window at hand could not be read, and is zeros there.
@@ -67,7 +66,7 @@ pub(crate) struct Rows<'a> {
     av: Option<Av>,
     memory_av: Option<Av>,
     held: BTreeMap<&'static str, Held>,
-    segments: Vec<SegmentRef>,
+    segments: SegmentPacks,
     /// The first failure of the store; the attempt counts for nothing then.
     pub(crate) error: Option<String>,
 }
@@ -133,9 +132,7 @@ impl<'a> Rows<'a> {
         }
         Self {
             ctx,
-            objects,
             runtime,
-            attempt: attempt.to_owned(),
             delta: 0,
             unread: Vec::new(),
             keys: BTreeMap::new(),
@@ -153,7 +150,7 @@ impl<'a> Rows<'a> {
             memory_av: av.clone().filter(|_| ctx.plan.spec.av != "files"),
             av: av.filter(|_| ctx.plan.spec.av != "memory"),
             held: BTreeMap::new(),
-            segments: Vec::new(),
+            segments: SegmentPacks::new(objects, ctx.keys.clone(), attempt),
             error,
         }
     }
@@ -284,26 +281,12 @@ impl<'a> Rows<'a> {
             return Ok(());
         };
         held.bytes = 0;
-        let n = self.segments.len();
-        let key = self
-            .ctx
-            .keys
-            .segment(&format!("{}-{n}", self.attempt), table);
         let rows = segment.rows();
         let data = segment.finish()?;
-        let blake3 = blake3::hash(&data).to_hex().to_string();
-        let bytes = data.len() as u64;
-        if let Err(e) = self.runtime.block_on(self.objects.put(&key, data.into())) {
+        let added = self.segments.add(table, rows, &data);
+        if let Err(e) = self.runtime.block_on(added) {
             self.error.get_or_insert_with(|| e.to_string());
         }
-        self.segments.push(SegmentRef {
-            table: table.to_owned(),
-            key,
-            rows,
-            bytes,
-            blake3,
-            parts: Vec::new(),
-        });
         Ok(())
     }
 
@@ -342,11 +325,13 @@ impl<'a> Rows<'a> {
                 }
             }
         }
+        let segments = self.runtime.block_on(self.segments.finish());
+        let segments = segments.map_err(|e| e.to_string())?;
         match self.error {
             Some(e) => Err(e),
             None => Ok(Collected {
                 batches,
-                segments: self.segments,
+                segments,
                 objects: self.packs.refs,
             }),
         }

@@ -383,7 +383,16 @@ fn explained(e: StoreError, sql: &str, there: &[String]) -> anyhow::Error {
         .trim_start_matches("SQL error: ")
         .trim_start_matches("Schema error: ")
         .trim_start_matches("Error during planning: ");
-    anyhow::anyhow!("{plain}; the statement was: {sql}")
+    // The names of the parser's own types say nothing.
+    let parsed = ["ParserError(\"", "TokenizerError(\""];
+    let inner = parsed
+        .iter()
+        .find_map(|p| plain.strip_prefix(p)?.strip_suffix("\")"));
+    let words = match inner {
+        Some(why) => format!("this is no SQL statement: {}", why.replace("\\\"", "\"")),
+        None => plain.to_owned(),
+    };
+    anyhow::anyhow!("{words}; the statement was: {sql}")
 }
 
 /// `ramsift query`

@@ -202,7 +202,12 @@ pub(crate) fn write_csv(
     let options = FormatOptions::default();
     let schema = b.schema();
     if header {
-        let names: Vec<String> = schema.fields().iter().map(|f| quoted(f.name())).collect();
+        // A statement may name its columns as it likes.
+        let names = schema.fields().iter().map(|f| match raw {
+            true => quoted(f.name()),
+            false => quoted(&harmless(f.name())),
+        });
+        let names: Vec<String> = names.collect();
         out.write_all(format!("{}\n", names.join(",")).as_bytes())?;
     }
     let columns = b
@@ -233,6 +238,10 @@ pub(crate) fn write_csv(
 
 /// A cell that no spreadsheet runs and no terminal obeys. Source: OWASP, "CSV Injection".
 fn harmless(cell: &str) -> String {
+    if cell.starts_with(['{', '[']) && serde_json::from_str::<serde::de::IgnoredAny>(cell).is_ok() {
+        // Else whoever reads the cell finds no JSON there.
+        return shown_json(cell);
+    }
     let shown = Shown(cell).to_string();
     // A number with a sign is none, but text that only begins like one is.
     let runs = cell.starts_with(['=', '+', '-', '@', '\t', '\r', '\n', '＝', '＋', '－', '＠'])
@@ -285,7 +294,7 @@ impl TableWriter {
                 .schema()
                 .fields()
                 .iter()
-                .map(|f| f.name().clone())
+                .map(|f| Shown(f.name()).to_string())
                 .collect();
         }
         let options = FormatOptions::default()
@@ -444,6 +453,9 @@ mod tests {
         assert_eq!(harmless("-5"), "-5");
         assert_eq!(harmless("-x"), "'-x");
         assert_eq!(harmless("a\0b"), "a\\u{0}b");
+        // A cell that is JSON stays JSON.
+        assert_eq!(harmless("{\"a\":\"\u{202e}\"}"), "{\"a\":\"\\u202e\"}");
+        assert_eq!(harmless("{\u{202e}"), "{\\u{202e}");
         assert_eq!(quoted("a,\"b\""), "\"a,\"\"b\"\"\"");
     }
 

@@ -225,14 +225,18 @@ pub(crate) fn many(mut all: Vec<Line>) {
         "{} captures: {loud} with findings of high or critical severity, {gaps} not complete",
         all.len()
     );
-    let width = |f: fn(&Line) -> &str, most: usize| {
-        all.iter()
-            .map(|l| f(l).chars().count())
-            .max()
-            .unwrap_or(0)
-            .clamp(7, most)
+    // As they are printed: controls in a name take more room there.
+    let columns = |width: &dyn Fn(&str) -> usize| {
+        let of = |f: &dyn Fn(&Line) -> String, most: usize| {
+            let widths = all.iter().map(|l| width(&f(l)));
+            widths.max().unwrap_or(0).clamp(7, most)
+        };
+        (
+            of(&|l| Shown(&l.capture).to_string(), 40),
+            of(&|l| Shown(&l.system).to_string(), 32),
+        )
     };
-    let (c, s) = (width(|l| &l.capture, 40), width(|l| &l.system, 32));
+    let (c, s) = columns(&unicode_width::UnicodeWidthStr::width);
     say!(
         "{:<c$}  {:<s$}  {:<18}  {:<8}  {:>4}  loudest (job)",
         "capture",
@@ -245,8 +249,8 @@ pub(crate) fn many(mut all: Vec<Line>) {
         let severity = l.loudest.map_or("-", |s| s.as_str());
         say!(
             "{:<c$}  {:<s$}  {:<18}  {severity:<8}  {:>4}  {} ({})",
-            Shown(&l.capture),
-            Shown(&l.system),
+            Shown(&l.capture).to_string(),
+            Shown(&l.system).to_string(),
             l.verdict,
             l.gaps,
             Shown(&l.says),

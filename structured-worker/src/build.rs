@@ -237,11 +237,10 @@ async fn on_kernel(
         }
         header.bytes_read = memory.bytes_read();
         header.wishes = collector.wishes();
-        header.segments = collector.segments;
-        header.objects = collector.refs;
+        let batches = collector.into_rows(&mut header).map_err(Ended::Store)?;
         let report = Report {
             header,
-            batches: collector.batches,
+            batches,
             trace: current(),
         };
         Ok(Built::Rows(Box::new(report), anchors))

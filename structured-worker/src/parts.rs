@@ -11,8 +11,9 @@ use ramsift_layers::run::RunMap;
 use ramsift_os::Machine;
 use ramsift_os::table::Table;
 use ramsift_os::view::{Purpose, View};
-use ramsift_proto::v1::{ObjectRef, SegmentRef, Wishes};
+use ramsift_proto::v1::{ObjectRef, TaskReport, Wishes};
 use ramsift_proto::view;
+use ramsift_store::commits::SegmentPacks;
 use ramsift_store::packs::{Copies, PackWriter};
 use ramsift_store::report::batch_bytes;
 use ramsift_store::tables::{
@@ -128,9 +129,8 @@ pub(crate) struct Collector {
     objects: Arc<dyn Objects>,
     keys: Keys,
     runtime: Handle,
-    attempt: String,
     pub(crate) batches: Vec<(String, RecordBatch)>,
-    pub(crate) segments: Vec<SegmentRef>,
+    segments: SegmentPacks,
     pub(crate) refs: Vec<ObjectRef>,
     asked: Asked,
     /// Folder for recovered files on their way to the store.
@@ -152,6 +152,7 @@ impl Collector {
         (spill, copies): (PathBuf, Copies),
     ) -> Self {
         Self {
+            segments: SegmentPacks::new(objects.clone(), keys.clone(), attempt),
             asked,
             spill,
             copies,
@@ -159,9 +160,7 @@ impl Collector {
             objects,
             keys,
             runtime: Handle::current(),
-            attempt: attempt.to_owned(),
             batches: Vec::new(),
-            segments: Vec::new(),
             refs: Vec::new(),
             views: Vec::new(),
             coverage: CoverageBuilder::default(),
@@ -180,24 +179,22 @@ impl Collector {
             self.batches.push((table.to_owned(), b));
             return Ok(());
         }
-        let n = self.segments.len();
-        let key = self.keys.segment(&format!("{}-{n}", self.attempt), table);
         let rows = b.num_rows() as u64;
         let data = write_segment(table, b.schema(), &[b]).map_err(|e| e.to_string())?;
-        let blake3 = blake3::hash(&data).to_hex().to_string();
-        let bytes = data.len() as u64;
         self.runtime
-            .block_on(self.objects.put(&key, data.into()))
-            .map_err(|e| e.to_string())?;
-        self.segments.push(SegmentRef {
-            table: table.to_owned(),
-            key,
-            rows,
-            bytes,
-            blake3,
-            parts: Vec::new(),
-        });
-        Ok(())
+            .block_on(self.segments.add(table, rows, &data))
+            .map_err(|e| e.to_string())
+    }
+
+    /// Stores what is left, and names what is stored in the report. Gives the rows that go with it.
+    pub(crate) fn into_rows(
+        self,
+        header: &mut TaskReport,
+    ) -> Result<Vec<(String, RecordBatch)>, String> {
+        let segments = self.runtime.block_on(self.segments.finish());
+        header.segments = segments.map_err(|e| e.to_string())?;
+        header.objects = self.refs;
+        Ok(self.batches)
     }
 
     /// Stores what views can recover: content with holes as zeros, the holes told.

@@ -10,7 +10,7 @@
 //! most of `%` mean that a template goes on.
 
 use crate::chars::{ALNUM, Chars, DIGIT, HOST, URL, is};
-use crate::escape::token;
+use crate::escape::{How, token};
 use crate::{idn, tld, url};
 use std::net::Ipv6Addr;
 use std::ops::Range;
@@ -108,6 +108,12 @@ fn name<const STEP: usize>(chars: Chars<'_, STEP>, from: usize) -> Option<Author
         p += next;
         n += 1;
     }
+    // Another URL follows without a gap: `http://a.example.nethttp://b.example.net`.
+    if chars.at(p) == b':'
+        && let Some(next) = url::scheme_before(chars, p).filter(|s| *s > from)
+    {
+        p = next;
+    }
     if n > LONGEST || !(is(chars.at(from), ALNUM) || chars.beyond(from)) {
         return None;
     }
@@ -150,7 +156,7 @@ fn dot<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> Option<usize> {
         b'\\' if chars.at(p + STEP) == b'.' => 2 * STEP,
         _ if chars.beyond(p) => {
             let (c, n) = chars.char_at(p)?;
-            matches!(c, '\u{3002}' | '\u{ff0e}' | '\u{ff61}').then_some(n)?
+            idn::is_stop(c).then_some(n)?
         }
         _ => return None,
     };
@@ -161,9 +167,7 @@ fn dot<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> Option<usize> {
 /// Reads a host with letters beyond ASCII, and cuts off words of scripts without spaces.
 fn international<const STEP: usize>(chars: Chars<'_, STEP>, a: &mut Authority) -> Option<()> {
     let text = chars.string(a.host.start, a.host.end);
-    let meant = |t: &str| {
-        idn::refang(&t.replace('\\', "")).replace(['\u{3002}', '\u{ff0e}', '\u{ff61}'], ".")
-    };
+    let meant = |t: &str| idn::dotted(&idn::refang(&t.replace('\\', "")));
     let trimmed = text.trim_end_matches(['.', '-', '_']);
     let whole = idn::ascii(&meant(trimmed));
     if whole.as_deref().is_some_and(tld::known) {
@@ -185,10 +189,17 @@ fn international<const STEP: usize>(chars: Chars<'_, STEP>, a: &mut Authority) -
 
 /// Reads the port and looks at what follows; `None` where the host can't be whole.
 fn port<const STEP: usize>(chars: Chars<'_, STEP>, a: &mut Authority) -> Option<()> {
+    let escaped = || {
+        let t = token(chars, a.end).filter(|t| t.c == ':' && t.how == How::Escaped)?;
+        is(chars.at(a.end + t.len), DIGIT).then_some(t.len)
+    };
     let colon = if chars.at(a.end) == b':' {
         Some(STEP)
+    } else if let Some(len) = idn::bracketed(chars, a.end, b":") {
+        a.defanged = true;
+        Some(len)
     } else {
-        idn::bracketed(chars, a.end, b":")
+        escaped()
     };
     if let Some(len) = colon {
         let from = a.end + len;
@@ -208,7 +219,10 @@ fn port<const STEP: usize>(chars: Chars<'_, STEP>, a: &mut Authority) -> Option<
             return (dotted || !is(next, ALNUM)).then_some(());
         }
     }
-    let slash = idn::bracketed(chars, a.end, b"/").is_some() && a.defanged;
+    let slash = [b"/", b"?", b"#"]
+        .iter()
+        .any(|w| idn::bracketed(chars, a.end, *w).is_some());
+    a.defanged |= slash;
     let next = token(chars, a.end).map_or('\0', |t| t.c);
     a.more = slash || matches!(next, '/' | '?' | '#');
     let quoted = |h: &[u8]| {

@@ -8,8 +8,9 @@
 //! Memory is full of words with dots that are no host names: files, methods, packages. The policy,
 //! for names that stand alone:
 //!
-//! * after `://` or `@` nothing is reported: the URL or the address is;
-//! * after `/` or `\` it is a path, before `(` a method, with `_` an identifier;
+//! * after `://` or `@` nothing is reported: the URL or the address is, where its scheme is a known one;
+//! * after `/` or `\` it is a path, before `(` a method, with `_` an identifier, save in the names of services
+//!   (RFC 2782, RFC 8552);
 //! * `com.`, `org.`, `net.`, `io.`, `java.`, ... first means a package, `www.` a host in any case;
 //! * lower case throughout, or upper case throughout;
 //! * a top-level domain that is also a file suffix (`.py`, `.so`, `.zip`) needs `www.`;
@@ -20,9 +21,10 @@
 
 use crate::api::Field;
 use crate::chars::{Chars, HOST, is};
+use crate::escape::{How, token};
 use crate::feature::{Place, Said, fields};
 use crate::tld::{self, Trust};
-use crate::{idn, reserved};
+use crate::{idn, reserved, url};
 
 pub(crate) const VERSION: u32 = 2;
 
@@ -92,6 +94,22 @@ const PACKAGES: &[&str] = &[
 /// Files of every system whose names are those of hosts.
 const FILES: &[&str] = &["issue.net"];
 
+/// Labels of services, which begin with `_` (IANA, "Underscored and Globally Scoped DNS Node Names").
+const SERVICES: &[&str] = &[
+    "_tcp",
+    "_udp",
+    "_tls",
+    "_msdcs",
+    "_sites",
+    "_dmarc",
+    "_domainkey",
+    "_spf",
+    "_acme-challenge",
+    "_mta-sts",
+    "_dnsauth",
+    "_autodiscover",
+];
+
 /// Looks at the dot at byte `at`, or at the bracket before a dot; the whole run of host-name
 /// characters is dealt with at once.
 #[inline(never)]
@@ -119,7 +137,7 @@ pub(crate) fn visit<const STEP: usize>(
     place.run_end[STEP - 1] = run.to;
     // An address whose sign is written as a word.
     let sign = run.from.checked_sub(4 * STEP);
-    if let Some(sign) = sign.filter(|_| matches!(chars.before(run.from), b']' | b')'))
+    if let Some(sign) = sign.filter(|_| matches!(chars.before(run.from), b']' | b')' | b'}'))
         && place.emails
         && idn::bracketed(chars, sign, b"at").is_some()
     {
@@ -133,18 +151,34 @@ pub(crate) fn visit<const STEP: usize>(
     while to > from && matches!(chars.before(to), b'.' | b'-') {
         to -= STEP;
     }
+    // `%2Fbad.example.net`, `user%40example.net`: how forms, and addresses in other addresses, write it.
+    let mut before = chars.before(from);
+    if before == b'%' {
+        match escaped(chars, from) {
+            Some(b'@') if place.emails => {
+                crate::email::visit::<STEP>(place, from - STEP);
+                return;
+            }
+            Some(b'@') | None => {}
+            Some(_) => (from, before) = (from + 2 * STEP, b' '),
+        }
+    }
     if chars.before(to).is_ascii_digit() && !run.beyond {
         if addresses {
             crate::ip::quad::<STEP>(place, from, to, run.defanged);
         }
         return;
     }
-    let around = Around {
-        before: chars.before(from),
+    let mut around = Around {
+        before,
         after: chars.at(run.to),
         dotted: from > run.from && chars.before(from) == b'.',
     };
-    if !domains || around.elsewhere() {
+    let begun = from == run.from || !matches!(chars.before(run.from), b'@' | b'/');
+    if around.before == b'/' && host(chars, from) {
+        around.before = b' ';
+    }
+    if !domains || !begun || around.elsewhere() || quoted_url(chars, from) {
         return;
     }
     if around.after == b':' && chars.at(run.to + STEP) == b':' {
@@ -155,7 +189,7 @@ pub(crate) fn visit<const STEP: usize>(
         return;
     }
     let name = place.text::<STEP>(from, to);
-    if is_name(name) && stands_alone(name, around) {
+    if (is_name(name) && stands_alone(name, around)) || is_service(name) {
         let unicode = idn::unicode(name);
         let fields = fields(&[
             ("unicode", unicode.as_deref()),
@@ -164,6 +198,65 @@ pub(crate) fn visit<const STEP: usize>(
         ]);
         place.report::<STEP>(&said(None, &fields), from, to);
     }
+}
+
+/// The character that a percent sign before byte `from` and the two digits there stand for, if a name begins behind it.
+fn escaped<const STEP: usize>(chars: Chars<'_, STEP>, from: usize) -> Option<u8> {
+    let digit = |p: usize| char::from(chars.at(p)).to_digit(16);
+    let c = digit(from)? * 16 + digit(from + STEP)?;
+    let c = u8::try_from(c).ok()?;
+    let begins = matches!(
+        c,
+        b'/' | b'@' | b'=' | b'&' | b'?' | b' ' | b'"' | b'\'' | b'<' | b'(' | b',' | b';' | b'\n'
+    );
+    (begins && is(chars.at(from + 2 * STEP), crate::chars::ALNUM)).then_some(c)
+}
+
+/// True for a host behind two slashes that no URL is reported for: one of another scheme, or one without a scheme in
+/// quotes or brackets, as pages of the web have them.
+fn host<const STEP: usize>(chars: Chars<'_, STEP>, from: usize) -> bool {
+    let Some(first) = from.checked_sub(2 * STEP).filter(|p| chars.at(*p) == b'/') else {
+        return false;
+    };
+    match chars.before(first) {
+        b':' => {
+            let colon = first - STEP;
+            is(chars.before(colon), crate::chars::ALNUM) && !url::begins(chars, colon)
+        }
+        b'"' | b'\'' | b'=' | b'(' => true,
+        _ => false,
+    }
+}
+
+/// True behind slashes of a URL that are in brackets or written as references.
+fn quoted_url<const STEP: usize>(chars: Chars<'_, STEP>, from: usize) -> bool {
+    match chars.before(from) {
+        b']' | b')' | b'}' => chars.before(from - STEP) == b'/',
+        b';' => (5..=6).any(|n| {
+            let at = from.checked_sub(n * STEP);
+            let t = at
+                .filter(|p| chars.at(*p) == b'&')
+                .and_then(|p| token(chars, p));
+            t.is_some_and(|t| t.c == '/' && t.how == How::Escaped && t.len == n * STEP)
+        }),
+        _ => false,
+    }
+}
+
+/// True for the name of a service: `_ldap._tcp.dc._msdcs.example.com`.
+fn is_service(name: &str) -> bool {
+    if !name.contains('_') {
+        return false;
+    }
+    let known = |l: &str| SERVICES.iter().any(|s| s.eq_ignore_ascii_case(l));
+    let fits = |l: &str| {
+        let l = l.strip_prefix('_').unwrap_or(l);
+        let inner = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+        !l.is_empty() && l.len() < 63 && l.bytes().all(inner) && !l.starts_with('-')
+    };
+    let owner = name.rfind("._").map_or(0, |n| n + 1);
+    let owner = name[owner..].split_once('.').map_or("", |x| x.1);
+    name.split('.').any(known) && name.split('.').all(fits) && is_name(owner) && tld::known(owner)
 }
 
 fn said<'s>(value: Option<&'s str>, fields: &'s [(&'static str, Field<'s>)]) -> Said<'s> {
@@ -186,7 +279,7 @@ fn foreign<const STEP: usize>(
     if !value.is_ascii() && !worded(&value) {
         return;
     }
-    let mut name = idn::refang(&value);
+    let mut name = idn::dotted(&idn::refang(&value));
     // The last label is told first: most of these end in no top-level domain.
     let last = name.rsplit('.').next().unwrap_or_default();
     let hopeless = if last.is_ascii() {
@@ -198,7 +291,7 @@ fn foreign<const STEP: usize>(
         let Some(n) = idn::cut(&value) else { return };
         value.truncate(n);
         to = from + idn::bytes::<STEP>(&value);
-        name = idn::refang(&value);
+        name = idn::dotted(&idn::refang(&value));
     }
     let Some(ascii) = idn::ascii(&name) else {
         return;
@@ -211,7 +304,8 @@ fn foreign<const STEP: usize>(
     if mixed || !is_name(&ascii) || !stands_alone(&ascii, around) {
         return;
     }
-    let refanged = Some(name.as_str()).filter(|n| *n != value);
+    let refanged = idn::refang(&value);
+    let refanged = Some(refanged.as_str()).filter(|n| *n != value);
     let fields = fields(&[
         ("ascii", Some(ascii.as_str()).filter(|a| *a != name)),
         ("refanged", refanged),

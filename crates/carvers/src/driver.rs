@@ -389,37 +389,55 @@ fn candidates(
             }
         }
         // One branch for both: they are rare, and in random bytes nothing foretells them.
+        let mut timed = false;
         let stamps = (m.end | m.colon) & before(m.digit, prev.digit, 1);
         if scans.log && m.brace | stamps != 0 {
-            each(braces(m, next), at, |p| match place.data.get(p + 1) {
+            let (objects, audits) = (braces(m, next), audit(prev, m, next));
+            if objects | audits != 0 {
+                // What a line ends with is part of that line, wherever the two fall in blocks.
+                times(prev, m, next, at, lines, place.sink);
+                timed = true;
+            }
+            each(objects, at, |p| match place.data.get(p + 1) {
                 Some(0) => lines.brace::<2>(p, place.sink),
                 Some(b'"' | b' ' | b'\t') => lines.brace::<1>(p, place.sink),
                 _ => {}
             });
             each(ten_digits(prev, m), at, |p| lines.stamped(p, place.sink));
-            each(audit(prev, m, next), at, |p| lines.audit(p, place.sink));
+            each(audits, at, |p| lines.audit(p, place.sink));
         }
         if m.colon | m.dot | m.at == 0 {
             continue;
         }
-        if scans.log {
-            each(clock::<1>(prev, m, next), at, |p| {
-                lines.time_of_day::<1>(p, place.sink)
-            });
+        if scans.log && !timed {
+            times(prev, m, next, at, lines, place.sink);
         }
         if features {
             shapes::<1>(prev, m, next, at, scans, place);
         }
-        if (m.colon | m.dot | m.at) & after(m.zero, next.zero, 1) != 0 {
-            if scans.log {
-                each(clock::<2>(prev, m, next), at, |p| {
-                    lines.time_of_day::<2>(p, place.sink)
-                });
-            }
-            if features {
-                shapes::<2>(prev, m, next, at, scans, place);
-            }
+        if features && (m.colon | m.dot | m.at) & after(m.zero, next.zero, 1) != 0 {
+            shapes::<2>(prev, m, next, at, scans, place);
         }
+    }
+}
+
+/// Times of day, in both encodings.
+#[inline(always)]
+fn times(
+    prev: &Masks,
+    m: &Masks,
+    next: &Masks,
+    at: usize,
+    lines: &mut Lines<'_>,
+    sink: &mut dyn Sink,
+) {
+    each(clock::<1>(prev, m, next), at, |p| {
+        lines.time_of_day::<1>(p, sink);
+    });
+    if m.colon & after(m.zero, next.zero, 1) != 0 {
+        each(clock::<2>(prev, m, next), at, |p| {
+            lines.time_of_day::<2>(p, sink);
+        });
     }
 }
 

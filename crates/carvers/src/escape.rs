@@ -69,6 +69,10 @@ const NAMES: &[(&str, char)] = &[
     ("rsquo", '’'),
     ("hellip", '…'),
     ("mdash", '—'),
+    ("ndash", '—'),
+    ("shy", '\u{ad}'),
+    ("zwnj", '\u{200b}'),
+    ("zwj", '\u{200b}'),
     ("ensp", '\u{2002}'),
     ("emsp", '\u{2003}'),
     ("thinsp", '\u{2009}'),
@@ -76,6 +80,20 @@ const NAMES: &[(&str, char)] = &[
     ("middot", '\u{a0}'),
     ("copy", '\u{a0}'),
     ("reg", '\u{a0}'),
+];
+
+/// Names that end without a semicolon too (HTML section 13.2.5.73), of those that end URLs.
+const OLDEST: &[(&[u8], char)] = &[(b"quot", '"'), (b"lt", '<'), (b"gt", '>')];
+
+/// The names of the letters of Latin-1, from U+00C0 on (HTML section 13.5).
+const LATIN: [&str; 64] = [
+    "Agrave", "Aacute", "Acirc", "Atilde", "Auml", "Aring", "AElig", "Ccedil", "Egrave", "Eacute",
+    "Ecirc", "Euml", "Igrave", "Iacute", "Icirc", "Iuml", "ETH", "Ntilde", "Ograve", "Oacute",
+    "Ocirc", "Otilde", "Ouml", "times", "Oslash", "Ugrave", "Uacute", "Ucirc", "Uuml", "Yacute",
+    "THORN", "szlig", "agrave", "aacute", "acirc", "atilde", "auml", "aring", "aelig", "ccedil",
+    "egrave", "eacute", "ecirc", "euml", "igrave", "iacute", "icirc", "iuml", "eth", "ntilde",
+    "ograve", "oacute", "ocirc", "otilde", "ouml", "divide", "oslash", "ugrave", "uacute", "ucirc",
+    "uuml", "yacute", "thorn", "yuml",
 ];
 
 /// The character that stands at byte `p`.
@@ -125,6 +143,18 @@ fn backslash<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> Option<Toke
         }
         _ => return None,
     };
+    if c == '&'
+        && let Some((c, end)) = reference(chars, q)
+    {
+        // A text for a page in a text for a program: `\u0026quot;`.
+        let how = if c == '&' {
+            How::Ampersand
+        } else {
+            How::Escaped
+        };
+        let len = end - p;
+        return Some(Token { c, len, how });
+    }
     let how = How::Escaped;
     let len = q - p;
     Some(Token { c, len, how })
@@ -181,7 +211,9 @@ fn reference<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> Option<(cha
         }
         let fits = c.is_ascii_alphanumeric() || (c == b'#' && n == 0);
         if !fits {
-            return None;
+            // HTML takes the oldest names without their end, where no value follows.
+            let c = OLDEST.iter().find(|e| word.get(..n) == Some(e.0))?.1;
+            return (chars.at(q - STEP) != b'=').then_some((c, q - STEP));
         }
         *word.get_mut(n)? = c;
         n += 1;
@@ -192,7 +224,13 @@ fn reference<const STEP: usize>(chars: Chars<'_, STEP>, p: usize) -> Option<(cha
             char::from_u32(u32::from_str_radix(&x[1..], 16).ok()?)?
         }
         Some(d) => char::from_u32(d.parse().ok()?)?,
-        None => NAMES.iter().find(|e| e.0 == word || named(e.0, word))?.1,
+        None => match NAMES.iter().find(|e| e.0 == word || named(e.0, word)) {
+            Some(e) => e.1,
+            None => {
+                let n = LATIN.iter().position(|l| *l == word)?;
+                char::from_u32(0xc0 + u32::try_from(n).ok()?)?
+            }
+        },
     };
     Some((c, q))
 }
@@ -221,6 +259,13 @@ mod tests {
             ("&quot;", '"'),
             ("&amp;quot;", '"'),
             ("&amp;#39;", '\''),
+            (r"\u0026quot;", '"'),
+            (r"\x26lt;", '<'),
+            (r"\u0026amp;", '&'),
+            ("&quot", '"'),
+            ("&eacute;", 'é'),
+            ("&Ouml;", 'Ö'),
+            ("&yuml;", 'ÿ'),
             (r"\ud83d\ude00", '😀'),
             (r"\u00e9", 'é'),
             ("é", 'é'),

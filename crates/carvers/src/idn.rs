@@ -52,6 +52,41 @@ pub(crate) fn is_name_char(c: char) -> bool {
     }
 }
 
+/// True for what a browser leaves out of a name, and for hyphens that look like the plain one: between
+/// letters a name goes on there (UTS 46, IdnaMappingTable: ignored).
+fn joins(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}' | '\u{200b}' | '\u{2010}' | '\u{2011}' | '\u{2060}'
+    )
+}
+
+/// True for the full stops of other scripts, which UTS 46 maps to a dot.
+pub(crate) fn is_stop(c: char) -> bool {
+    matches!(c, '\u{3002}' | '\u{ff0e}' | '\u{ff61}')
+}
+
+/// A name whose dots are plain ones.
+pub(crate) fn dotted(name: &str) -> String {
+    name.replace(is_stop, ".")
+}
+
+/// The bytes of the character at byte `i`, if it is no letter and a name goes on behind it all the same: what joins
+/// letters, or a full stop of another script. Where that script has no spaces, the stop ends a sentence.
+fn bridge<const STEP: usize>(chars: Chars<'_, STEP>, i: usize) -> Option<usize> {
+    let (c, n) = chars.char_at(i)?;
+    let stop = is_stop(c);
+    if !stop && !joins(c) {
+        return None;
+    }
+    let fits = |c: Option<(char, usize)>| {
+        c.is_some_and(|(c, _)| {
+            (c.is_ascii_alphanumeric() || is_name_char(c)) && !(stop && is_spaceless(c))
+        })
+    };
+    (fits(chars.char_before(i)) && fits(chars.char_at(i + n))).then_some(n)
+}
+
 /// True for scripts that are written without spaces: a name may begin or end beside them.
 pub(crate) fn is_spaceless(c: char) -> bool {
     matches!(c, '\u{e00}'..='\u{eff}' | '\u{1000}'..='\u{109f}' | '\u{1780}'..='\u{17ff}'
@@ -193,7 +228,7 @@ pub(crate) fn run<const STEP: usize>(chars: Chars<'_, STEP>, at: usize) -> Resul
 #[inline]
 fn forth<const STEP: usize>(chars: Chars<'_, STEP>, r: &mut Run) -> Option<usize> {
     if chars.beyond(r.to) {
-        let len = letter_at(chars, r.to)?;
+        let len = letter_at(chars, r.to).or_else(|| bridge(chars, r.to))?;
         r.beyond = true;
         return Some(len);
     }
@@ -208,7 +243,11 @@ fn forth<const STEP: usize>(chars: Chars<'_, STEP>, r: &mut Run) -> Option<usize
 /// The bytes of what is before the run and belongs to it, and is no plain character.
 fn back<const STEP: usize>(chars: Chars<'_, STEP>, r: &mut Run) -> Option<usize> {
     if chars.beyond_before(r.from) {
-        let len = letter_before(chars, r.from)?;
+        let letter = letter_before(chars, r.from);
+        let len = letter.or_else(|| {
+            let n = chars.char_before(r.from)?.1;
+            bridge(chars, r.from - n)
+        })?;
         r.beyond = true;
         return Some(len);
     }
@@ -266,7 +305,7 @@ pub(crate) fn ascii(name: &str) -> Option<String> {
 /// Where a name ends whose last label goes on in a script without spaces behind a top-level
 /// domain, or behind a full stop of such a script.
 pub(crate) fn cut(name: &str) -> Option<usize> {
-    let stop = name.find(['\u{3002}', '\u{ff0e}', '\u{ff61}']);
+    let stop = name.find(is_stop);
     let (head, after) = match stop {
         Some(n) => (&name[..n], true),
         None => (name, false),
@@ -309,6 +348,11 @@ mod tests {
             ("(bad[.]example(dot)com)", "bad[.]example(dot)com"),
             ("उदाहरण.परीक्षा।", "उदाहरण.परीक्षा"),
             ("a\u{308}.example.org", "a\u{308}.example.org"),
+            ("bad\u{ad}host.com", "bad\u{ad}host.com"),
+            ("evil\u{2011}host.com", "evil\u{2011}host.com"),
+            ("münchen。example.com", "münchen。example.com"),
+            ("谢谢。example.com。再见", "example.com"),
+            ("\u{200b}example.com\u{200b}", "example.com"),
         ] {
             let dot = text.find('.').unwrap();
             let dot = if text.as_bytes()[dot - 1] == b'[' {

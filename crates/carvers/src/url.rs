@@ -132,8 +132,25 @@ const NUMBERS: ([u128; SCHEMES.len()], [usize; WORD + 2]) = {
 static SCHEME_NUMBERS: [u128; SCHEMES.len()] = NUMBERS.0;
 static LENGTHS: [usize; WORD + 2] = NUMBERS.1;
 
-/// The first byte of the known scheme that ends before the colon at byte `at`.
+/// The first byte of the scheme that ends before the colon at byte `at`: a known one, or two with a plus between, of
+/// which one is known: `git+ssh`, `stratum+tcp`, `mongodb+srv`, `postgresql+psycopg2`.
 fn scheme<const STEP: usize>(chars: Chars<'_, STEP>, at: usize) -> Option<usize> {
+    let known = word(chars, at);
+    let from = known.unwrap_or(at);
+    let begin = match known {
+        Some(p) => p,
+        None => chars.back(from, ALNUM, WORD)?,
+    };
+    if chars.before(begin) != b'+' || begin == at {
+        return known;
+    }
+    let plus = begin - STEP;
+    let before = word(chars, plus).filter(|p| !is(chars.before(*p), ALNUM));
+    before.or(known)
+}
+
+/// The first byte of the known scheme that ends before byte `at`.
+fn word<const STEP: usize>(chars: Chars<'_, STEP>, at: usize) -> Option<usize> {
     let mut word = 0u128;
     let mut p = at;
     let mut best = None;
@@ -150,6 +167,16 @@ fn scheme<const STEP: usize>(chars: Chars<'_, STEP>, at: usize) -> Option<usize>
         }
     }
     best
+}
+
+/// The first byte of the scheme of the URL whose colon is at byte `at`, if one is.
+pub(crate) fn scheme_before<const STEP: usize>(chars: Chars<'_, STEP>, at: usize) -> Option<usize> {
+    start(chars, at).map(|s| s.from)
+}
+
+/// True when the colon at byte `at` is that of a URL.
+pub(crate) fn begins<const STEP: usize>(chars: Chars<'_, STEP>, at: usize) -> bool {
+    start(chars, at).is_some()
 }
 
 /// Where a URL's scheme and its authority begin.
@@ -295,10 +322,10 @@ enum Pipe {
 /// quotes, and ends it where the next column is empty, a URL or one of several.
 fn pipe<const STEP: usize>(chars: Chars<'_, STEP>, before: u8, at: usize) -> Pipe {
     let close = match before {
-        b'|' => return Pipe::End,
+        // Chats and wikis write `<address|words>` and `[address|words]`.
+        b'|' | b'<' | b'[' => return Pipe::End,
         b'"' => b'"',
         b'\'' => b'\'',
-        b'<' => b'>',
         b'(' => b')',
         _ => 0,
     };
@@ -355,14 +382,20 @@ fn trim<const STEP: usize>(chars: Chars<'_, STEP>, from: usize, end: usize) -> u
     while p > from {
         match chars.before(p) {
             b';' => {
-                let back = (3..=8).map(|n| n * STEP).find(|&n| {
-                    let at = p.checked_sub(n).filter(|at| *at >= from);
-                    at.and_then(|at| token(chars, at).filter(|t| t.c == '&'))
-                        .is_some_and(|t| t.len == n && t.how != How::Plain)
+                let reference = (3..=12).find_map(|n| {
+                    let at = p.checked_sub(n * STEP).filter(|at| *at >= from)?;
+                    let begins = matches!(chars.at(at), b'&' | b'\\');
+                    let t = begins.then(|| token(chars, at)).flatten()?;
+                    (t.len == n * STEP && t.how != How::Plain).then_some(t)
                 });
-                if let Some(n) = back {
-                    p -= n;
-                    continue;
+                match reference {
+                    // A letter ends no sentence.
+                    Some(t) if t.c.is_alphanumeric() => break,
+                    Some(t) => {
+                        p -= t.len;
+                        continue;
+                    }
+                    None => {}
                 }
             }
             b'.' | b',' | b':' | b'!' | b'?' | b'*' | b'(' | b'[' | b'{' => {}
@@ -436,7 +469,7 @@ fn refanged(value: &str, defanged_host: bool) -> Option<String> {
     let rest = value[colon + 1..].trim_start_matches([']', ')', '}', '/']);
     let mut rest = idn::refang(rest);
     for (open, close) in [('[', ']'), ('(', ')')] {
-        for mark in ["/", ":", "@"] {
+        for mark in ["/", ":", "@", "?", "#"] {
             rest = rest.replace(&format!("{open}{mark}{close}"), mark);
         }
     }

@@ -21,7 +21,7 @@ macro_rules! names {
 pub(crate) static NAMES: &[Name] = names! {
     "ACDT": 630 "Australia"; "ACST": 570 "Australia";
     "ADT": -180 "Atlantic", 240 "Arabia";
-    "AEDT": 660 "Australia"; "AEST": 600 "Australia";
+    "AEDT": 660 "Australia"; "AEST": 600 "Australia"; "AFT": 270 "Afghanistan";
     "AKDT": -480 "Alaska"; "AKST": -540 "Alaska";
     "AST": -240 "Atlantic", 180 "Arabia";
     "AWST": 480 "Australia";
@@ -29,7 +29,8 @@ pub(crate) static NAMES: &[Name] = names! {
     "BST": 60 "British Summer Time", 360 "Bangladesh", 660 "Bougainville";
     "CAT": 120 "Central Africa";
     "CDT": -300 "North America", -240 "Cuba", 540 "China", 630 "Australia";
-    "CEST": 120 "Central Europe"; "CET": 60 "Central Europe";
+    "CEST": 120 "Central Europe"; "CET": 60 "Central Europe"; "CHST": 600 "Guam";
+    "CLST": -180 "Chile"; "CLT": -240 "Chile", -180 "Chile in 2015";
     "CST": -360 "North America", -300 "Cuba", 480 "China", 570 "Australia";
     "EAT": 180 "East Africa";
     "EDT": -240 "North America", 660 "Australia";
@@ -40,10 +41,12 @@ pub(crate) static NAMES: &[Name] = names! {
     "HDT": -540 "Hawaii-Aleutian"; "HKT": 480 "Hong Kong"; "HST": -600 "Hawaii";
     "ICT": 420 "Indochina";
     "IDT": 180 "Israel";
+    "IRDT": 270 "Iran"; "IRST": 210 "Iran";
     "IST": 330 "India", 120 "Israel", 60 "Ireland";
     "JST": 540 "Japan"; "KST": 540 "Korea";
     "MDT": -360 "North America";
-    "MEST": 120 "Central Europe"; "MESZ": 120 "Central Europe"; "MEZ": 60 "Central Europe";
+    "MEST": 120 "Central Europe"; "MESZ": 120 "Central Europe"; "MET": 60 "Central Europe";
+    "MEZ": 60 "Central Europe"; "MMT": 390 "Myanmar";
     "MSD": 240 "Moscow"; "MSK": 180 "Moscow", 240 "Moscow from March 2011 to October 2014";
     "MST": -420 "North America", 480 "Malaysia", 390 "Myanmar";
     "MYT": 480 "Malaysia";
@@ -54,8 +57,8 @@ pub(crate) static NAMES: &[Name] = names! {
     "SAST": 120 "South Africa"; "SGT": 480 "Singapore";
     "SST": -660 "Samoa", 480 "Singapore";
     "TRT": 180 "Turkey";
-    "UT": 0 "UTC"; "UTC": 0 "UTC";
-    "WAT": 60 "West Africa"; "WEST": 60 "Western Europe"; "WET": 0 "Western Europe";
+    "UT": 0 "UTC"; "UTC": 0 "UTC"; "UYT": -180 "Uruguay"; "UZT": 300 "Uzbekistan";
+    "WAST": 120 "Namibia"; "WAT": 60 "West Africa"; "WEST": 60 "Western Europe"; "WET": 0 "Western Europe";
     "WIB": 420 "Indonesia"; "WIT": 540 "Indonesia"; "WITA": 480 "Indonesia";
     "WST": 480 "Australia", 780 "Samoa";
 };

@@ -13,11 +13,12 @@
 //! places count from the end of the record, and the object is left out.
 
 use crate::job::StoreError;
-use crate::objects::{Objects, PartKey};
+use crate::objects::{ObjectError, Objects, PartKey};
 use crate::{Keys, job};
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
 use ramsift_proto::v1::{CommitRecord, SegmentRef};
+use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"RAMSIFTC";
 const HEADER: u64 = 16;
@@ -45,6 +46,70 @@ impl CommitSegments {
             bytes,
             ..segment
         });
+    }
+}
+
+/// Segments of one report that are too large to wait for their commit in memory, on their way to objects of their own:
+/// Parquet, one behind the other, up to [`PACK`] bytes each.
+#[derive(Debug)]
+pub struct SegmentPacks {
+    objects: Arc<dyn Objects>,
+    keys: Keys,
+    attempt: String,
+    open: CommitSegments,
+    refs: Vec<SegmentRef>,
+    packs: usize,
+}
+
+/// Bytes after which an object of segments is written.
+const PACK: usize = 16 << 20;
+
+impl SegmentPacks {
+    /// None yet, of this attempt at a task.
+    pub fn new(objects: Arc<dyn Objects>, keys: Keys, attempt: &str) -> Self {
+        Self {
+            objects,
+            keys,
+            attempt: attempt.to_owned(),
+            open: CommitSegments::default(),
+            refs: Vec::new(),
+            packs: 0,
+        }
+    }
+
+    /// Adds a segment of a table.
+    pub async fn add(&mut self, table: &str, rows: u64, data: &[u8]) -> Result<(), ObjectError> {
+        let segment = SegmentRef {
+            table: table.to_owned(),
+            rows,
+            blake3: blake3::hash(data).to_hex().to_string(),
+            ..SegmentRef::default()
+        };
+        self.open.add(segment, data);
+        match self.open.data.len() >= PACK {
+            true => self.flush().await,
+            false => Ok(()),
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), ObjectError> {
+        let CommitSegments { refs, data } = std::mem::take(&mut self.open);
+        if refs.is_empty() {
+            return Ok(());
+        }
+        let key = self.keys.segment_pack(&self.attempt, self.packs);
+        self.packs += 1;
+        self.refs.extend(refs.into_iter().map(|s| SegmentRef {
+            key: format!("{key}/{}", s.key),
+            ..s
+        }));
+        self.objects.put(&key, data.into()).await.map(|_| ())
+    }
+
+    /// Writes what is left; gives the segments in the order in which they came.
+    pub async fn finish(mut self) -> Result<Vec<SegmentRef>, ObjectError> {
+        self.flush().await?;
+        Ok(self.refs)
     }
 }
 

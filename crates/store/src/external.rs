@@ -16,7 +16,7 @@ pub(crate) trait Mergeable: Serialize + DeserializeOwned {
     /// Takes in another entry of the same key, which came later.
     fn merge(&mut self, other: Self);
 
-    /// Bytes that it takes in memory.
+    /// Bytes that it holds in memory besides its own size.
     fn bytes(&self) -> usize;
 }
 
@@ -27,6 +27,12 @@ pub(crate) struct External<V> {
     limit: usize,
     folder: PathBuf,
     runs: Vec<File>,
+}
+
+/// What an entry takes besides its key and what it holds: its slot in a table that may be half empty, or growing into one of
+/// twice the size, and its place in the sorted list; and what an allocator adds.
+const fn entry_bytes<V>() -> usize {
+    3 * std::mem::size_of::<(Box<[u8]>, V)>() + 32
 }
 
 /// Runs that are merged at a time: each takes a file and a buffer.
@@ -52,13 +58,15 @@ impl<V: Mergeable> External<V> {
         change: impl FnOnce(&mut V),
     ) -> Result<(), StoreError> {
         if let Some(v) = self.map.get_mut(key) {
+            let before = v.bytes();
             change(v);
-            return Ok(());
+            self.bytes = (self.bytes + v.bytes()).saturating_sub(before);
+        } else {
+            let mut v = make();
+            change(&mut v);
+            self.bytes += key.len() + v.bytes() + entry_bytes::<V>();
+            self.map.insert(key.into(), v);
         }
-        let mut v = make();
-        change(&mut v);
-        self.bytes += key.len() + v.bytes() + 64;
-        self.map.insert(key.into(), v);
         if self.bytes > self.limit {
             self.spill()?;
         }

@@ -28,6 +28,7 @@ use futures::StreamExt;
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use parquet::arrow::{ArrowWriter, ProjectionMask};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::HashMap;
 use std::fs::File;
 use std::path::Path;
@@ -152,19 +153,28 @@ fn file_place(owner: &str) -> (i32, &'static str) {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Found {
     severity_rank: u8,
-    severity: String,
+    severity: Cow<'static, str>,
     count: u64,
     agree: u8,
     first_offset: u64,
     first_physical: Option<u64>,
     score: i32,
-    place: String,
+    place: Cow<'static, str>,
     owners: Vec<String>,
     /// Owners beyond those named, as far as they were told apart.
     more_owners: bool,
     reserved: Option<String>,
     /// No place of it is beyond doubt.
     doubtful: bool,
+}
+
+/// A severity, without a copy where it is one of the five.
+fn grade(word: &str) -> Cow<'static, str> {
+    const ALL: [&str; 5] = ["info", "low", "medium", "high", "critical"];
+    match ALL.iter().find(|g| **g == word) {
+        Some(g) => Cow::Borrowed(g),
+        None => Cow::Owned(word.to_owned()),
+    }
 }
 
 impl Found {
@@ -205,7 +215,16 @@ impl Mergeable for Found {
     }
 
     fn bytes(&self) -> usize {
-        std::mem::size_of::<Self>() + 64 + self.owners.iter().map(|o| o.len() + 24).sum::<usize>()
+        let held = |s: &Cow<'_, str>| match s {
+            Cow::Owned(s) => s.capacity() + 16,
+            Cow::Borrowed(_) => 0,
+        };
+        let owners = self.owners.iter().map(|o| o.capacity() + 16);
+        owners.sum::<usize>()
+            + self.owners.capacity() * std::mem::size_of::<String>()
+            + held(&self.severity)
+            + held(&self.place)
+            + self.reserved.as_ref().map_or(0, |r| r.capacity() + 16)
     }
 }
 
@@ -361,13 +380,13 @@ fn gather(path: &Path, all: &mut External<Found>) -> Result<(), StoreError> {
             );
             let make = || Found {
                 severity_rank: rank.value(i),
-                severity: severity.value(i).to_owned(),
+                severity: grade(severity.value(i)),
                 count: 0,
                 agree,
                 first_offset: place_of.0,
                 first_physical: place_of.1,
                 score,
-                place: place.to_owned(),
+                place: Cow::Borrowed(place),
                 owners: Vec::new(),
                 more_owners: false,
                 reserved: reserved(opt(fields, i).as_deref()),
@@ -380,11 +399,11 @@ fn gather(path: &Path, all: &mut External<Found>) -> Result<(), StoreError> {
                 f.doubtful &= doubted;
                 if rank.value(i) > f.severity_rank {
                     f.severity_rank = rank.value(i);
-                    severity.value(i).clone_into(&mut f.severity);
+                    f.severity = grade(severity.value(i));
                 }
                 if score > f.score {
                     f.score = score;
-                    place.clone_into(&mut f.place);
+                    f.place = Cow::Borrowed(place);
                 }
                 if let Some(o) = owned {
                     f.own(o);
@@ -409,7 +428,8 @@ struct Builder {
     more_owners: arrow::array::BooleanBuilder,
     first_offset: UInt64Builder,
     physical: UInt64Builder,
-    rows: usize,
+    /// What the rows take.
+    bytes: usize,
 }
 
 impl Builder {
@@ -427,7 +447,7 @@ impl Builder {
             more_owners: arrow::array::BooleanBuilder::new(),
             first_offset: UInt64Builder::new(),
             physical: UInt64Builder::new(),
-            rows: 0,
+            bytes: 0,
         }
     }
 
@@ -450,10 +470,13 @@ impl Builder {
         for (b, v) in self
             .text
             .iter_mut()
-            .zip([f.severity.as_str(), kind, detector, value])
+            .zip([&*f.severity, kind, detector, value])
         {
             b.append_value(v);
+            self.bytes += v.len();
         }
+        self.bytes +=
+            ROW_BYTES + f.place.len() + f.owners.iter().map(|o| o.len() + 4).sum::<usize>();
         self.severity_rank.append_value(f.severity_rank);
         self.count.append_value(f.count);
         self.rank.append_value(rank);
@@ -468,12 +491,11 @@ impl Builder {
         self.more_owners.append_value(f.more_owners);
         self.first_offset.append_value(f.first_offset);
         self.physical.append_option(f.first_physical);
-        self.rows += 1;
     }
 
     /// The rows so far, without capture and position.
     fn finish(&mut self) -> Result<RecordBatch, StoreError> {
-        self.rows = 0;
+        self.bytes = 0;
         let [severity, kind, detector, value] = self
             .text
             .each_mut()
@@ -511,8 +533,11 @@ const ORDER: &[(&str, bool)] = &[
     ("detector", false),
 ];
 
-/// Rows of groups that are sorted in memory; more go over the disk.
-const IN_MEMORY: usize = 1 << 20;
+/// Of the memory that grouping may take, the part that rows may take that are sorted in memory: builders grow to twice of
+/// what they need, and the sorted rows are a copy. More go over the disk.
+const IN_MEMORY: usize = 4;
+/// What a row takes besides its texts: numbers, and where each text ends.
+const ROW_BYTES: usize = 80;
 
 /// Writes rows with their capture and position.
 struct Output {
@@ -646,6 +671,7 @@ pub async fn group_findings(
 ) -> Result<Merged, StoreError> {
     let (from, target, capture) = (findings.to_owned(), to.to_owned(), capture.to_owned());
     let (spill, budget) = (limits.spill.clone(), limits.memory / 2);
+    let rows_budget = limits.memory / IN_MEMORY;
     let unsorted = limits.spill.join("groups-unsorted.parquet");
     let many = unsorted.clone();
     let c = capture.clone();
@@ -656,7 +682,7 @@ pub async fn group_findings(
         let mut over: Option<Output> = None;
         all.drain(|key, f| {
             b.push(key, f, &agreement);
-            if b.rows >= IN_MEMORY {
+            if b.bytes >= rows_budget {
                 let out = match &mut over {
                     Some(o) => o,
                     None => over.insert(Output::create(&many, &c)?),

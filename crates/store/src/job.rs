@@ -158,6 +158,11 @@ impl Keys {
         self.key(&format!("segments/{commit}/{table}.parquet"))
     }
 
+    /// An object that holds segments of one report.
+    pub fn segment_pack(&self, attempt: &str, n: usize) -> String {
+        self.key(&format!("segments/{attempt}-{n}.segments"))
+    }
+
     /// Folder of those segments.
     pub fn segments(&self) -> String {
         self.key("segments/")

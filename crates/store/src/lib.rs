@@ -11,7 +11,7 @@
 //! jobs/<job>/process_verdicts.json       groups of rules to decide for each process
 //! jobs/<job>/splits/<task>.json          a task that was cut in two
 //! jobs/<job>/state.json                  where the job stands, under the coordinator's epoch
-//! jobs/<job>/segments/<attempt>-<n>/<table>.parquet   rows of one report that are many
+//! jobs/<job>/segments/<attempt>-<n>.segments  rows of one report that are many
 //! jobs/<job>/packs/<attempt>-<n>.pack    small artifacts, end to end
 //! jobs/<job>/commits/<id>.commit         makes the attempts in it exist; holds their rows
 //! jobs/<job>/frozen.json                 the commits that count, fixed when the job is sealed

@@ -187,7 +187,8 @@ fn hostile_names_and_values_command_nothing() {
     assert_eq!(commands(&r.out), Vec::<char>::new(), "{:?}", r.out);
     assert_eq!(commands(&r.err), Vec::<char>::new(), "{:?}", r.err);
     let job = job_of(&out);
-    let all: [&[&str]; 9] = [
+    let alias = format!("SELECT 1 AS \"a{HOSTILE}\"");
+    let all: [&[&str]; 11] = [
         &["jobs"],
         &["status", &job],
         &["results", "--each", "--limit", "0"],
@@ -195,6 +196,8 @@ fn hostile_names_and_values_command_nothing() {
         &["query", "SELECT * FROM events"],
         &["query", "SELECT * FROM events", "--format", "csv"],
         &["query", "SELECT * FROM events", "--format", "jsonl"],
+        &["query", &alias],
+        &["query", &alias, "--format", "csv"],
         &["overview"],
         &[
             "grep",

@@ -129,6 +129,18 @@ impl<'a> Words<'a> {
             let named = |c: &u8| c.is_ascii_alphanumeric() || matches!(c, b'_' | b'-');
             let n = b[at..].iter().position(|c| !named(c));
             let Some(end) = n.map(|n| at + n) else { break };
+            let mut end = end;
+            if b[end] == b'[' && end > at {
+                // A part of a long argument: `a1[0]=`.
+                let digits = b[end + 1..]
+                    .iter()
+                    .take_while(|c| c.is_ascii_digit())
+                    .count();
+                let close = end + 1 + digits;
+                if digits > 0 && b.get(close) == Some(&b']') && b.get(close + 1) == Some(&b'=') {
+                    end = close + 1;
+                }
+            }
             if b[end] == b'=' && end > at {
                 words.push((&text[at..end], &text[end + 1..]));
             }
@@ -169,15 +181,25 @@ fn decoded(value: &str) -> String {
         .unwrap_or_else(|| value.to_owned())
 }
 
+/// Most parts of one argument.
+const PARTS: usize = 64;
+
 /// The arguments of an EXECVE record as one line.
 fn arguments(words: &Words<'_>) -> Option<String> {
     let count = words.get("argc")?.parse::<usize>().ok()?.min(64);
     let mut out = Vec::new();
     for i in 0..count {
-        let Some(a) = words.get(&format!("a{i}")) else {
-            break;
-        };
-        out.push(decoded(a));
+        if let Some(a) = words.get(&format!("a{i}")) {
+            out.push(decoded(a));
+            continue;
+        }
+        // A long one is written in parts, of which a record may have some.
+        let parts = (0..PARTS).map_while(|n| words.get(&format!("a{i}[{n}]")));
+        let parts: Vec<&str> = parts.collect();
+        let Some(first) = parts.first() else { break };
+        let plain = first.starts_with('"');
+        let whole: String = parts.iter().map(|p| p.trim_matches('"')).collect();
+        out.push(if plain { whole } else { decoded(&whole) });
     }
     (!out.is_empty()).then(|| out.join(" "))
 }

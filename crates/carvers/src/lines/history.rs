@@ -108,12 +108,33 @@ fn fish(
     else {
         return false;
     };
+    let cmd = unescaped(cmd);
     emit(
         start,
         end,
-        &command(text(&data[digits..end]), time, cmd, "fish"),
+        &command(text(&data[digits..end]), time, &cmd, "fish"),
     );
     true
+}
+
+/// A command as fish was given it: its file writes a line end as `\n` and a backslash twice (`history/file.rs`).
+fn unescaped(line: &str) -> Cow<'_, str> {
+    if !line.contains('\\') {
+        return Cow::Borrowed(line);
+    }
+    let (mut out, mut chars) = (String::with_capacity(line.len()), line.chars());
+    while let Some(c) = chars.next() {
+        match (c, chars.clone().next()) {
+            ('\\', Some('n')) => out.push('\n'),
+            ('\\', Some('\\')) => out.push('\\'),
+            _ => {
+                out.push(c);
+                continue;
+            }
+        }
+        chars.next();
+    }
+    Cow::Owned(out)
 }
 
 /// Looks at the colon at byte `at`, before which ten digits stand.
@@ -125,11 +146,26 @@ pub(super) fn zsh(data: &[u8], at: usize, emit: &mut dyn FnMut(usize, usize, &Re
     let Some(time) = seconds(digits).filter(|_| data[start..].starts_with(b": ")) else {
         return false;
     };
-    let stop = line_end::<1>(data, start);
+    let mut stop = line_end::<1>(data, start);
     let line = text(&data[(at + 1).min(stop)..stop]);
-    let Some((elapsed, cmd)) = line.split_once(';') else {
+    let Some((elapsed, first)) = line.split_once(';') else {
         return false;
     };
+    // A command of several lines has a backslash before each line's end but the last.
+    let mut cmd = Cow::Borrowed(first);
+    while goes_on(&cmd) && data.get(stop) == Some(&b'\n') && stop - start < LONGEST {
+        let end = line_end::<1>(data, stop + 1);
+        let more = text(&data[stop + 1..end]);
+        if more.starts_with(": ") && more.get(12..13) == Some(":") {
+            break;
+        }
+        let kept = cmd.len() - 1;
+        let whole = cmd.to_mut();
+        whole.truncate(kept);
+        whole.push('\n');
+        whole.push_str(more);
+        stop = end;
+    }
     if elapsed.is_empty()
         || elapsed.len() > 9
         || !elapsed.bytes().all(|b| b.is_ascii_digit())
@@ -137,10 +173,15 @@ pub(super) fn zsh(data: &[u8], at: usize, emit: &mut dyn FnMut(usize, usize, &Re
     {
         return false;
     }
-    let mut r = command(text(digits), time, cmd, "zsh");
+    let mut r = command(text(digits), time, &cmd, "zsh");
     r.fields.number("elapsed", elapsed);
     emit(start, stop, &r);
     true
+}
+
+/// True for a text that ends with a backslash that none other is before.
+fn goes_on(line: &str) -> bool {
+    (line.len() - line.trim_end_matches('\\').len()) % 2 == 1
 }
 
 fn text(bytes: &[u8]) -> &str {

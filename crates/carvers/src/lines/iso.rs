@@ -7,7 +7,7 @@
 //! time zone [pid] user@database LEVEL:  text   postgresql: log_line_prefix, and two spaces
 //! ```
 
-use super::record::{Emit, Fields, Record, Stamp, cut, is_level, iso, tag, wordlike};
+use super::record::{Emit, Fields, Record, Stamp, cut, is_level, iso, tag, weekday, wordlike};
 use super::syslog;
 
 /// What PostgreSQL calls its messages (elog.c).
@@ -40,6 +40,11 @@ pub(super) fn parse(line: &str, emit: &mut Emit<'_>) -> bool {
 fn parse_line(line: &str) -> Option<Record<'_>> {
     let mut fields = Fields::new();
     let line = syslog::priority(line, &mut fields)?;
+    // `journalctl -o short-full` begins with the day of the week.
+    let line = match line.get(4..) {
+        Some(rest) if weekday(line.as_bytes(), 0) && line.as_bytes()[3] == b' ' => rest,
+        _ => line,
+    };
     let open = usize::from(line.starts_with('['));
     let (civil, end) = iso(line.as_bytes(), open)?;
     let (raw_time, mut rest) = (&line[open..end], &line[end..]);
@@ -54,6 +59,11 @@ fn parse_line(line: &str) -> Option<Record<'_>> {
         return None;
     }
     let rest = rest.trim_start();
+    // What parts the time from the rest is no part of the message.
+    let apart = rest.strip_prefix([':', ',', ';', '|']);
+    let rest = apart
+        .filter(|r| r.starts_with(' '))
+        .map_or(rest, str::trim_start);
     // A time alone is a value in a table, not a line of a log.
     if rest
         .trim_matches([' ', '\t', ',', ';', '|', '-', ':', ']', '[', '>'])
@@ -125,7 +135,19 @@ fn postgres(r: &mut Record<'_>) -> bool {
             r.fields.str("user", user);
             r.fields.str("database", database);
         }
-        None => r.fields.str("prefix", prefix),
+        None => {
+            // `user=ann,db=shop,app=psql,client=192.0.2.7`, as pgBadger asks for.
+            let words = prefix.split([',', ' ']).filter_map(|w| w.split_once('='));
+            for (key, value) in words {
+                match key {
+                    "user" => r.fields.str("user", value),
+                    "db" | "database" => r.fields.str("database", value),
+                    "client" | "host" => r.fields.str("client", value),
+                    _ => {}
+                }
+            }
+            r.fields.str("prefix", prefix);
+        }
     }
     r.fields.str("level", level);
     (r.kind, r.program) = ("postgresql", Some("postgres"));

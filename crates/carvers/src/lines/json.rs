@@ -6,7 +6,7 @@
 //! (`host.name`). It must be whole: a line that ends before its last brace is not claimed. An
 //! object that does not begin a line must have a message or a level too.
 
-use super::record::{Emit, Fields, Record, Stamp, common, iso};
+use super::record::{Emit, Fields, Record, Stamp, common, iso, mail_date};
 use crate::zone::Zone;
 use std::borrow::Cow;
 
@@ -61,6 +61,18 @@ const TIME: &[&str] = &[
     "t",
     "TimeCreated",
     "event.created",
+    "timeStamp",
+    "TIMESTAMP",
+    "TIME",
+    "dateTime",
+    "DateTime",
+    "createdAt",
+    "CreationTime",
+    "TimeGenerated",
+    "EventTime",
+    "eventTimestamp",
+    "startTime",
+    "start_time",
 ];
 const MESSAGE: &[&str] = &[
     "message",
@@ -75,6 +87,11 @@ const MESSAGE: &[&str] = &[
     "@m",
     "@mt",
     "Message",
+    "MSG",
+    "Msg",
+    "textPayload",
+    "Operation",
+    "operationName",
 ];
 const HOST: &[&str] = &[
     "host",
@@ -112,6 +129,9 @@ const LEVEL: &[&str] = &[
     "PRIORITY",
     "s",
     "Level",
+    "LEVEL",
+    "levelname",
+    "log_level",
 ];
 const OTHERS: &[(&str, &[&str])] = &[
     ("level", LEVEL),
@@ -265,13 +285,9 @@ pub(super) fn parse(
     let depth = if alone { usize::MAX } else { DEPTH };
     let object = object(line, depth)?;
     let rest = line.get(object.len..)?;
-    if alone
-        && !rest
-            .iter()
-            .all(|b| matches!(b, b',' | b']' | b'}' | b' ' | b'\t'))
-    {
-        return None;
-    }
+    // Behind one that is alone stands nothing but what parts the elements of an array.
+    let parts = |b: &u8| matches!(b, b',' | b']' | b'}' | b' ' | b'\t');
+    let alone = alone && rest.iter().all(parts);
     let text = std::str::from_utf8(line.get(..object.len)?).ok()?;
     let plain = |c: char| c == '\t' || !c.is_control();
     let log_like = || object.find(MESSAGE).or(object.find(LEVEL)).is_some();
@@ -300,15 +316,26 @@ fn record(line: &str, object: &Object<'_>, emit: &mut Emit<'_>) -> Option<()> {
         let i = OTHERS.iter().position(|o| o.0 == name)?;
         others[i].as_deref()
     };
+    // Events in a list have no version of their own.
     let audit = object
         .get("apiVersion")
-        .is_some_and(|v| v.raw.starts_with("audit.k8s.io"));
+        .is_some_and(|v| v.raw.starts_with("audit.k8s.io"))
+        || ["auditID", "stage", "verb"]
+            .iter()
+            .all(|k| object.own(k).is_some());
     let journal = object.get("__REALTIME_TIMESTAMP").is_some();
     let kind = match (audit, journal) {
         (true, _) => "kubernetes_audit",
         (_, true) => "journal",
         _ => "json",
     };
+    if journal && message.is_none() {
+        // What is no text is written as an array of bytes.
+        message = object
+            .own("MESSAGE")
+            .and_then(|v| bytes(&v))
+            .map(Cow::Owned);
+    }
     if audit {
         let words = [other("verb"), other("path")].map(Option::unwrap_or_default);
         message = Some(Cow::Owned(words.join(" ")));
@@ -335,6 +362,14 @@ fn record(line: &str, object: &Object<'_>, emit: &mut Emit<'_>) -> Option<()> {
     Some(())
 }
 
+/// The text that an array of bytes is (systemd, "Journal Export Formats", JSON).
+fn bytes(value: &Value<'_>) -> Option<String> {
+    let inner = value.raw.strip_prefix('[')?.strip_suffix(']')?;
+    let numbers = inner.split(',').map(|n| n.trim().parse::<u8>());
+    let bytes = numbers.collect::<Result<Vec<u8>, _>>().ok()?;
+    Some(String::from_utf8_lossy(&bytes).into_owned())
+}
+
 /// A time in a member: ISO 8601, as web servers write it, a number whose size tells its unit, or an
 /// object that has one of these or seconds.
 fn stamp(value: &Value<'_>) -> Option<Stamp> {
@@ -358,7 +393,10 @@ fn stamp(value: &Value<'_>) -> Option<Stamp> {
     }
     let text = value.string();
     let b = text.as_bytes();
-    if let Some((civil, end)) = iso(b, 0).or_else(|| common(b, 0)) {
+    if let Some((civil, end)) = iso(b, 0)
+        .or_else(|| common(b, 0))
+        .or_else(|| mail_date(b, 0))
+    {
         // What stands behind the time may be a zone of a kind that is not known.
         let rest = text[end..].trim();
         let open = civil.zone == Zone::None;

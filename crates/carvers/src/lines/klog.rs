@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! I1114 22:13:20.123456    1234 server.go:123] message        Lmmdd hh:mm:ss.uuuuuu threadid file:line]
+//! I20231114 22:13:20.123456 1234 server.cc:123] message       glog since 0.6
 //! ```
 //!
 //! And logfmt, `key=value` pairs with a time among them (`go-logfmt`, logrus, Go's `slog`).
 
-use super::record::{Emit, Fields, Record, Stamp, clock, cut, fraction, iso, two};
+use super::record::{Emit, Fields, Record, Stamp, clock, cut, four, fraction, iso, two};
 use crate::zone::Civil;
 
 pub(super) fn klog(line: &str, emit: &mut Emit<'_>) -> bool {
@@ -22,14 +23,18 @@ fn parse_klog(line: &str) -> Option<Record<'_>> {
         b'F' => "FATAL",
         _ => return None,
     };
+    // Of late glog writes the year.
+    let year = (b.get(5) != Some(&b' ')).then(|| four(b, 1)).flatten();
+    let day = if year.is_some() { 5 } else { 1 };
     let mut c = Civil {
-        month: two(b, 1)?,
-        day: two(b, 3)?,
+        year,
+        month: two(b, day)?,
+        day: two(b, day + 2)?,
         ..Civil::default()
     };
-    clock(b, 6, &mut c)?;
-    let end = fraction(b, 14, &mut c);
-    if b[5] != b' ' || !c.is_valid() || end == 14 {
+    clock(b, day + 5, &mut c)?;
+    let end = fraction(b, day + 13, &mut c);
+    if b[day + 4] != b' ' || !c.is_valid() || end == day + 13 {
         return None;
     }
     let (thread, rest) = cut(line[end..].trim_start(), " ")?;

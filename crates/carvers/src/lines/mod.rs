@@ -106,6 +106,12 @@ impl<'a> Lines<'a> {
                 let Some(date) = back(11) else { return };
                 self.line::<STEP>(date, Format::Slashed, sink);
             }
+            b' ' if char_back(13) == b'[' && char_back(10) == b'/' => {
+                let Some(bracket) = back(13) else { return };
+                if let Some(start) = chars.back(bracket, LINE, PREFIX) {
+                    self.line::<STEP>(start, Format::Access, sink);
+                }
+            }
             b' ' if char_back(12) == b'[' && char_back(8) == b' ' => {
                 let Some(bracket) = back(12) else { return };
                 self.line::<STEP>(bracket, Format::ApacheError, sink);
@@ -125,8 +131,23 @@ impl<'a> Lines<'a> {
     fn iso<const STEP: usize>(&mut self, date: usize, sink: &mut dyn Sink) {
         let chars = Chars::<STEP>(self.data);
         match chars.before(date) {
-            b'[' => self.line::<STEP>(date - STEP, Format::Iso, sink),
-            b' ' => self.priority::<STEP>(date, sink),
+            b'[' if begins::<STEP>(self.data, date - STEP) => {
+                self.line::<STEP>(date - STEP, Format::Iso, sink)
+            }
+            b'[' => {
+                if let Some(start) = chars.back(date, LINE, PREFIX) {
+                    self.line::<STEP>(start, Format::Access, sink);
+                }
+            }
+            b' ' => {
+                let day = date
+                    .checked_sub(4 * STEP)
+                    .filter(|d| is(chars.at(*d), ALPHA));
+                match day.filter(|d| begins::<STEP>(self.data, *d)) {
+                    Some(day) => self.line::<STEP>(day, Format::Iso, sink),
+                    None => self.priority::<STEP>(date, sink),
+                }
+            }
             b'>' => {
                 if let Some(start) = self.angle::<STEP>(date - STEP) {
                     self.line::<STEP>(start, Format::Iso, sink);
@@ -134,7 +155,9 @@ impl<'a> Lines<'a> {
             }
             b'=' | b'"' => {
                 let equals = chars.before(date) == b'=' || chars.before(date - STEP) == b'=';
-                if let Some(start) = chars.back(date, LINE, PREFIX).filter(|_| equals) {
+                // In an object the pairs are a member's text, and the object is the record.
+                let start = chars.back(date, LINE, PREFIX).filter(|_| equals);
+                if let Some(start) = start.filter(|s| chars.at(*s) != b'{') {
                     self.line::<STEP>(start, Format::Logfmt, sink);
                 }
             }
@@ -148,13 +171,13 @@ impl<'a> Lines<'a> {
         let chars = Chars::<STEP>(self.data);
         let digits = |mut p: usize| {
             let mut n = 0;
-            while n < 5 && chars.before(p).is_ascii_digit() {
+            while n < 9 && chars.before(p).is_ascii_digit() {
                 (p, n) = (p - STEP, n + 1);
             }
             (p, n)
         };
         let (mut p, mut n) = digits(hour - STEP);
-        if n == 4 && matches!(chars.before(p), b'I' | b'W' | b'E' | b'F') {
+        if matches!(n, 4 | 8) && matches!(chars.before(p), b'I' | b'W' | b'E' | b'F') {
             self.line::<STEP>(p - STEP, Format::Klog, sink);
             return;
         }

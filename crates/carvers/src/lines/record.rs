@@ -128,7 +128,8 @@ pub(crate) fn fraction(b: &[u8], i: usize, civil: &mut Civil) -> usize {
     end
 }
 
-/// A zone at byte `i`: `Z`, `+hh:mm`, `+hhmm`, `+hh`, ` UTC`, ` UTC+2`, ` CEST`; where it ends.
+/// A zone at byte `i`: `Z`, `+hh:mm`, `+hhmm`, `+hh`, ` UTC`, ` UTC+2`, ` CEST`, `EST`, ` (CEST)`, ` Europe/Berlin`; where
+/// it ends.
 pub(crate) fn zone(b: &[u8], i: usize, civil: &mut Civil) -> usize {
     let ends = |i: usize| b.get(i).is_none_or(|c| !c.is_ascii_alphanumeric());
     match b.get(i) {
@@ -142,9 +143,71 @@ pub(crate) fn zone(b: &[u8], i: usize, civil: &mut Civil) -> usize {
             let end = offset(b, i + 1, civil);
             if end > i + 1 { end } else { i }
         }
-        Some(b' ') => named(b, i + 1, civil).unwrap_or(i),
+        Some(b' ') if matches!(b.get(i + 1), Some(b'Z' | b'z')) && ends(i + 2) => {
+            civil.zone = Zone::East(0);
+            i + 2
+        }
+        Some(b' ') => spaced(b, i + 1, civil).unwrap_or(i),
+        Some(b'A'..=b'Z') => named(b, i, civil).unwrap_or(i),
+        Some(b'(' | b'[') => spaced(b, i, civil).unwrap_or(i),
         _ => i,
     }
+}
+
+/// A zone behind a space: its name, the name in brackets, or a place of the time zone database.
+fn spaced(b: &[u8], i: usize, civil: &mut Civil) -> Option<usize> {
+    let close = match b.get(i)? {
+        b'(' => b')',
+        b'[' => b']',
+        b'A'..=b'Z' => return named(b, i, civil).or_else(|| place(b, i, civil)),
+        _ => return None,
+    };
+    let mut inner = *civil;
+    let end = named(b, i + 1, &mut inner).or_else(|| place(b, i + 1, &mut inner))?;
+    (b.get(end) == Some(&close)).then(|| {
+        *civil = inner;
+        end + 1
+    })
+}
+
+/// The first words of the database's names.
+const AREAS: &[&[u8]] = &[
+    b"Africa",
+    b"America",
+    b"Antarctica",
+    b"Arctic",
+    b"Asia",
+    b"Atlantic",
+    b"Australia",
+    b"Etc",
+    b"Europe",
+    b"Indian",
+    b"Pacific",
+];
+
+/// `Europe/Berlin` at byte `i`, by the offset that is in force there on the record's day; where it ends. Of the hour that
+/// a change to winter repeats the first is meant.
+fn place(b: &[u8], i: usize, civil: &mut Civil) -> Option<usize> {
+    let slash = i + b.get(i..)?.iter().take(12).position(|c| *c == b'/')?;
+    if !AREAS.contains(&&b[i..slash]) {
+        return None;
+    }
+    let named = |c: &u8| c.is_ascii_alphanumeric() || matches!(c, b'/' | b'_' | b'-' | b'+');
+    let n = b[i..].iter().take(40).take_while(|c| named(c)).count();
+    let name = std::str::from_utf8(&b[i..i + n]).ok()?;
+    let zone = jiff::tz::TimeZone::get(name).ok()?;
+    let at = jiff::civil::DateTime::new(
+        i16::try_from(civil.year?).ok()?,
+        i8::try_from(civil.month).ok()?,
+        i8::try_from(civil.day).ok()?,
+        i8::try_from(civil.hour).ok()?,
+        i8::try_from(civil.minute).ok()?,
+        i8::try_from(civil.second).ok()?.min(59),
+        0,
+    );
+    let time = zone.to_timestamp(at.ok()?).ok()?;
+    civil.zone = Zone::East(zone.to_offset_info(time).offset().seconds());
+    Some(i + n)
 }
 
 /// An offset at byte `i`; `i` again when there is none.
@@ -215,7 +278,24 @@ pub(crate) fn iso(b: &[u8], i: usize) -> Option<(Civil, usize)> {
     c.is_valid().then_some((c, end))
 }
 
-/// `dd/Mon/yyyy:hh:mm:ss +zzzz` at byte `i`, as web servers write it; where it ends.
+/// `Tue, 06 Feb 2024 15:16:31 GMT` (RFC 9110 section 5.6.7, RFC 5322) at byte `i`; where it ends.
+pub(crate) fn mail_date(b: &[u8], i: usize) -> Option<(Civil, usize)> {
+    if !weekday(b, i) || b.get(i + 3..i + 5)? != b", " {
+        return None;
+    }
+    let mut c = Civil {
+        day: two(b, i + 5)?,
+        month: month(b, i + 8)?,
+        year: Some(four(b, i + 12)?),
+        ..Civil::default()
+    };
+    clock(b, i + 17, &mut c)?;
+    let end = zone(b, i + 25, &mut c);
+    c.is_valid().then_some((c, end))
+}
+
+/// `dd/Mon/yyyy:hh:mm:ss +zzzz` at byte `i`, as web servers write it, with a space before the hour as Python's do;
+/// where it ends.
 pub(crate) fn common(b: &[u8], i: usize) -> Option<(Civil, usize)> {
     let mut c = Civil {
         day: two(b, i)?,
@@ -223,7 +303,7 @@ pub(crate) fn common(b: &[u8], i: usize) -> Option<(Civil, usize)> {
         year: Some(four(b, i + 7)?),
         ..Civil::default()
     };
-    if b[i + 2] != b'/' || b[i + 6] != b'/' || b.get(i + 11) != Some(&b':') {
+    if b[i + 2] != b'/' || b[i + 6] != b'/' || !matches!(b.get(i + 11), Some(b':' | b' ')) {
         return None;
     }
     clock(b, i + 12, &mut c)?;

@@ -30,6 +30,7 @@ pub(super) fn rfc3164(line: &str, emit: &mut Emit<'_>) -> bool {
 fn parse3164(line: &str) -> Option<Record<'_>> {
     let mut fields = Fields::new();
     let line = priority(line, &mut fields)?;
+    let line = line.strip_prefix(' ').unwrap_or(line);
     let b = line.as_bytes();
     let mut c = Civil::default();
     let (begin, end) = date(b, &mut c)?;
@@ -39,9 +40,18 @@ fn parse3164(line: &str) -> Option<Record<'_>> {
     let rest = &line[end..];
     // Routers write `: ` here.
     let rest = rest.strip_prefix(':').unwrap_or(rest).strip_prefix(' ')?;
-    let header = header(rest, &mut fields);
+    let rest = rest.trim_start_matches(' ');
+    let mut header = header(rest, &mut fields);
+    // `Tue Feb  6 15:16:31 2024`, as ctime writes it, is the whole of what vsftpd, OpenVPN and others put in front.
+    let whole = weekday(b, 0) && c.year.is_some() && header.program.is_none();
+    if whole {
+        (header.host, header.message) = (None, rest);
+        if rest.trim().is_empty() {
+            return None;
+        }
+    }
     // A date with one word behind it is no log line.
-    if header.host.is_none() && header.program.is_none() && !header.repeated {
+    if !whole && header.host.is_none() && header.program.is_none() && !header.sure {
         return None;
     }
     let mut r = Record {
@@ -113,8 +123,8 @@ pub(super) struct Header<'a> {
     pub(super) program: Option<&'a str>,
     pub(super) pid: Option<u32>,
     pub(super) message: &'a str,
-    /// The line only says how often another was written.
-    repeated: bool,
+    /// What stands there is a log line's without a host and a program: a level, or how often another was written.
+    sure: bool,
 }
 
 /// Reads `[<facility.level>] [host] [level] [program[pid]:] message`.
@@ -128,7 +138,7 @@ pub(super) fn header<'a>(rest: &'a str, fields: &mut Fields<'a>) -> Header<'a> {
     if rest.starts_with("last message repeated ") || rest.starts_with("message repeated ") {
         return Header {
             message: rest,
-            repeated: true,
+            sure: true,
             ..Header::default()
         };
     }
@@ -137,21 +147,42 @@ pub(super) fn header<'a>(rest: &'a str, fields: &mut Fields<'a>) -> Header<'a> {
         ..Header::default()
     };
     if let Some((word, after)) = rest.split_once(' ') {
-        let odd = word.contains(":[") || is_level(word) || word.ends_with("]:");
-        if wordlike(word, 255) && !word.ends_with(':') && !odd && !word.starts_with(['[', '<', '%'])
+        let odd = word.contains(":[")
+            || is_level(word)
+            || word.ends_with("]:")
+            || word.contains('=')
+            || (word.contains(':') && word.parse::<std::net::Ipv6Addr>().is_err());
+        if wordlike(word, 255)
+            && !word.ends_with(':')
+            && !odd
+            && !word.starts_with(['[', '<', '%', '('])
         {
-            (h.host, h.message) = (Some(word), after);
+            (h.host, h.message) = (Some(word), after.trim_start_matches(' '));
         }
     }
     if let Some((word, after)) = h.message.split_once(' ') {
         // A level in front of the program, as some templates and BusyBox write it.
-        let bare = word.trim_matches(['[', ']', '<', '>']);
+        let bare = word.trim_matches(['[', ']', '<', '>', '(', ')']);
         if tag(after).is_some() && !word.ends_with(':') && graded(bare, fields) {
             h.message = after;
         }
     }
     if let Some((program, pid, message)) = tag(h.message) {
-        (h.program, h.pid, h.message) = (Some(program), pid, message);
+        h.message = message;
+        if pid.is_none() && is_level(program) {
+            fields.str("level", program);
+            h.sure = true;
+        } else {
+            (h.program, h.pid) = (Some(program), pid);
+        }
+    }
+    // A number alone is no host: `2 messages`.
+    if h.program.is_none()
+        && !h.sure
+        && h.host
+            .is_some_and(|w| w.bytes().all(|b| b.is_ascii_digit()))
+    {
+        (h.host, h.message) = (None, rest);
     }
     h
 }
@@ -268,7 +299,9 @@ fn sshd<'a>(message: &'a str, f: &mut Fields<'a>) {
     if let Some((method, _)) = rest.split_once(" for ").filter(|_| tried) {
         f.str("method", method);
     }
-    if let Some((who, from)) = rest
+    if let Some(from) = rest.strip_prefix("from ") {
+        peer(from, true, f);
+    } else if let Some((who, from)) = rest
         .rsplit_once(" from ")
         .or_else(|| rest.split_once(" by "))
     {

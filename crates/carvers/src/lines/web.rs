@@ -4,7 +4,7 @@
 //! else begins with `yyyy/mm/dd hh:mm:ss`, Go's `log` package above all.
 
 use super::record::{
-    Emit, Fields, Record, Stamp, clock, common, cut, four, fraction, month, two, weekday, zone,
+    Emit, Fields, Record, Stamp, clock, common, cut, four, fraction, iso, month, two, weekday, zone,
 };
 use crate::zone::Civil;
 use std::net::{IpAddr, Ipv4Addr};
@@ -17,7 +17,10 @@ fn parse_access(line: &str) -> Option<Record<'_>> {
     let b = line.as_bytes();
     let opens = memchr::memchr_iter(b'[', b).take(16);
     let (open, civil, end) = opens
-        .filter_map(|i| common(b, i + 1).map(|(c, end)| (i, c, end)))
+        .filter_map(|i| {
+            let time = common(b, i + 1).or_else(|| iso(b, i + 1));
+            time.map(|(c, end)| (i, c, end))
+        })
         .find(|t| b.get(t.2) == Some(&b']'))?;
     if open > 0 && !matches!(b[open - 1], b' ' | b'\t') {
         return None;
@@ -25,15 +28,21 @@ fn parse_access(line: &str) -> Option<Record<'_>> {
     let mut f = Fields::new();
     let host = who(line[..open].trim(), &mut f)?;
     let tail = line[end + 1..].strip_prefix([' ', '\t'])?.trim_start();
-    let (request, tail) = quoted(tail.strip_prefix('"')?)?;
-    let mut parts = request.split(' ');
-    f.str("method", parts.next().unwrap_or_default());
-    f.str("path", parts.next().unwrap_or_default());
-    f.str("protocol", parts.next().unwrap_or_default());
-    let (status, tail) = word(tail);
-    if status != "-" && (status.len() != 3 || status.parse::<u16>().is_err()) {
+    let (between, tail) = tail.split_once('"')?;
+    // The server's name or port, a cookie, a time: a few words that have no name.
+    if between.len() > 128 || between.split_whitespace().count() > 4 {
         return None;
     }
+    f.str("between", between.trim());
+    let (request, status, tail) = requested(tail)?;
+    let (method, rest) = request.split_once(' ').unwrap_or((request, ""));
+    let (path, protocol) = match rest.rsplit_once(' ') {
+        Some((path, protocol)) if protocol.starts_with("HTTP/") => (path, protocol),
+        _ => (rest, ""),
+    };
+    f.str("method", method);
+    f.str("path", path);
+    f.str("protocol", protocol);
     f.number("status", status);
     let mut rest = tail;
     let (bytes, tail) = word(rest);
@@ -62,15 +71,42 @@ fn parse_access(line: &str) -> Option<Record<'_>> {
     })
 }
 
+/// The request, the status behind it, and what follows. A quote ends the request that no backslash is before, or, where
+/// the server writes quotes as they are, the first that a status is behind.
+fn requested(text: &str) -> Option<(&str, &str, &str)> {
+    let is_status = |s: &str| s == "-" || (s.len() == 3 && s.parse::<u16>().is_ok());
+    let (first, tail) = quoted(text)?;
+    let (status, rest) = word(tail);
+    if is_status(status) {
+        return Some((first, status, rest));
+    }
+    let mut quotes = memchr::memchr_iter(b'"', text.as_bytes()).take(64);
+    quotes.find_map(|at| {
+        let tail = text[at + 1..].strip_prefix([' ', '\t'])?;
+        let (status, rest) = word(tail);
+        (status != "-" && is_status(status)).then(|| (&text[..at], status, rest))
+    })
+}
+
 /// The first word of a text, and what follows it.
 fn word(text: &str) -> (&str, &str) {
     let text = text.trim_start();
     text.split_once([' ', '\t']).unwrap_or((text, ""))
 }
 
-/// The address that a word is, with or without port, brackets, zone, and a comma behind it.
+/// The address that a word is, or the first of a list without spaces: with or without port, brackets, zone, and a
+/// comma behind it.
 fn address(word: &str) -> Option<IpAddr> {
     let word = word.trim_end_matches(',');
+    if word.contains(',') {
+        return addresses(word)
+            .then(|| word.split(',').find_map(address))
+            .flatten();
+    }
+    let word = word
+        .strip_prefix('(')
+        .and_then(|w| w.strip_suffix(')'))
+        .unwrap_or(word);
     let plain = word.trim_start_matches('[').split(']').next()?;
     let plain = plain.split('%').next()?;
     if let Ok(a) = plain.parse() {
@@ -79,6 +115,12 @@ fn address(word: &str) -> Option<IpAddr> {
     let (host, port) = plain.rsplit_once(':')?;
     port.parse::<u16>().ok()?;
     host.parse::<Ipv4Addr>().ok().map(IpAddr::V4)
+}
+
+/// True for what stands in a list for an address that is not known.
+fn unknown(word: &str) -> bool {
+    matches!(word.trim_end_matches(','), "unknown" | "-")
+        && (word.ends_with(',') || word == "unknown")
 }
 
 /// True for one or more addresses, `unknown` and `-` among them, with commas between.
@@ -109,19 +151,25 @@ fn who<'a>(head: &'a str, f: &mut Fields<'a>) -> Option<Option<&'a str>> {
     } else {
         let (first, tail) = word(rest);
         let ported = first.contains(':') && first.parse::<IpAddr>().is_err();
-        let leads = address(first).is_none() || (ported && !first.ends_with(','));
-        if leads && address(word(tail).0).is_some() {
-            host = Some(first).filter(|h| *h != "-");
+        let listed = first.contains(',') || matches!(first, "unknown" | "-");
+        let leads = (address(first).is_none() && !unknown(first))
+            || (ported && !listed && address(first).is_none_or(|_| !first.starts_with('[')));
+        if first == "unknown" && address(word(tail).0).is_some() {
+            f.str("forwarded_for", first);
+            rest = tail.trim_start();
+        } else if first == "-" && address(word(tail).0).is_some() {
+            rest = tail.trim_start();
+        } else if leads && address(word(tail).0).is_some() {
+            host = Some(first);
             rest = tail.trim_start();
         }
     }
     let from = rest;
     let (mut client, mut tail) = word(rest);
-    let (mut commas, mut list) = (client.ends_with(','), "");
-    while address(client).is_some() || (commas && client.starts_with("unknown")) {
+    let (mut commas, mut list) = (client.contains(','), "");
+    while address(client).is_some() || (commas && unknown(client)) {
         let (next, after) = word(tail);
-        let more =
-            address(next).is_some() || (client.ends_with(',') && next.starts_with("unknown"));
+        let more = address(next).is_some() || (client.ends_with(',') && unknown(next));
         if !more {
             break;
         }
@@ -129,17 +177,18 @@ fn who<'a>(head: &'a str, f: &mut Fields<'a>) -> Option<Option<&'a str>> {
             // What was read until here is the list; the peer follows.
             list = from[..next.as_ptr() as usize - from.as_ptr() as usize].trim();
         }
-        commas |= next.ends_with(',');
+        commas |= next.contains(',');
         (client, tail) = (next, after);
     }
     if commas && list.is_empty() {
         // Nothing but a list: its first address is who asked.
         let end = client.as_ptr() as usize - from.as_ptr() as usize + client.len();
         list = from[..end].trim();
-        client = word(from).0;
+        let mut items = list.split(',').map(str::trim);
+        client = items.find(|i| address(i).is_some()).unwrap_or_default();
     }
     f.str("forwarded_for", list);
-    let client = client.trim_end_matches(',');
+    let client = client.trim_end_matches(',').trim_matches(['(', ')']);
     let fine = |x: u8| {
         x.is_ascii_alphanumeric() || matches!(x, b'.' | b':' | b'-' | b'_' | b'%' | b'[' | b']')
     };

@@ -153,7 +153,8 @@ fn wide_size(mut extra: &[u8], second: bool) -> Option<usize> {
 fn walk(item: &mut Item<'_, '_>, marker: usize, ends: &mut Ends) -> Option<Extent> {
     let first = local(item.some(marker, 30 + 1024))?;
     let name_len = usize::from(item.u16le(marker + 26)?);
-    let named = item.get(marker + 30, name_len)?.iter().all(|&b| b >= 0x20);
+    // Any byte may be in a name but the one that ends it for most programs.
+    let named = item.get(marker + 30, name_len)?.iter().all(|&b| b != 0);
     // Cheap tests first: most of what is in memory is a page of an archive, without the next one.
     let told = first.data.and_then(|d| (marker + first.len).checked_add(d));
     let alone = told.is_some_and(|next| follows(item, next).is_none());

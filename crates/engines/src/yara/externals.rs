@@ -22,7 +22,7 @@ pub struct FileFacts {
     pub filepath: String,
     /// Ending with its dot: `.exe`.
     pub extension: String,
-    /// What kind of file it is by its content: `PE`, `ELF`, `ZIP`.
+    /// What kind of file it is where its first bytes don't tell (`EXE`, `ELF`, `ZIP`): the carver's kind in upper case.
     pub filetype: String,
     /// MD5, lower-case hexadecimal; empty where no rule asks for it.
     pub md5: String,
@@ -42,7 +42,11 @@ impl FileFacts {
             filename: name.to_owned(),
             filepath: folder.to_owned(),
             extension: ending.to_lowercase(),
-            filetype: kind.to_uppercase(),
+            // A view's kind (`cached_file`) says where content was found, not what it is.
+            filetype: match kind.contains('_') {
+                true => String::new(),
+                false => kind.to_uppercase(),
+            },
             ..Self::default()
         }
     }
@@ -59,6 +63,48 @@ impl FileFacts {
             _ => return None,
         })
     }
+}
+
+/// What files are called by their first bytes, longer ones before those that they begin with. Sources: the names that rules of
+/// public sets compare with, as LOKI's and THOR's list of signatures has them (signature-base, `file-type-signatures.txt`).
+const TYPES: &[(&[u8], &str)] = &[
+    (b"MZ", "EXE"),
+    (b"\x7fELF", "ELF"),
+    (b"%PDF", "PDF"),
+    (b"PK\x03\x04\x14\0\x06\0", "Office"),
+    (b"PK\x03\x04\x14\0\x08\0", "JAR"),
+    (b"PK\x03\x04", "ZIP"),
+    (b"PK\x05\x06", "PKZIP"),
+    (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "OLE"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF", "GIF"),
+    (b"\x89PNG", "PNG"),
+    (b"Rar!\x1a\x07", "RAR"),
+    (b"7z\xbc\xaf\x27\x1c", "7Zip"),
+    (b"\x1f\x8b\x08", "GZIP"),
+    (b"BZh", "BZip2"),
+    (b"MSCF", "CAB"),
+    (b"{\\rtf1", "RTF"),
+    (b"L\0\0\0\x01\x14\x02\0", "LNK"),
+    (b"MDMP", "MDMP"),
+    (b"ElfFil", "EVTX"),
+    (b"regf", "Registry Hive"),
+    (b"\xca\xfe\xba\xbe", "Class"),
+    (b"<?php", "PHP"),
+    (b"<?xm", "XML"),
+    (b"#!/", "UNIX SCRIPT"),
+    (b"#!", "Script"),
+    (b"FWS", "FWS (Flash)"),
+    (b"CWS", "SWF"),
+    (b"ZWS", "SWF"),
+    (b"\xd4\xc3\xb2\xa1", "WINPCAP"),
+    (b"\xa1\xb2\xc3\xd4", "LIBPCAP"),
+];
+
+/// The type of a file by its content.
+pub(super) fn type_of(data: &[u8]) -> Option<&'static str> {
+    let by_magic = TYPES.iter().find(|(magic, _)| data.starts_with(magic));
+    by_magic.map(|t| t.1)
 }
 
 /// Names that are always defined, as empty strings.
@@ -224,6 +270,35 @@ mod tests {
         assert_ne!(set.digest(), other.digest());
         let again = RuleSet::from_bytes(&set.to_bytes()).unwrap();
         assert_eq!(again.digest(), set.digest());
+    }
+
+    /// As rules of public sets ask: a program under another name, and a crash dump that is no program.
+    #[test]
+    fn types_are_told_by_the_content() {
+        let text = r#"
+            rule cloaked { condition: extension == ".jpg" and filetype == "EXE" }
+            rule no_program { condition: not filetype == "EXE" and filetype != "" }
+            rule office { condition: filetype == "Office" }
+        "#;
+        let set = RuleSet::from_source_with("t", text, Vec::new()).unwrap();
+        let mut scanner = FileScanner::new(&set, ScanLimits::default()).unwrap();
+        let mut fired = |path: &str, kind: &str, data: &[u8]| -> Vec<String> {
+            let hits = scanner.scan_file(data, &FileFacts::of(path, kind)).hits;
+            hits.iter()
+                .map(|h| set.rules()[h.rule as usize].identifier.clone())
+                .collect()
+        };
+        assert_eq!(fired("/tmp/a.jpg", "cached_file", b"MZ\x90\0"), ["cloaked"]);
+        assert_eq!(fired("", "pe", b"MZ\x90\0"), [""; 0]);
+        assert_eq!(
+            fired("/a.dmp", "cached_file", b"MDMP\x93\xa7"),
+            ["no_program"]
+        );
+        assert_eq!(
+            fired("/a.docx", "cached_file", b"PK\x03\x04\x14\0\x06\0"),
+            ["no_program", "office"]
+        );
+        assert_eq!(fired("/a", "cached_file", b"words"), [""; 0]);
     }
 
     #[test]

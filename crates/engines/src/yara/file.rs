@@ -9,7 +9,7 @@ use yara_x::{Rules, ScanResults, Scanner};
 
 use super::{
     RuleSet, RulesError, ScanLimits, Unfinished, UnfinishedReason,
-    externals::{FileFacts, NAMES},
+    externals::{FileFacts, NAMES, type_of},
     scan::ran,
     slow::{Budget, Clock, Moment, Ran, Slow, SlowRules, Trial, Which, run_set, time_out},
 };
@@ -184,7 +184,11 @@ impl View<'_> {
             .iter()
             .filter(|n| self.rules.externals().is_of_files(n))
         {
-            if let Some(value) = self.facts.get(name)
+            let value = match *name {
+                "filetype" => type_of(self.data).or(Some(self.facts.filetype.as_str())),
+                name => self.facts.get(name),
+            };
+            if let Some(value) = value
                 && let Err(e) = scanner.set_global(name, value)
             {
                 tracing::trace!(name, error = %e, "not told");

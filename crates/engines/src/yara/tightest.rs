@@ -253,6 +253,55 @@ mod tests {
         assert!(grade("#a >= 3", &[0, 9 * M, 18 * M], &[]).2);
     }
 
+    /// A rule that only refers to others lies where they do.
+    #[test]
+    fn a_rule_without_patterns_has_the_place_of_those_that_it_refers_to() {
+        let text = "private rule one { strings: $a = \"aaaa\" condition: $a } \
+            private rule far { strings: $a = \"bbbb\" $b = \"cccc\" condition: all of them } \
+            rule both { meta: severity = \"critical\" condition: one and far } \
+            rule only_far { meta: severity = \"critical\" condition: far }";
+        let set = RuleSet::from_source("t", text).unwrap();
+        assert!(set.errors().is_empty(), "{:?}", set.errors());
+        let id = |name: &str| {
+            let at = set.rules().iter().position(|r| r.identifier == name);
+            u32::try_from(at.unwrap()).unwrap()
+        };
+        let hit = |rule: &str, pattern: u32, at: u64| PatternMatch {
+            rule: id(rule),
+            pattern,
+            offset: ImageOffset(at),
+            len: 4,
+            xor_key: None,
+            more: 0,
+            last: ImageOffset(at),
+            window_base: ImageOffset(at),
+            window: 0..0,
+        };
+        let all = [
+            hit("one", 0, 77),
+            hit("far", 0, 5 * M),
+            hit("far", 1, 9 * M),
+        ];
+        let counts = [(id("one"), 1), (id("far"), 2)];
+        let mut seen = 0;
+        for group in plan_verdicts(&set, &counts) {
+            for v in evaluate(&set, &group, &all, &Incomplete::default()) {
+                let rule = &set.rules()[v.rule as usize];
+                let Outcome::Fired { first, .. } = &v.outcome else {
+                    continue;
+                };
+                let s = scope_severity(rule, &v);
+                match rule.identifier.as_str() {
+                    "both" => assert_eq!((*first, s.severity), (Some(77), Severity::Critical)),
+                    "only_far" => assert_eq!((*first, s.dispersed), (Some(5 * M), true)),
+                    _ => continue,
+                }
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 2);
+    }
+
     #[test]
     fn a_crowd_costs_bounded_work() {
         let many: Vec<u64> = (0..200_000).map(|i| i * 64).collect();

@@ -167,6 +167,29 @@ pub fn evaluate(
         let hits = table.hits.get(rule)?;
         tightest(cond, &known(&truths, info), hits, DISPERSED_SPAN)
     };
+    // A rule without matches of its own lies where those lie that it refers to and that fired.
+    let borrowed = |rule: &u32| {
+        let own = table.hits.get(rule)?;
+        if own.iter().any(|h| !h.list.is_empty()) {
+            return None;
+        }
+        let fired = rules
+            .dependencies(*rule)
+            .into_iter()
+            .filter(|r| r != rule && truths.get(r).is_some_and(|t| t.0 == Truth::Yes));
+        let places = fired.filter_map(|r| {
+            let hits = table.hits.get(&r)?;
+            let first = hits
+                .iter()
+                .filter_map(|h| h.list.first())
+                .map(|m| m.0)
+                .min()?;
+            let last = table.last.get(&r).copied().unwrap_or(first);
+            Some(cluster(&r).unwrap_or(Cluster { first, last }))
+        });
+        // Of several the tightest: more of them never make it quieter.
+        places.min_by_key(|c| c.span())
+    };
     let verdict = |rule: &u32| {
         let globals = rules.globals_of(*rule);
         let all = globals.iter().chain([rule]);
@@ -180,7 +203,7 @@ pub fn evaluate(
             }
         }
         let outcome = match truth {
-            Truth::Yes => table.fired(rules, *rule, cluster(rule)),
+            Truth::Yes => table.fired(rules, *rule, cluster(rule).or_else(|| borrowed(rule))),
             Truth::No | Truth::Undefined => Outcome::NotFired,
             Truth::Unknown => {
                 let slow = all.clone().any(|r| truths.get(r).is_some_and(|t| t.1));

@@ -18,6 +18,7 @@ mod kdump;
 mod known;
 mod lime;
 mod macho;
+mod magics;
 mod notes;
 mod outline;
 mod raw;

@@ -86,7 +86,7 @@ pub struct ObjectMeta {
     pub modified_ns: i64,
 }
 
-/// A key that names a part of an object: `OBJECT.commit/START-END/NAME`.
+/// A key that names a part of an object: `OBJECT.commit/START-END/NAME`, or `.segments` in place of `.commit`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PartKey<'a> {
     /// The object that holds it.
@@ -101,8 +101,8 @@ impl<'a> PartKey<'a> {
         let (rest, name) = key.rsplit_once('/')?;
         let (object, place) = rest.rsplit_once('/')?;
         let range = Self::within(&key[object.len() + 1..])?;
-        (object.ends_with(".commit") && !name.is_empty() && !place.is_empty())
-            .then_some(Self { object, range })
+        let holds = [".commit", ".segments"].iter().any(|e| object.ends_with(e));
+        (holds && !name.is_empty() && !place.is_empty()).then_some(Self { object, range })
     }
 
     /// The place that `START-END/NAME` gives.
