@@ -350,10 +350,7 @@ impl Leadership {
         };
         match news {
             News::Unplanned => return self.plan(name),
-            News::Planned => {
-                (job.trouble_since, job.trouble) = (None, None);
-                return self.want(name, JobPhase::Running, "");
-            }
+            News::Planned => return self.want(name, JobPhase::Running, ""),
             News::Settled { tasks, failed } => {
                 let done = (tasks as u64).saturating_sub(failed);
                 self.me.inner.metrics.settled(done, failed);
@@ -526,9 +523,9 @@ impl Leadership {
                     return;
                 };
                 job.busy_since = None;
+                (job.trouble_since, job.trouble) = (None, None);
                 // What was there before is read with the news.
                 if kept.new {
-                    (job.trouble_since, job.trouble) = (None, None);
                     job.begin_anew(kept.plan);
                     self.want(&name, JobPhase::Running, "");
                 }
