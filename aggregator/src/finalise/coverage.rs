@@ -221,7 +221,8 @@ impl Covered {
         }
     }
 
-    /// What the sums say of the whole: an image without a single page of one repeated byte is no memory of a machine,
+    /// What the sums say of the whole: an image without a single page of one repeated byte, or of nothing else, is no memory
+    /// of a machine,
     /// unless a system was found in it.
     fn looks_like_memory(&self, plan: &Plan, recognised: bool) -> Option<String> {
         let c = self.sums.get("carvers")?;
@@ -231,13 +232,19 @@ impl Covered {
             .gaps
             .iter()
             .any(|g| g.reason.starts_with(NO_MEMORY));
-        let doubt = plan.layout.format == "raw" && !recognised && !told && c.scanned == all;
-        doubt.then(|| {
-            format!(
-                "{NO_MEMORY}: none of its {} pages is of one repeated byte",
-                all.div_ceil(4096)
-            )
-        })
+        if plan.layout.format != "raw" || recognised || told {
+            return None;
+        }
+        let pages = all.div_ceil(4096);
+        match (c.scanned, c.sparse) {
+            (scanned, _) if scanned == all => Some(format!(
+                "{NO_MEMORY}: none of its {pages} pages is of one repeated byte"
+            )),
+            (_, sparse) if sparse == all => Some(format!(
+                "{NO_MEMORY}: each of its {pages} pages is of one repeated byte, so nothing was acquired"
+            )),
+            _ => None,
+        }
     }
 
     /// Bytes by outcome and engine, and the gaps.

@@ -476,6 +476,19 @@ fn what_is_no_memory_is_never_complete() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
+#[test]
+fn an_image_in_which_nothing_is_was_not_acquired() {
+    let dir = tempfile::tempdir().expect("tempdir");
+    for byte in [0, 0xff] {
+        let path = dir.path().join("nothing.mem");
+        std::fs::write(&path, vec![byte; 3 << 20]).expect("write");
+        let r = scan(&path, &dir.path().join("out"), &["--fresh"]);
+        let said = format!("{}{}", r.out, r.err);
+        assert_eq!(r.code, 3, "{said}");
+        assert!(said.contains("each of its 768 pages"), "{said}");
+    }
+}
+
 /// A job whose capture has moved answers from its tables, and from the capture's new place once that was checked.
 #[test]
 fn a_job_outlives_the_place_of_its_capture() {
