@@ -50,7 +50,7 @@ impl CommitSegments {
 }
 
 /// Segments of one report that are too large to wait for their commit in memory, on their way to objects of their own:
-/// Parquet, one behind the other, up to [`PACK`] bytes each.
+/// Parquet, one behind the other, about 16 MiB each at most.
 #[derive(Debug)]
 pub struct SegmentPacks {
     objects: Arc<dyn Objects>,
