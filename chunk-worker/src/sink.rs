@@ -283,7 +283,7 @@ impl<'a> Rows<'a> {
         held.bytes = 0;
         let rows = segment.rows();
         let data = segment.finish()?;
-        let added = self.segments.add(table, rows, &data);
+        let added = self.segments.add(table, rows, data);
         if let Err(e) = self.runtime.block_on(added) {
             self.error.get_or_insert_with(|| e.to_string());
         }
@@ -325,16 +325,15 @@ impl<'a> Rows<'a> {
                 }
             }
         }
-        let segments = self.runtime.block_on(self.segments.finish());
-        let segments = segments.map_err(|e| e.to_string())?;
-        match self.error {
-            Some(e) => Err(e),
-            None => Ok(Collected {
-                batches,
-                segments,
-                objects: self.packs.refs,
-            }),
+        if let Some(e) = self.error {
+            return Err(e);
         }
+        let segments = self.runtime.block_on(self.segments.finish());
+        Ok(Collected {
+            batches,
+            segments: segments.map_err(|e| e.to_string())?,
+            objects: self.packs.refs,
+        })
     }
 }
 

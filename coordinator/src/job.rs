@@ -27,14 +27,21 @@ const LIST_ANYWAY: Duration = Duration::from_secs(5);
 pub(crate) const READS: usize = 16;
 
 /// What the store has told of a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum News {
     /// It has no plan.
     Unplanned,
     /// A plan that was there was taken up.
     Planned,
-    /// So many tasks are newly settled, and so many of them failed.
-    Settled { tasks: usize, failed: u64 },
+    /// Tasks are newly settled.
+    Settled {
+        /// How many.
+        tasks: usize,
+        /// How many of them failed.
+        failed: u64,
+        /// What kept the job from its next stage.
+        trouble: Option<StoreError>,
+    },
 }
 
 /// What a job does next.
@@ -277,6 +284,7 @@ impl Job {
     pub(crate) fn is_to_be_listed(&self, in_ledger: Option<u64>) -> bool {
         let known = self.settled.len() as u64;
         self.stage == Stage::Unplanned
+            || self.stage_is_over()
             || in_ledger != Some(known)
             || self.listed.is_none_or(|t| t.elapsed() >= LIST_ANYWAY)
     }

@@ -64,14 +64,21 @@ impl Lanes {
         empty.is_some_and(|s| s.since.elapsed() >= LOOK)
     }
 
-    /// What a job waits for that has tasks `out` in each lane and of which nothing was settled for `quiet`.
-    pub(crate) fn waits(&self, out: &dyn Fn(Lane) -> usize, quiet: Duration) -> Vec<String> {
+    /// Whether somebody takes tasks from each lane, as far as is known.
+    pub(crate) fn has_workers(&self) -> bool {
+        [Lane::Chunks, Lane::Views]
+            .iter()
+            .all(|l| self.seen.get(l).is_some_and(|s| s.state.consumers > 0))
+    }
+
+    /// What a job waits for that has tasks `open` in each lane, published or to be published, and of which nothing was settled for `quiet`.
+    pub(crate) fn waits(&self, open: &dyn Fn(Lane) -> usize, quiet: Duration) -> Vec<String> {
         let mut waits = Vec::new();
         for (lane, who) in [
             (Lane::Chunks, "chunk worker"),
             (Lane::Views, "structured worker"),
         ] {
-            let (n, Some(seen)) = (out(lane), self.seen.get(&lane)) else {
+            let (n, Some(seen)) = (open(lane), self.seen.get(&lane)) else {
                 continue;
             };
             if n == 0 {
@@ -81,7 +88,7 @@ impl Lanes {
             let still = seen.since.elapsed().min(quiet);
             if consumers == 0 {
                 waits.push(format!(
-                    "no {who} takes tasks from the queue, and {n} are out: none is running, or it waits for \
+                    "no {who} takes tasks from the queue, and {n} are to be done: none is running, or it waits for \
                      something itself (its readiness says what), or its queue.prefix differs"
                 ));
             } else if waiting > 0 && still >= QUIET {

@@ -46,8 +46,8 @@ async fn unchanged(deps: &Deps, pin: Option<SourcePin>) -> Result<(), (String, b
 /// Has a job publish again what the queue has lost, and say what it waits for. Whether something was lost.
 fn look(job: &mut Job, lanes: &Lanes, longest: Duration) -> bool {
     let quiet = job.last_progress.elapsed();
-    job.waits_for = lanes.waits(&|l| job.out_in(l), quiet);
-    if job.waits_for_turn() && quiet >= QUIET {
+    job.waits_for = lanes.waits(&|l| job.open_in(l), quiet);
+    if job.waits_for.is_empty() && job.waits_for_turn() && quiet >= QUIET && lanes.has_workers() {
         job.waits_for
             .push("tasks of other jobs come first in the queue".to_owned());
     }
@@ -129,7 +129,7 @@ impl Leadership {
         for e in events {
             self.event(e).await;
         }
-        if !self.write_states().await || !self.discover().await? {
+        if !self.write_states().await? || !self.discover().await? {
             return Ok(false);
         }
         if lock(&self.lanes).take_forgotten() {
@@ -140,7 +140,7 @@ impl Leadership {
             }
         }
         self.step_all().await;
-        if !self.write_states().await {
+        if !self.write_states().await? {
             return Ok(false);
         }
         self.publish().await;
@@ -327,11 +327,14 @@ impl Leadership {
             self.want(&name, JobPhase::Cancelled, &why);
         }
         unheard.iter().for_each(|name| self.heal_ledger(name));
-        let nothing = News::Settled {
-            tasks: 0,
-            failed: 0,
-        };
-        still.iter().for_each(|name| self.moved(name, nothing));
+        for name in still {
+            let nothing = News::Settled {
+                tasks: 0,
+                failed: 0,
+                trouble: None,
+            };
+            self.moved(&name, nothing);
+        }
         for (name, phase) in lasting {
             self.want(&name, phase, "");
         }
@@ -351,7 +354,11 @@ impl Leadership {
         match news {
             News::Unplanned => return self.plan(name),
             News::Planned => return self.want(name, JobPhase::Running, ""),
-            News::Settled { tasks, failed } => {
+            News::Settled {
+                tasks,
+                failed,
+                trouble,
+            } => {
                 let done = (tasks as u64).saturating_sub(failed);
                 self.me.inner.metrics.settled(done, failed);
                 if tasks > 0 {
@@ -363,6 +370,9 @@ impl Leadership {
                 }
                 if tasks > 0 {
                     self.heal_ledger(name);
+                }
+                if let Some(e) = trouble {
+                    return self.trouble(name, &e);
                 }
             }
         }
@@ -525,7 +535,7 @@ impl Leadership {
                 job.busy_since = None;
                 (job.trouble_since, job.trouble) = (None, None);
                 // What was there before is read with the news.
-                if kept.new {
+                if kept.new && job.stage == Stage::Unplanned {
                     job.begin_anew(kept.plan);
                     self.want(&name, JobPhase::Running, "");
                 }
@@ -587,7 +597,7 @@ impl Leadership {
     }
 
     /// One line for a trouble that lasts, however often it is met.
-    fn warn_once(&self, name: &str, why: &str, what: &str) {
+    pub(crate) fn warn_once(&self, name: &str, why: &str, what: &str) {
         let known = self.jobs.get(name).and_then(|j| j.trouble.as_deref());
         if known == Some(why) {
             tracing::debug!(job = name, reason = why, "{what}");

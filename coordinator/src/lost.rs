@@ -43,6 +43,7 @@ impl Lost {
         let hash = self.hash(deps).await?;
         let attempt = uuid::Uuid::now_v7().to_string();
         let key = Keys::new(&self.job).commit(&attempt);
+        let (job, task) = (self.job.clone(), self.task.clone());
         let report = TaskReport {
             job: self.job.clone(),
             task: self.task,
@@ -62,7 +63,11 @@ impl Lost {
         };
         let data = commits::encode(record, CommitSegments::default())?;
         let put = deps.objects.put_new(&key, data).await;
-        put.map(|_| ()).map_err(|e| StoreError::from(e).into())
+        put.map_err(StoreError::from)?;
+        if let Err(e) = deps.ledger.settle(&job, &[task]).await {
+            tracing::debug!(error = %e, "ledger not told");
+        }
+        Ok(())
     }
 
     /// What the bytes add to the hash of the evidence; empty when they can't be read, or when the

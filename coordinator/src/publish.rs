@@ -43,12 +43,11 @@ impl Leadership {
     /// Publishes what room in the lanes, windows and fair share allow.
     pub(crate) async fn publish(&mut self) {
         for lane in LANES {
+            // A lane that does not answer keeps nothing from the other.
             let Some(room) = self.room(lane).await else {
-                return;
+                continue;
             };
-            if !self.publish_to(lane, room).await {
-                return;
-            }
+            self.publish_to(lane, room).await;
         }
     }
 
@@ -67,10 +66,12 @@ impl Leadership {
         }
         let deps = &self.me.inner.deps;
         let state = match deps.queue.look(lane).await {
-            Ok(state) => {
-                lock(&self.lanes).saw(lane, state, Instant::now());
-                state.unwrap_or_default()
+            Ok(Some(state)) => {
+                lock(&self.lanes).saw(lane, Some(state), Instant::now());
+                state
             }
+            // Whoever watches the lanes finds out that the broker has lost one.
+            Ok(None) => LaneState::default(),
             Err(e) => {
                 deps.readiness.block("queue", e.to_string());
                 return None;
@@ -87,17 +88,17 @@ impl Leadership {
         depth.room(state, most)
     }
 
-    /// Publishes at most `room` tasks to a lane. `false`: the broker took one of them not.
-    async fn publish_to(&mut self, lane: Lane, room: u64) -> bool {
+    /// Publishes at most `room` tasks to a lane, as long as the broker takes them.
+    async fn publish_to(&mut self, lane: Lane, room: u64) {
         let mut room = usize::try_from(room).unwrap_or(usize::MAX);
         while room > 0 {
             let batch = self.next_tasks(lane, room.min(BATCH));
             if batch.is_empty() {
-                return true;
+                return;
             }
             room -= batch.len();
             if !self.send(&batch).await {
-                return false;
+                return;
             }
         }
         let window = self.me.inner.config.window;
@@ -105,7 +106,6 @@ impl Leadership {
         if jobs.any(|j| j.has_next(lane, window)) {
             self.publishing.depths.entry(lane).or_default().keep_back();
         }
-        true
     }
 
     /// The next tasks of a lane, at most `most`.

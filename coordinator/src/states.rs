@@ -26,8 +26,8 @@ pub(crate) struct Wanted {
 enum Written {
     /// The job has it.
     Done,
-    /// An earlier term ended the job before this one had put its epoch there.
-    EndedBefore,
+    /// An earlier term ended the job so before this one had put its epoch there.
+    EndedBefore(JobPhase),
     /// A coordinator of this epoch owns the job by now.
     Lost(u64),
 }
@@ -35,18 +35,23 @@ enum Written {
 impl Leadership {
     /// Gives a job a state at the next [`Self::write_states`]. An end stays an end.
     pub(crate) fn want(&mut self, name: &str, phase: JobPhase, why: &str) {
-        let ends = self.wanted.get(name).is_some_and(|w| w.phase.is_final());
-        if self.jobs.contains_key(name) && (phase.is_final() || !ends) {
+        let sealed = [JobPhase::Complete, JobPhase::CompleteWithGaps];
+        let stays = self
+            .wanted
+            .get(name)
+            .is_some_and(|w| sealed.contains(&w.phase) || w.phase.is_final() && !phase.is_final());
+        if self.jobs.contains_key(name) && !stays {
             let why = why.to_owned();
             self.wanted.insert(name.to_owned(), Wanted { phase, why });
         }
     }
 
     /// Writes the states that jobs are to have under this term's epoch, and lets jobs go that have
-    /// ended. `false`: another coordinator writes states; stand down.
-    pub(crate) async fn write_states(&mut self) -> bool {
+    /// ended. `false`: another coordinator writes states; stand down. An error: one command can't write
+    /// into its store.
+    pub(crate) async fn write_states(&mut self) -> Result<bool, StoreError> {
         if self.wanted.is_empty() {
-            return true;
+            return Ok(true);
         }
         let mut wanted = std::mem::take(&mut self.wanted);
         let (deps, epoch) = (self.deps(), self.epoch);
@@ -63,7 +68,8 @@ impl Leadership {
             .buffer_unordered(READS)
             .collect()
             .await;
-        let (mut mine, mut ended) = (true, Vec::new());
+        let (mut mine, mut ended, mut unwritten) = (true, Vec::new(), None);
+        let embedded = self.me.inner.config.deployment.is_embedded();
         for (name, written) in written {
             let Some(w) = wanted.remove(&name) else {
                 continue;
@@ -71,19 +77,39 @@ impl Leadership {
             match written {
                 Ok(Written::Done) if w.phase.is_final() => ended.push((name, w)),
                 Ok(Written::Done) => {}
-                Ok(Written::EndedBefore) => self.let_go(&name),
+                Ok(Written::EndedBefore(phase)) => {
+                    let why = String::new();
+                    ended.push((name, Wanted { phase, why }));
+                }
                 Ok(Written::Lost(epoch)) => {
                     self.me.saw_epoch(epoch);
                     mine = false;
                 }
                 Err(e) => {
-                    self.wanted.insert(name.clone(), w);
-                    self.trouble(&name, &e);
+                    self.not_written(&name, &e);
+                    if embedded {
+                        unwritten.get_or_insert(e);
+                    }
+                    self.wanted.insert(name, w);
                 }
             }
         }
         self.have_ended(ended).await;
-        mine
+        match unwritten {
+            Some(e) => Err(e),
+            None => Ok(mine),
+        }
+    }
+
+    /// A state could not be written: it is tried again in the next turn. What runs for the job goes on.
+    fn not_written(&mut self, name: &str, e: &StoreError) {
+        let why = e.to_string();
+        self.warn_once(name, &why, "state not written, trying again");
+        // The check of the store heals it.
+        self.me.inner.deps.readiness.block("store", why.clone());
+        if let Some(job) = self.jobs.get_mut(name) {
+            job.trouble = Some(why);
+        }
     }
 
     /// Tells everybody who wants to know that jobs have ended.
@@ -136,6 +162,11 @@ impl Leadership {
     }
 }
 
+/// Whether a state says what another does, whenever it was written: the answer to a write of this term was lost.
+fn is_same(a: &JobState, b: &JobState) -> bool {
+    (a.epoch, a.phase, &a.reason) == (b.epoch, b.phase, &b.reason)
+}
+
 async fn write(
     objects: &dyn Objects,
     job: &mut Job,
@@ -162,10 +193,15 @@ async fn write(
         if epoch == 0 || found.epoch > epoch {
             return Ok(Written::Lost(found.epoch));
         }
-        if found.phase().is_final() && found != next {
-            return Ok(Written::EndedBefore);
+        let (phase, same) = (found.phase(), is_same(&found, &next));
+        if same || phase.is_final() {
+            (job.state, job.etag) = (found, etag);
+            return Ok(match same {
+                true => Written::Done,
+                false => Written::EndedBefore(phase),
+            });
         }
-        // Of an earlier term, or of this one with its answer lost.
+        // Of an earlier term, or of this one before.
         job.etag = etag;
     }
     Ok(Written::Lost(last))

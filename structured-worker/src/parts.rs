@@ -182,7 +182,7 @@ impl Collector {
         let rows = b.num_rows() as u64;
         let data = write_segment(table, b.schema(), &[b]).map_err(|e| e.to_string())?;
         self.runtime
-            .block_on(self.segments.add(table, rows, &data))
+            .block_on(self.segments.add(table, rows, data))
             .map_err(|e| e.to_string())
     }
 

@@ -197,6 +197,11 @@ impl Job {
         !lost.is_empty()
     }
 
+    /// Tasks of a lane that were published or are to be, and are not settled.
+    pub(crate) fn open_in(&self, of: Lane) -> usize {
+        self.out_in(of) + self.pending.get(&of).map_or(0, VecDeque::len)
+    }
+
     /// Tasks that were published to a lane and are not settled.
     pub(crate) fn out_in(&self, of: Lane) -> usize {
         self.out.keys().filter(|t| lane(t) == of).count()

@@ -31,12 +31,16 @@ impl Job {
         }
         let failed_before = self.failed_tasks;
         let tasks = self.refresh(deps).await?.len();
-        if self.fatal.is_none() {
-            self.advance(deps).await?;
-        }
+        let failed = self.failed_tasks - failed_before;
+        // What was read counts, whatever comes of going on.
+        let trouble = match self.fatal {
+            None => self.advance(deps).await.err(),
+            Some(_) => None,
+        };
         Ok(News::Settled {
             tasks,
-            failed: self.failed_tasks - failed_before,
+            failed,
+            trouble,
         })
     }
 

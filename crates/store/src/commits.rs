@@ -78,18 +78,30 @@ impl SegmentPacks {
     }
 
     /// Adds a segment of a table.
-    pub async fn add(&mut self, table: &str, rows: u64, data: &[u8]) -> Result<(), ObjectError> {
+    pub async fn add(&mut self, table: &str, rows: u64, data: Vec<u8>) -> Result<(), ObjectError> {
         let segment = SegmentRef {
             table: table.to_owned(),
             rows,
-            blake3: blake3::hash(data).to_hex().to_string(),
+            blake3: blake3::hash(&data).to_hex().to_string(),
             ..SegmentRef::default()
         };
-        self.open.add(segment, data);
-        match self.open.data.len() >= PACK {
-            true => self.flush().await,
-            false => Ok(()),
+        if self.open.data.len() + data.len() > PACK {
+            self.flush().await?;
         }
+        if data.len() < PACK {
+            self.open.add(segment, &data);
+            return Ok(());
+        }
+        // Alone, without a copy.
+        let bytes = data.len() as u64;
+        let key = self.keys.segment_pack(&self.attempt, self.packs);
+        self.packs += 1;
+        self.refs.push(SegmentRef {
+            key: format!("{key}/{}", PartKey::name(0..bytes, table)),
+            bytes,
+            ..segment
+        });
+        self.objects.put(&key, data.into()).await.map(|_| ())
     }
 
     async fn flush(&mut self) -> Result<(), ObjectError> {
@@ -250,7 +262,8 @@ mod tests {
                 Ok(r) => {
                     assert_eq!(r, record);
                     let last = record.segments.last().expect("a segment");
-                    objects.head(&last.key).await.expect_err("cut");
+                    let there = objects.head(&last.key).await.expect("a size").size;
+                    assert!(there < last.bytes, "{there}");
                     objects.get(&last.key).await.expect_err("cut");
                 }
             }

@@ -160,18 +160,25 @@ impl<T: Tasks> Worker<T> {
             // No ledger: go on.
             match self.deps.ledger.wanted(&task.job, &task.task).await {
                 Ok(Wanted::Yes) => {}
-                Ok(_) => return End::Done("unwanted"),
+                Ok(_) => {
+                    self.deps.readiness.ready("work");
+                    return End::Done("unwanted");
+                }
                 Err(e) => tracing::debug!(error = %e, "ledger did not answer"),
             }
             let report = match self.tasks.clone().perform(task).await {
                 Ok(report) => report,
                 Err(Trouble::Again) => continue,
                 Err(Trouble::Stopped(why)) => return End::HandBack(why),
-                Err(Trouble::Defect(why)) => return End::GiveUp(why),
+                Err(Trouble::Defect(why)) => {
+                    self.deps.readiness.ready("work");
+                    return End::GiveUp(why);
+                }
                 Err(Trouble::Wrong { why, fatal }) => self.tasks.failed(task, why, fatal),
                 Err(Trouble::Elsewhere { why, fatal }) => {
                     // There may be no other worker that can: then it is said, and holds up no other job.
                     if !embedded && !self.passed.often(task) {
+                        self.deps.readiness.ready("work");
                         self.stop.pause(PASS_ON).await;
                         return End::PassOn(why);
                     }

@@ -281,7 +281,7 @@ impl Objects for LocalObjects {
 
     async fn head(&self, key: &str) -> Result<ObjectMeta, ObjectError> {
         if let Some(part) = PartKey::of(key) {
-            return part.meta(key, self.head(part.object).await?, self.url(key));
+            return Ok(part.meta(key, self.head(part.object).await?));
         }
         let meta = fs::metadata(self.full(key)?).map_err(|e| self.error(key, &e))?;
         if meta.is_dir() {

@@ -125,19 +125,14 @@ impl<'a> PartKey<'a> {
         (end <= self.range.end).then_some(start..end)
     }
 
-    /// What there is to know of the part, by what there is of its object.
-    fn meta(&self, key: &str, whole: ObjectMeta, url: String) -> Result<ObjectMeta, ObjectError> {
-        if self.range.end > whole.size {
-            return Err(ObjectError::Failed {
-                what: url,
-                detail: format!("the object has only {} bytes", whole.size),
-            });
-        }
-        Ok(ObjectMeta {
+    /// What there is to know of the part, by what there is of its object: of one that was cut, so much as is there.
+    fn meta(&self, key: &str, whole: ObjectMeta) -> ObjectMeta {
+        let end = self.range.end.min(whole.size);
+        ObjectMeta {
             key: key.to_owned(),
-            size: self.range.end - self.range.start,
+            size: end.saturating_sub(self.range.start),
             ..whole
-        })
+        }
     }
 }
 

@@ -314,7 +314,7 @@ impl Objects for S3Objects {
 
     async fn head(&self, key: &str) -> Result<ObjectMeta, ObjectError> {
         if let Some(part) = PartKey::of(key) {
-            return part.meta(key, self.head(part.object).await?, self.url(key));
+            return Ok(part.meta(key, self.head(part.object).await?));
         }
         let got = self
             .client
