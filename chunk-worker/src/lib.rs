@@ -110,11 +110,18 @@ pub(crate) struct Worker {
     pub(crate) jobs: JobCache,
     pub(crate) slots: Semaphore,
     pub(crate) buffers: read::BufferPool,
+    /// One more slot, and buffers, for tasks of small captures: a worker's hands are full of a large one's chunks, which they
+    /// need not wait for.
+    pub(crate) small_slot: Semaphore,
+    pub(crate) small_buffers: read::BufferPool,
     pub(crate) metrics: Metrics,
     /// Why the only clamd there is was given up.
     pub(crate) clamd_gone: Arc<OnceLock<String>>,
     pub(crate) stop: Stop,
 }
+
+/// Bytes of memory of a capture that is small.
+pub(crate) const SMALL: u64 = 16 << 20;
 
 /// Tasks of chunks that a worker takes before their answers: some are scanned, some read ahead, the rest waits for its
 /// commit.
@@ -142,6 +149,8 @@ pub async fn run(config: Config, deps: Deps, stop: CancellationToken) {
         slots: Semaphore::new(slots),
         // One chunk being scanned per slot, and for every two slots one read ahead.
         buffers: read::BufferPool::new(slots + slots.div_ceil(2)),
+        small_slot: Semaphore::new(1),
+        small_buffers: read::BufferPool::new(2),
         metrics: Metrics::new(),
         clamd_gone: Arc::default(),
         stop: stop.clone(),

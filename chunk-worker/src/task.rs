@@ -3,7 +3,7 @@
 use crate::context::{ContextError, JobContext};
 use crate::read::{self, Slab};
 use crate::scan::{self, ScanError, Scanned};
-use crate::{Worker, memory, processes, recovered, tasks_in_hand, verdict};
+use crate::{SMALL, Worker, memory, processes, recovered, tasks_in_hand, verdict};
 use async_trait::async_trait;
 use ramsift_engines::clamav::AvVerdict;
 use ramsift_layers::{FileOffset, SourceError};
@@ -162,7 +162,7 @@ async fn perform(worker: &Arc<Worker>, task: &Task, attempt: &str) -> Result<Rep
         Some(Work::Memory(work)) => return memory(worker, &ctx, task, work, attempt).await,
         Some(Work::Verdict(work)) => {
             let work = work.clone();
-            in_slot(worker, task, move || {
+            in_slot(worker, &ctx, task, move || {
                 let rows = if work.processes.is_empty() {
                     verdict::decide(&w, &c, work.group, &a)?
                 } else {
@@ -182,7 +182,7 @@ async fn perform(worker: &Arc<Worker>, task: &Task, attempt: &str) -> Result<Rep
                 .map_err(|e| of_store(&e, false))?;
             let near = worker.config.disk.source(&task.job, &ctx.source);
             let near = ctx.image.over(near).bytes();
-            in_slot(worker, task, move || {
+            in_slot(worker, &ctx, task, move || {
                 recovered::inspect(&w, &c, near.as_ref(), &list, &a)
             })
             .await
@@ -207,13 +207,34 @@ fn needs_clamd(worker: &Worker, ctx: &JobContext) -> Result<(), Trouble> {
     Ok(())
 }
 
+/// Whether a capture is so small that its tasks need not wait for others' chunks.
+fn is_small(ctx: &JobContext) -> bool {
+    ctx.plan.layout.runs.image_len().max(ctx.plan.pin.size()) <= SMALL
+}
+
+/// The buffers that tasks of a job take.
+fn buffers<'a>(worker: &'a Worker, ctx: &JobContext) -> &'a read::BufferPool {
+    match is_small(ctx) {
+        true => &worker.small_buffers,
+        false => &worker.buffers,
+    }
+}
+
 /// Does work of the processor in a slot.
 async fn in_slot<T: Send + 'static>(
     worker: &Worker,
+    ctx: &JobContext,
     task: &Task,
     what: impl FnOnce() -> Result<T, ScanError> + Send + 'static,
 ) -> Result<T, Trouble> {
-    let _slot = worker.slots.acquire().await.map_err(|_| stopping())?;
+    let slot = match is_small(ctx) {
+        true => tokio::select! {
+            slot = worker.slots.acquire() => slot,
+            slot = worker.small_slot.acquire() => slot,
+        },
+        false => worker.slots.acquire().await,
+    };
+    let _slot = slot.map_err(|_| stopping())?;
     let span = Span::current();
     let working = tokio::task::spawn_blocking(move || {
         let _in = span.enter();
@@ -243,11 +264,11 @@ async fn memory(
         .await
         .map_err(|e| of_store(&e, false))?;
     // Counts among the buffers of chunks, which are about as large.
-    let mut buffer = worker.buffers.take().await.ok_or_else(stopping)?;
+    let mut buffer = buffers(worker, ctx).take().await.ok_or_else(stopping)?;
     let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
     let near = worker.config.disk.source(&task.job, &ctx.source);
     let near = ctx.image.over(near).paged_bytes();
-    let searched = in_slot(worker, task, move || {
+    let searched = in_slot(worker, ctx, task, move || {
         memory::search(&w, &c, near.as_ref(), &list, &mut buffer.bytes, &a)
     });
     let (s, bytes_read) = searched.await?;
@@ -275,7 +296,7 @@ async fn chunk(
     let windows = windows.map_err(of_source)?;
     if ctx.image.extents().is_none() && ctx.source.is_hole(file.clone()) {
         let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
-        let scanned = in_slot(worker, task, move || {
+        let scanned = in_slot(worker, ctx, task, move || {
             scan::scan_hole(&w, &c, file, &windows, &a)
         });
         let s = scanned.await?;
@@ -283,14 +304,14 @@ async fn chunk(
         ctx.source.check_pin().await.map_err(of_source)?;
         return Ok(report_of(worker, task, attempt, s, 0));
     }
-    let buffer = worker.buffers.take().await.ok_or_else(stopping)?;
+    let buffer = buffers(worker, ctx).take().await.ok_or_else(stopping)?;
     if worker.stop.stop.is_cancelled() {
         return Err(stopping());
     }
     let slab = read(worker, ctx, &file, &windows, buffer).await?;
     let bytes_read = slab.len();
     let (w, c, a) = (worker.clone(), ctx.clone(), attempt.to_owned());
-    let scanned = in_slot(worker, task, move || {
+    let scanned = in_slot(worker, ctx, task, move || {
         let started = Instant::now();
         let scanned = scan::scan(&w, &c, &slab, file, &windows, &a);
         w.metrics.chunk(started.elapsed().as_secs_f64());

@@ -430,6 +430,11 @@ impl Job {
         }))
     }
 
+    /// Bytes of its capture.
+    pub(crate) fn size(&self) -> u64 {
+        self.plan.as_ref().map_or(0, |p| p.pin.size())
+    }
+
     /// How many tasks are settled.
     pub(crate) fn settled_count(&self) -> u64 {
         self.settled.len() as u64

@@ -404,8 +404,8 @@ impl Leadership {
             job.busy_since = Some(Instant::now());
             return self.seal(name);
         }
-        let priority = job.spec.priority;
-        self.publishing.enter(name, priority);
+        let (priority, bytes) = (job.spec.priority, job.size());
+        self.publishing.enter(name, priority, bytes);
     }
 
     /// Asks the ledger, apart from the loop, which of these tasks nobody is at.

@@ -26,10 +26,11 @@ pub(crate) struct Publishing {
 }
 
 impl Publishing {
-    /// Adds a job to the rounds that it is not in.
-    pub(crate) fn enter(&mut self, job: &str, priority: i32) {
+    /// Adds a job of so many bytes to the rounds that it is not in.
+    pub(crate) fn enter(&mut self, job: &str, priority: i32, bytes: u64) {
         for lane in LANES {
-            self.rounds.entry(lane).or_default().enter(job, priority);
+            let round = self.rounds.entry(lane).or_default();
+            round.enter(job, priority, bytes);
         }
     }
 
