@@ -167,10 +167,10 @@ pub fn evaluate(
         let hits = table.hits.get(rule)?;
         tightest(cond, &known(&truths, info), hits, DISPERSED_SPAN)
     };
-    // A rule without matches of its own lies where those lie that it refers to and that fired.
+    // A rule without patterns of its own lies where those lie that it refers to and that fired. One whose patterns did not
+    // match lies nowhere: that they are missing is what it is about.
     let borrowed = |rule: &u32| {
-        let own = table.hits.get(rule)?;
-        if own.iter().any(|h| !h.list.is_empty()) {
+        if !table.hits.get(rule)?.is_empty() {
             return None;
         }
         let fired = rules

@@ -4,6 +4,7 @@
 //! entropy: zeros, text, tables, code. Compressed and encrypted files have neither. A few places, spread evenly, tell;
 //! that no page at all is of one byte is known only after the last chunk.
 
+use super::ahead::NETWORK;
 use crate::FileOffset;
 use crate::source::{ByteSource, SourceError};
 use futures::{StreamExt, TryStreamExt, stream};
@@ -14,6 +15,11 @@ const PAGE: usize = 4096;
 /// Places that are looked at, and pages at each.
 const PLACES: u64 = 32;
 const PAGES_EACH: u64 = 2;
+/// The same of a small capture whose every read is a request.
+const FEW_PLACES: u64 = 4;
+const MORE_EACH: u64 = 8;
+/// Bytes of such a capture.
+const SMALL: u64 = 64 << 20;
 /// Bits per byte from which a page of 4 KiB is as good as random: random ones have 7.95.
 const RANDOM_BITS: f64 = 7.6;
 
@@ -56,10 +62,15 @@ pub(super) fn readable(read: Result<Vec<u8>, SourceError>) -> Result<Vec<u8>, So
 /// Whole pages at places spread over the file, each once.
 async fn sample(source: &dyn ByteSource) -> Result<Vec<Vec<u8>>, SourceError> {
     let pages = source.len() / PAGE as u64;
-    let step = (pages / PLACES).max(PAGES_EACH);
-    let places = (0..PLACES).map(|i| i * step).filter(|first| *first < pages);
+    let small = source.coalesce_distance() >= NETWORK && source.len() <= SMALL;
+    let (places, each) = match small {
+        true => (FEW_PLACES, MORE_EACH),
+        false => (PLACES, PAGES_EACH),
+    };
+    let step = (pages / places).max(each);
+    let places = (0..places).map(|i| i * step).filter(|first| *first < pages);
     let reads = places.map(|first| async move {
-        let n = PAGES_EACH.min(pages - first) as usize * PAGE;
+        let n = each.min(pages - first) as usize * PAGE;
         readable(source.read_vec(FileOffset(first * PAGE as u64), n).await)
     });
     let read: Vec<Vec<u8>> = stream::iter(reads).buffered(8).try_collect().await?;

@@ -27,6 +27,7 @@ use ramsift_mask::MaskedUrl;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
+use tokio::sync::OnceCell;
 
 /// How to reach an S3 service.
 #[derive(Clone, Default, Serialize, Deserialize)]
@@ -293,6 +294,8 @@ const PART: u64 = 8 << 20;
 const IN_FLIGHT: usize = 6;
 /// Tries of one part whose body breaks off.
 const BODY_TRIES: u32 = 5;
+/// Bytes at the beginning of an object that are kept: each format asks for them.
+const FIRST: usize = 4096;
 
 /// A pinned object.
 #[derive(Debug)]
@@ -303,6 +306,8 @@ pub struct S3Source {
     version: Option<String>,
     etag: String,
     pin: SourcePin,
+    /// The first bytes, which every format looks at.
+    first: OnceCell<Vec<u8>>,
 }
 
 impl S3Source {
@@ -369,6 +374,7 @@ impl S3Source {
             version: version_id.clone(),
             etag: etag.clone(),
             pin: pin.clone(),
+            first: OnceCell::new(),
         })
     }
 
@@ -499,6 +505,17 @@ impl ByteSource for S3Source {
             .buffer_unordered(IN_FLIGHT)
             .try_collect::<()>()
             .await
+    }
+
+    async fn head(&self, len: usize) -> Result<Vec<u8>, SourceError> {
+        let whole = usize::try_from(self.len()).unwrap_or(usize::MAX);
+        let n = len.min(whole);
+        if n > FIRST {
+            return self.read_vec(FileOffset(0), n).await;
+        }
+        let read = self.read_vec(FileOffset(0), FIRST.min(whole));
+        let first = self.first.get_or_try_init(|| read).await?;
+        Ok(first.get(..n).unwrap_or_default().to_vec())
     }
 
     fn coalesce_distance(&self) -> u64 {
