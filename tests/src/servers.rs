@@ -8,7 +8,7 @@ use ramsift_store::S3Objects;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A child process that ends with this value.
@@ -491,12 +491,31 @@ impl S3 {
             ports,
             authority,
         };
+        // Each of its ports has another 10,000 above it, which somebody may have.
+        for _ in 0..2 {
+            s.run();
+            if s.works(Duration::from_secs(30)) {
+                return s;
+            }
+            s.down();
+            s.ports = std::array::from_fn(|_| free_port());
+        }
         s.up();
         s
     }
 
-    /// Starts the server (again) on the data it has.
+    /// Starts the server (again) on the data it has, and waits for it.
     pub fn up(&mut self) {
+        self.run();
+        let log = self.dir.path().join("log");
+        assert!(
+            self.works(Duration::from_secs(60)),
+            "the S3 server does not work: {}",
+            std::fs::read_to_string(log).unwrap_or_default()
+        );
+    }
+
+    fn run(&mut self) {
         let [s3, master, filer, volume, admin] = self.ports;
         let weed = tools().join("venv/bin/weed");
         let mut c = Command::new(program(&[&weed.display().to_string(), "/usr/bin/weed"]));
@@ -524,15 +543,24 @@ impl S3 {
         }
         std::os::unix::process::CommandExt::process_group(&mut c, 0);
         self.process = Some(Process::start("weed", &mut c, &self.dir.path().join("log")));
-        wait_for("the S3 server works", Duration::from_secs(60), || {
-            if !listens(s3) {
-                return None;
-            }
+    }
+
+    /// Whether it answers within a time.
+    fn works(&self, limit: Duration) -> bool {
+        let until = Instant::now() + limit;
+        let answers = || {
             block_on(async {
                 let c = S3Client::connect(&self.config()).await;
-                c.sdk.list_buckets().send().await.ok().map(|_| ())
+                c.sdk.list_buckets().send().await.is_ok()
             })
-        });
+        };
+        while Instant::now() < until {
+            if listens(self.ports[0]) && answers() {
+                return true;
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        false
     }
 
     /// Takes the server down at once.
