@@ -436,8 +436,8 @@ impl Job {
     }
 
     /// How many tasks are settled.
-    pub(crate) fn settled_count(&self) -> u64 {
-        self.settled.len() as u64
+    pub(crate) fn settled_count(&self) -> usize {
+        self.settled.len()
     }
 
     /// Names of settled tasks.

@@ -33,7 +33,7 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// How long an answer of the ledger is waited for.
 const ANSWER: Duration = Duration::from_millis(200);
 /// Planning and sealing that take no longer leave no state of their own in the store.
-const WORTH_A_STATE: Duration = Duration::from_secs(1);
+const LASTING: Duration = Duration::from_secs(1);
 
 /// Looks at the evidence once more before its job is sealed. The error says whether it is final.
 async fn unchanged(deps: &Deps, pin: Option<SourcePin>) -> Result<(), (String, bool)> {
@@ -292,7 +292,7 @@ impl Leadership {
             if let Some(why) = job.cancel.clone() {
                 cancelled.push((name.clone(), why));
             } else if let Some(since) = job.busy_since {
-                if since.elapsed() >= WORTH_A_STATE {
+                if since.elapsed() >= LASTING {
                     lasting.push((name.clone(), job.busy_with()));
                 }
             } else if job.not_before.is_none_or(|t| Instant::now() >= t) {
@@ -305,7 +305,7 @@ impl Leadership {
         let mut counts = counts.map(Vec::into_iter);
         ready.retain(|(name, job)| {
             let count = counts.as_mut().and_then(Iterator::next);
-            if count.is_some_and(|n| n < job.settled_count()) {
+            if count.is_some_and(|n| n < job.settled_count() as u64) {
                 unheard.push(name.clone());
             }
             let listed = job.is_to_be_listed(count);
@@ -363,7 +363,7 @@ impl Leadership {
                 self.me.inner.metrics.settled(done, failed);
                 if tasks > 0 {
                     (job.trouble_since, job.trouble) = (None, None);
-                    self.me.inner.outage.settled(name, job.settled().len());
+                    self.me.inner.outage.settled(name, job.settled_count());
                 }
                 if let Some(why) = job.fatal.clone() {
                     return self.want(name, JobPhase::Failed, &why);

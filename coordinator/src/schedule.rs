@@ -56,7 +56,7 @@ impl Class {
         self.turns.iter().any(|e| e.job == job)
     }
 
-    /// The next job to publish a task, by deficit round robin, and what the task is worth.
+    /// The next job to publish a task, by deficit round robin.
     fn next(&mut self, cost: &mut dyn FnMut(&str) -> Option<u64>) -> Option<String> {
         while let Some(mut e) = self.turns.pop_front() {
             let Some(bytes) = cost(&e.job) else { continue };

@@ -21,7 +21,7 @@ use ramsift_proto::v1::{CommitRecord, SegmentRef};
 use std::sync::Arc;
 
 const MAGIC: &[u8; 8] = b"RAMSIFTC";
-const HEADER: u64 = 16;
+const HEADER: usize = 16;
 /// Bytes that are read first: most records are shorter.
 const FIRST: u64 = 64 << 10;
 /// Commit objects read at a time.
@@ -129,7 +129,7 @@ impl SegmentPacks {
 pub fn encode(mut record: CommitRecord, segments: CommitSegments) -> Result<Bytes, StoreError> {
     record.segments.extend(segments.refs);
     let json = job::to_json(&record)?;
-    let mut out = Vec::with_capacity(16 + json.len() + segments.data.len());
+    let mut out = Vec::with_capacity(HEADER + json.len() + segments.data.len());
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&(json.len() as u64).to_le_bytes());
     out.extend_from_slice(&json);
@@ -144,12 +144,14 @@ pub async fn read(objects: &dyn Objects, key: &str, size: u64) -> Result<CommitR
         detail,
     };
     let mut data = objects.get_range(key, 0..size.min(FIRST)).await?;
-    let header = data.get(..16).and_then(|h| h.split_first_chunk::<8>());
+    let header = data
+        .first_chunk::<HEADER>()
+        .and_then(|h| h.split_first_chunk::<8>());
     let Some((MAGIC, length)) = header else {
         return Err(damaged("it does not begin as a commit does".into()));
     };
     let length = length.try_into().map_or(0, u64::from_le_bytes);
-    let segments = HEADER.saturating_add(length);
+    let segments = (HEADER as u64).saturating_add(length);
     if segments > size {
         return Err(damaged(format!(
             "its record has {length} bytes and the object {size}"
@@ -160,7 +162,7 @@ pub async fn read(objects: &dyn Objects, key: &str, size: u64) -> Result<CommitR
     }
     let json = usize::try_from(segments)
         .ok()
-        .and_then(|end| data.get(16..end))
+        .and_then(|end| data.get(HEADER..end))
         .ok_or_else(|| damaged("cut".into()))?;
     let mut record: CommitRecord =
         serde_json::from_slice(json).map_err(|e| damaged(e.to_string()))?;
